@@ -1,0 +1,140 @@
+"""The command line: every flag of diffusers' script, precedence, and errors that help."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from trilemma.training.config import FAMILIES, parse
+from trilemma.training.losses import LOSSES
+from trilemma.training.options import flags_of, flatten, to_yaml
+from trilemma.training.presets import PRESETS
+from trilemma.training.process import SCHEDULES, TARGETS
+
+DIFFUSERS_FLAGS = """dataset_name dataset_config_name model_config_name_or_path train_data_dir output_dir
+overwrite_output_dir cache_dir resolution center_crop random_flip train_batch_size eval_batch_size
+dataloader_num_workers num_epochs save_images_epochs save_model_epochs gradient_accumulation_steps learning_rate
+lr_scheduler lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_ema ema_inv_gamma ema_power
+ema_max_decay push_to_hub hub_token hub_model_id hub_private_repo logger logging_dir local_rank mixed_precision
+prediction_type ddpm_num_steps ddpm_num_inference_steps ddpm_beta_schedule checkpointing_steps
+checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention
+preserve_input_precision""".split()
+"""Of examples/unconditional_image_generation/train_unconditional.py, diffusers 0.42."""
+
+COMMAND_OF_ITS_README = """--dataset_name=huggan/flowers-102-categories --resolution=64 --center_crop --random_flip
+--output_dir=ddpm-ema-flowers-64 --train_batch_size=16 --num_epochs=100 --gradient_accumulation_steps=1
+--use_ema --learning_rate=1e-4 --lr_warmup_steps=500 --mixed_precision=no --push_to_hub""".split()
+
+
+def read(*argv):
+    return parse("unconditional", "", list(argv))
+
+
+def refused(capsys, *argv):
+    with pytest.raises(SystemExit) as end:
+        read(*argv)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_every_flag_of_diffusers_script_exists():
+    assert set(DIFFUSERS_FLAGS) <= set(flags_of(FAMILIES["unconditional"]))
+
+
+def test_the_command_of_diffusers_readme_parses():
+    config = read(*COMMAND_OF_ITS_README)
+    assert config.data.dataset_name == "huggan/flowers-102-categories"
+    assert (config.data.resolution, config.optim.learning_rate, config.hub.push_to_hub) == (64, 1e-4, True)
+
+
+def test_bare_command_is_the_digits_preset():
+    assert flatten(read()) == flatten(read("--preset", "digits"))
+    assert read().data.dataset_name == "digits"
+
+
+def test_another_data_set_does_not_inherit_the_digits_recipe():
+    config = read("--dataset_name", "someone/cats")
+    assert (config.net.net, config.optim.train_batch_size, config.optim.learning_rate) == (None, 128, 2e-4)
+    assert config.run.output_dir == "outputs/unconditional-cats"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_preset_parses_and_names_its_source(family):
+    for name, preset in PRESETS[family].items():
+        config = flatten(parse(family, "", ["--preset", name]))
+        assert {k: config[k] for k in preset.options} == preset.options
+        assert len(preset.source) > 20
+
+
+def test_precedence_and_round_trip_through_yaml(tmp_path):
+    config = read("--preset", "cifar10", "--learning_rate", "3e-4", "--classes", "airplane", "3")
+    assert (config.optim.learning_rate, config.data.random_flip) == (3e-4, True)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    again = read("--config", str(tmp_path / "config.yaml"))
+    assert again == config
+    assert read("--config", str(tmp_path / "config.yaml"), "--seed", "5").run.seed == 5
+
+
+def test_token_never_reaches_a_file():
+    assert "secret-token" not in to_yaml(read("--push_to_hub", "--hub_token", "secret-token"))
+
+
+def test_dry_run_prints_yaml_and_stops(capsys):
+    with pytest.raises(SystemExit) as end:
+        read("--preset", "cifar10", "--dry_run")
+    assert end.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["net"] == "unet_cifar10"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--learning_rat", "1"], ["--learning_rat", "Did you mean --learning_rate?"]),
+        (["--preset", "cifar"], ["--preset", "cifar", "cifar10"]),
+        (["--loss_type", "l3"], ["--loss_type", "l3", "huber"]),
+        (["--train_batch_size", "0"], ["--train_batch_size", "at least 1", "0"]),
+        (["--learning_rate", "0"], ["--learning_rate", "greater than 0"]),
+        (["--train_batch_size", "many"], ["--train_batch_size", "many"]),
+        (["--huber_delta", "2"], ["--huber_delta", "no effect", "--loss_type huber"]),
+        (["--ema_power", "1", "--no-use_ema"], ["--ema_power", "--use_ema"]),
+        (["--hub_model_id", "a/b"], ["--hub_model_id", "--push_to_hub"]),
+        (["--beta_start", "1e-4", "--ddpm_beta_schedule", "squaredcos_cap_v2"], ["--beta_start", "linear"]),
+        (["--variance_type", "fixed_small", "--loss_type", "vlb"], ["--variance_type", "--loss_type"]),
+        (["--snr_gamma", "5", "--p2_gamma", "1"], ["--snr_gamma", "--p2_gamma"]),
+        (["--snr_gamma", "5", "--loss_type", "vlb"], ["--snr_gamma", "vlb"]),
+        (["--lr_scheduler", "multistep"], ["--lr_milestones"]),
+        (["--preset", "digits", "--config", "x.yaml"], ["--preset", "--config"]),
+        (["--config", "missing.yaml"], ["--config", "missing.yaml"]),
+        (["--no-center_crop"], ["--no-center_crop", "centre"]),
+        (["--preserve_input_precision"], ["--preserve_input_precision", "8"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_errors_name_the_option_the_value_and_the_remedy(capsys, argv, words):
+    message = refused(capsys, *argv)
+    for word in words:
+        assert word in message
+
+
+def test_unknown_key_in_a_config_file(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("learning_rats: 1\n")
+    assert "learning_rate" in refused(capsys, "--config", str(tmp_path / "c.yaml"))
+    (tmp_path / "c.yaml").write_text("train_batch_size: lots\n")
+    assert "train_batch_size" in refused(capsys, "--config", str(tmp_path / "c.yaml"))
+
+
+def test_tables_and_choices_agree():
+    flags = flags_of(FAMILIES["unconditional"])
+    for name, table in (
+        ("loss_type", LOSSES),
+        ("prediction_type", TARGETS),
+        ("ddpm_beta_schedule", SCHEDULES),
+    ):
+        assert set(flags[name].choices) == set(table)
+
+
+def test_help_and_errors_answer_without_torch():
+    code = "import sys; from trilemma.training.config import parse\ntry: parse('unconditional', '', ['--oops'])\n"
+    code += "except SystemExit: sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

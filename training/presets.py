@@ -1,0 +1,97 @@
+"""The recipes, one row each: a name, the options it sets, and where they come from.
+
+An entry point's `--preset` picks a row; what the command line says wins over the row. docs/recipes.md prints
+this table.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Preset(NamedTuple):
+    """Options by flag name, and the paper or measurement that they come from."""
+
+    options: dict[str, Any]
+    source: str
+
+
+_HO = "Ho et al. 2020 (arXiv 2006.11239), appendix B and its scripts/run_cifar.py"
+
+UNCONDITIONAL = {
+    "digits": Preset(
+        dict(
+            dataset_name="digits", net="unet_8", train_batch_size=128, max_train_steps=1500,
+            learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=100, ema_max_decay=0.999,
+            validation_size=179, checkpointing_steps=500, sample_steps=500, validation_steps=100,
+        ),
+        "our own, for two minutes on two CPU cores (docs/recipes.md shows what was tried)",
+    ),
+    "mnist": Preset(
+        dict(
+            dataset_name="ylecun/mnist", net="unet_28", train_batch_size=64, max_train_steps=20000,
+            lr_warmup_steps=500, ema_max_decay=0.999, validation_split="test", validation_size=512,
+        ),
+        "our own small network with Ho et al.'s objective",
+    ),
+    "fashion-mnist": Preset(
+        dict(
+            dataset_name="zalando-datasets/fashion_mnist", net="unet_28", train_batch_size=64,
+            max_train_steps=40000, lr_warmup_steps=500, ema_max_decay=0.999, random_flip=True,
+            validation_split="test", validation_size=512,
+        ),
+        "our own small network with Ho et al.'s objective",
+    ),
+    "airplanes-16": Preset(
+        dict(
+            dataset_name="uoft-cs/cifar10", classes=("airplane",), resolution=16, net="unet_16",
+            random_flip=True, train_batch_size=64, max_train_steps=20000, lr_warmup_steps=500,
+            ema_max_decay=0.999,
+        ),
+        "our own small network: the airplanes of CIFAR-10 at 16x16, for studies of T and of schedules",
+    ),
+    "cifar10": Preset(
+        dict(
+            dataset_name="uoft-cs/cifar10", net="unet_cifar10", random_flip=True, train_batch_size=128,
+            max_train_steps=800000, checkpointing_steps=10000, sample_steps=10000, validation_split="test",
+            validation_size=1024, validation_steps=2000,
+        ),
+        _HO + "; FID 3.17 at 50k samples against the training set",
+    ),
+    "cifar10-iddpm": Preset(
+        dict(
+            dataset_name="uoft-cs/cifar10", net="unet_cifar10", dropout=0.3, random_flip=True,
+            train_batch_size=128, max_train_steps=500000, learning_rate=1e-4, ddpm_num_steps=4000,
+            ddpm_beta_schedule="squaredcos_cap_v2", loss_type="hybrid", lr_scheduler="constant",
+            checkpointing_steps=10000, sample_steps=10000,
+        ),
+        "Nichol & Dhariwal 2021 (arXiv 2102.09672), section 3 and appendix A: schedule, loss, T, dropout, rate; "
+        "with Ho et al.'s network",
+    ),
+    "cifar100": Preset(
+        dict(
+            dataset_name="uoft-cs/cifar100", net="unet_cifar10", label_column="fine_label", random_flip=True,
+            train_batch_size=128, max_train_steps=800000, checkpointing_steps=10000, sample_steps=10000,
+        ),
+        _HO + ", applied to CIFAR-100",
+    ),
+    "stanford-cars-128": Preset(
+        dict(
+            dataset_name="tanganke/stanford_cars", net="unet_128", resolution=128, random_flip=True,
+            train_batch_size=16, learning_rate=2e-5, max_train_steps=500000, checkpointing_steps=10000,
+            sample_steps=10000,
+        ),
+        "Ho et al. 2020, appendix B (its 256x256 rate and batch per device) at 128x128",
+    ),
+    "imagenet-64": Preset(
+        dict(
+            dataset_name="benjamin-paine/imagenet-1k-64x64", net="unet_64", random_flip=True,
+            train_batch_size=128, learning_rate=1e-4, max_train_steps=1500000,
+            ddpm_beta_schedule="squaredcos_cap_v2", ddpm_num_steps=4000, loss_type="hybrid",
+            checkpointing_steps=10000, sample_steps=10000,
+        ),
+        "Nichol & Dhariwal 2021 (arXiv 2102.09672), section 3: cosine schedule, hybrid loss, T=4000, batch 128, "
+        "rate 1e-4",
+    ),
+}  # fmt: skip
+
+PRESETS: dict[str, dict[str, Preset]] = {"unconditional": UNCONDITIONAL}
+"""Family -> name -> row."""
