@@ -1,0 +1,102 @@
+"""Checkpoints: whole or not there, damage named, the one before taken, a full disk survived."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from trilemma.training.checkpoints import (
+    DamagedCheckpoint,
+    checkpoint_path,
+    checkpoint_steps,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+def state(step):
+    return {"step": step, "weights": torch.full((1000,), float(step)), "nested": {"a": [1, 2.5, "x", None]}}
+
+
+def test_round_trip_and_limit(tmp_path):
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, step, state(step), keep=2)
+    assert checkpoint_steps(tmp_path) == [20, 30]
+    path, found = find_checkpoint(tmp_path, "latest")
+    assert path.name == "step-00000030"
+    torch.testing.assert_close(found["weights"], state(30)["weights"])
+    assert found["nested"] == state(30)["nested"]
+    assert find_checkpoint(tmp_path, "step-00000020")[1]["step"] == 20
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_nothing_to_resume(tmp_path):
+    assert find_checkpoint(tmp_path / "none", "latest") is None
+
+
+def test_unknown_name_lists_what_there_is(tmp_path):
+    save_checkpoint(tmp_path, 5, state(5), keep=2)
+    with pytest.raises(ValueError, match="step-00000005"):
+        find_checkpoint(tmp_path, "step-00000006")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest", "no state", "bad manifest"])
+def test_damaged_newest_is_named_and_the_one_before_is_used(tmp_path, caplog, damage):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, state(step), keep=5)
+    newest = checkpoint_path(tmp_path, 2)
+    data = (newest / "state.pt").read_bytes()
+    if damage == "truncated":
+        (newest / "state.pt").write_bytes(data[:-100])
+    elif damage == "flipped":
+        (newest / "state.pt").write_bytes(data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    elif damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif damage == "no state":
+        (newest / "state.pt").unlink()
+    else:
+        (newest / "manifest.json").write_text("{")
+    assert find_checkpoint(tmp_path, "latest")[1]["step"] == 1
+    assert "step-00000002" in caplog.text
+    with pytest.raises(DamagedCheckpoint, match="step-00000002"):
+        load_checkpoint(newest)
+
+
+def test_all_damaged_is_an_error_with_a_way_out(tmp_path):
+    save_checkpoint(tmp_path, 1, state(1), keep=1)
+    (checkpoint_path(tmp_path, 1) / "state.pt").write_bytes(b"")
+    with pytest.raises(DamagedCheckpoint, match="--overwrite_output_dir"):
+        find_checkpoint(tmp_path, "latest")
+
+
+def test_leftover_of_a_killed_save_is_ignored_and_replaced(tmp_path):
+    save_checkpoint(tmp_path, 1, state(1), keep=2)
+    (tmp_path / ".partial-00000002").mkdir()
+    (tmp_path / ".partial-00000002" / "state.pt").write_bytes(b"half")
+    assert find_checkpoint(tmp_path, "latest")[1]["step"] == 1
+    save_checkpoint(tmp_path, 2, state(2), keep=2)
+    assert find_checkpoint(tmp_path, "latest")[1]["step"] == 2
+
+
+def test_full_disk_is_an_error_and_the_previous_checkpoint_stays_whole(tmp_path):
+    """A limit on the size of files stands in for the full disk: the write fails half-way."""
+    save_checkpoint(tmp_path, 1, state(1), keep=1)
+    code = f"""
+import resource, torch
+from pathlib import Path
+from trilemma.training.checkpoints import save_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, {resource.RLIM_INFINITY}))
+try:
+    save_checkpoint(Path({str(tmp_path)!r}), 2, {{"weights": torch.zeros(100_000)}}, keep=1)
+except OSError as problem:
+    print("refused:", problem)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "refused: the checkpoint of step 2 could not be written" in ran.stdout, ran.stderr
+    assert "step 1 is whole" in ran.stdout
+    assert checkpoint_steps(tmp_path) == [1]
+    assert find_checkpoint(tmp_path, "latest")[1]["step"] == 1
+    assert not list(tmp_path.glob(".partial*"))

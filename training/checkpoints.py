@@ -1,0 +1,120 @@
+"""Checkpoints that are whole or not there: written aside, synced to disk, then renamed.
+
+`checkpoints/step-00001000/` holds `state.pt` (tensors and plain values only, so that reading it runs no code)
+and
+`manifest.json` with its size and sha256, by which damage is recognised.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+STATE, MANIFEST = "state.pt", "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})$")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint whose files are not what was written."""
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps that `folder` has checkpoints of, ascending."""
+    names = (_NAME.match(path.name) for path in folder.glob("step-*"))
+    return sorted(int(match.group(1)) for match in names if match)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write the checkpoint of a step, then delete all but the newest `keep`. OSError leaves the earlier ones
+    whole.
+    """
+    target, aside = checkpoint_path(folder, step), folder / f".partial-{step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        torch.save(state, aside / STATE)
+        manifest = {"step": step, "size": (aside / STATE).stat().st_size, "sha256": _sha256(aside / STATE)}
+        (aside / MANIFEST).write_text(json.dumps(manifest))
+        for path in (aside / STATE, aside / MANIFEST, aside):
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        _sync(folder)
+    except (OSError, RuntimeError) as problem:
+        # torch.save reports a full disk as a RuntimeError.
+        shutil.rmtree(aside, ignore_errors=True)
+        older = checkpoint_steps(folder)
+        left = f"the checkpoint of step {older[-1]} is whole" if older else "there is no earlier one"
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {folder} ({problem}); {left}. "
+            "Free some space, or lower --checkpoints_total_limit, and run the same command again."
+        ) from problem
+    for old in checkpoint_steps(folder)[:-keep]:
+        shutil.rmtree(checkpoint_path(folder, old))
+    return target
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state of one checkpoint, on the CPU; DamagedCheckpoint when it is not what was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if (path / STATE).stat().st_size != manifest["size"] or _sha256(path / STATE) != manifest["sha256"]:
+            raise DamagedCheckpoint(f"{path / STATE} does not match its {MANIFEST}")
+    except (OSError, ValueError, KeyError) as problem:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {problem}") from problem
+    return torch.load(path / STATE, map_location="cpu", weights_only=True)
+
+
+def find_checkpoint(folder: Path, wanted: str) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that `--resume_from_checkpoint` names, and its state; None when there is none to resume.
+
+    wanted: 'latest' (the newest whole one; damaged ones are named and passed over), a name, or a path.
+    """
+    if wanted != "latest":
+        path = folder / wanted if (folder / wanted).is_dir() else Path(wanted)
+        if not path.is_dir():
+            names = ", ".join(checkpoint_path(folder, s).name for s in checkpoint_steps(folder)) or "none"
+            raise ValueError(f"--resume_from_checkpoint {wanted!r} is no checkpoint; {folder} has: {names}")
+        return path, load_checkpoint(path)
+    steps = checkpoint_steps(folder)
+    for step in reversed(steps):
+        path = checkpoint_path(folder, step)
+        try:
+            return path, load_checkpoint(path)
+        except DamagedCheckpoint as damage:
+            logger.warning("%s; trying the one before it", damage)
+    if steps:
+        raise DamagedCheckpoint(
+            f"every checkpoint in {folder} is damaged; --overwrite_output_dir starts over"
+        )
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
