@@ -14,17 +14,18 @@ from trilemma.training.process import SCHEDULES, TARGETS
 
 DIFFUSERS_FLAGS = """dataset_name dataset_config_name model_config_name_or_path train_data_dir output_dir
 overwrite_output_dir cache_dir resolution center_crop random_flip train_batch_size eval_batch_size
-dataloader_num_workers num_epochs save_images_epochs save_model_epochs gradient_accumulation_steps learning_rate
-lr_scheduler lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_ema ema_inv_gamma ema_power
-ema_max_decay push_to_hub hub_token hub_model_id hub_private_repo logger logging_dir local_rank mixed_precision
-prediction_type ddpm_num_steps ddpm_num_inference_steps ddpm_beta_schedule checkpointing_steps
-checkpoints_total_limit resume_from_checkpoint enable_xformers_memory_efficient_attention
-preserve_input_precision""".split()
+dataloader_num_workers num_epochs save_images_epochs save_model_epochs gradient_accumulation_steps
+learning_rate lr_scheduler lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_ema
+ema_inv_gamma ema_power ema_max_decay push_to_hub hub_token hub_model_id hub_private_repo logger logging_dir
+local_rank mixed_precision prediction_type ddpm_num_steps ddpm_num_inference_steps ddpm_beta_schedule
+checkpointing_steps checkpoints_total_limit resume_from_checkpoint
+enable_xformers_memory_efficient_attention preserve_input_precision""".split()
 """Of examples/unconditional_image_generation/train_unconditional.py, diffusers 0.42."""
 
-COMMAND_OF_ITS_README = """--dataset_name=huggan/flowers-102-categories --resolution=64 --center_crop --random_flip
---output_dir=ddpm-ema-flowers-64 --train_batch_size=16 --num_epochs=100 --gradient_accumulation_steps=1
---use_ema --learning_rate=1e-4 --lr_warmup_steps=500 --mixed_precision=no --push_to_hub""".split()
+COMMAND_OF_ITS_README = """--dataset_name=huggan/flowers-102-categories --resolution=64 --center_crop
+--random_flip --output_dir=ddpm-ema-flowers-64 --train_batch_size=16 --num_epochs=100
+--gradient_accumulation_steps=1 --use_ema --learning_rate=1e-4 --lr_warmup_steps=500 --mixed_precision=no
+--push_to_hub""".split()
 
 
 def read(*argv):
@@ -135,6 +136,7 @@ def test_tables_and_choices_agree():
 
 
 def test_help_and_errors_answer_without_torch():
-    code = "import sys; from trilemma.training.config import parse\ntry: parse('unconditional', '', ['--oops'])\n"
+    code = "import sys; from trilemma.training.config import parse\n"
+    code += "try: parse('unconditional', '', ['--oops'])\n"
     code += "except SystemExit: sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

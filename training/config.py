@@ -16,6 +16,8 @@ from trilemma.training.presets import PRESETS
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Which images, and what is done to them before training."""
+
     dataset_name: str | None = option(None, "Hub data set id, or 'digits' for the embedded 8x8 digits")
     dataset_config_name: str | None = option(
         None, "configuration of the Hub data set", needs=("dataset_name", ...)
@@ -28,7 +30,7 @@ class DataConfig:
     )
     train_split: str = option("train", "split to train on")
     image_column: str | None = option(None, "image column; found by its type if not given")
-    label_column: str | None = option(None, "label column; found by its type if not given")
+    label_column: str | None = option(None, "label column, or 'none'; found by its type if not given")
     classes: tuple[str, ...] | None = option(None, "keep only these classes, by name or number")
     resolution: int | None = option(None, "side of the square images; the images' own if not given", low=1)
     channels: Literal[1, 3] | None = option(None, "grey (1) or RGB (3); the images' own if not given")
@@ -39,7 +41,7 @@ class DataConfig:
     skip_bad_images: bool = option(
         False, "count and leave out images that cannot be read, instead of stopping"
     )
-    max_train_images: int | None = option(None, "train on the first so many images only", low=1)
+    max_train_images: int | None = option(None, "keep the first so many rows only", low=1)
     validation_split: str | None = option(
         None, "split of the held-out images; a part of the training split if not given"
     )
@@ -61,6 +63,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetConfig:
+    """Which network."""
+
     net: Literal[tuple(NETS)] | None = option(
         None, "network of training/nets.py; by the resolution if not given"
     )
@@ -75,6 +79,8 @@ class NetConfig:
 
 @dataclass(frozen=True)
 class ProcessConfig:
+    """How images are noised."""
+
     ddpm_num_steps: int = option(1000, "T, the number of noise levels", low=1)
     ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = option(
         "linear", "how the noise grows"
@@ -91,6 +97,8 @@ class ProcessConfig:
 
 @dataclass(frozen=True)
 class DDPMConfig:
+    """What the network predicts and how wrong predictions are counted."""
+
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = option(
         "epsilon", "what the network predicts"
     )
@@ -114,6 +122,8 @@ class DDPMConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """Batches, AdamW and the learning rate."""
+
     train_batch_size: int = option(128, "images per process and micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
     learning_rate: float = option(2e-4, "peak learning rate", low=0.0)
@@ -150,6 +160,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EMAConfig:
+    """The average of the weights that is published."""
+
     use_ema: bool = option(True, "publish an exponential moving average of the weights")
     ema_inv_gamma: float = option(1.0, "inverse gamma of the warm-up", low=0.0, needs=("use_ema", (True,)))
     ema_power: float = option(0.75, "power of the warm-up", low=0.0, needs=("use_ema", (True,)))
@@ -161,6 +173,8 @@ class EMAConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
+    """Where a run goes, how long it is, how it starts, stops and resumes."""
+
     output_dir: str | None = option(
         None, "where everything goes; outputs/<family>-<preset or data> if not given", free=True
     )
@@ -188,6 +202,8 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
+    """What is logged and drawn, and how often."""
+
     logger: str = option("tensorboard", "any tracker of accelerate, e.g. tensorboard or wandb", free=True)
     logging_dir: str = option("logs", "folder of the logs, under --output_dir", free=True)
     logging_steps: int = option(50, "optimizer steps between log lines", free=True, low=1)
@@ -212,6 +228,8 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
+    """Evaluation during training."""
+
     eval_steps: int | None = option(
         None, "optimizer steps between evaluations; none during training if not given", free=True, low=1
     )
@@ -225,6 +243,8 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class HubConfig:
+    """Publishing."""
+
     push_to_hub: bool = option(False, "publish the output folder to the Hub at the end", free=True)
     hub_token: str | None = option(
         None, "token; better: `hf auth login`", free=True, secret=True, needs=("push_to_hub", ...)
@@ -240,6 +260,8 @@ class HubConfig:
 
 @dataclass(frozen=True)
 class UnconditionalConfig:
+    """`training/train_unconditional.py`."""
+
     data: DataConfig
     net: NetConfig
     process: ProcessConfig

@@ -1,0 +1,1 @@
+"""Data, noising, objectives and the loop that trains them."""
