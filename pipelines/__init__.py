@@ -1,0 +1,1 @@
+"""Pipelines that a downloaded model needs; each file stands alone and imports nothing of ours."""

@@ -1,0 +1,145 @@
+"""Drawing images from a pipeline: the samplers by name, and each process its share of the seeds.
+
+An image depends on its seed alone (see pipelines/), so shares, batches and their order are free choices.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from trilemma.training.data import to_uint8
+
+ALL_TARGETS = ("epsilon", "sample", "v_prediction")
+
+
+class Sampler(NamedTuple):
+    """A scheduler of diffusers, the options that make it this sampler, the network outputs it understands."""
+
+    scheduler: type[SchedulerMixin]
+    options: Mapping[str, Any] = {}
+    targets: tuple[str, ...] = ALL_TARGETS
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(DDPMScheduler),
+    "ddim": Sampler(DDIMScheduler),
+    "dpmsolver++": Sampler(DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "sde-dpmsolver++": Sampler(
+        DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
+    ),
+    "unipc": Sampler(UniPCMultistepScheduler, {"solver_order": 2}),
+    "heun": Sampler(HeunDiscreteScheduler),
+    "euler": Sampler(EulerDiscreteScheduler),
+    "euler_ancestral": Sampler(EulerAncestralDiscreteScheduler, targets=("epsilon", "v_prediction")),
+}
+
+
+def with_sampler(pipeline: DiffusionPipeline, name: str) -> DiffusionPipeline:
+    """The same pipeline with another sampler of the same noise schedule; the one given stays as it is."""
+    if name not in SAMPLERS:
+        raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}; got {name!r}")
+    row, config = SAMPLERS[name], pipeline.scheduler.config
+    if config.prediction_type not in row.targets:
+        able = ", ".join(other for other in SAMPLERS if config.prediction_type in SAMPLERS[other].targets)
+        raise ValueError(f"--sampler {name} cannot sample {config.prediction_type} models; these can: {able}")
+    # from_config would replace what the old class left at its defaults by the new class's own, and some have
+    # the betas of another noise schedule.
+    values = {key: value for key, value in config.items() if key != "_use_default_values"}
+    other = copy.copy(pipeline)
+    other.register_modules(scheduler=row.scheduler.from_config(values, **row.options))
+    return other
+
+
+def evaluations(pipeline: DiffusionPipeline, num_inference_steps: int) -> int:
+    """How often an image goes through the network (NFE): 2N - 1 for N steps of Heun. Guidance doubles it."""
+    scheduler = copy.deepcopy(pipeline.scheduler)
+    scheduler.set_timesteps(num_inference_steps)
+    return len(scheduler.timesteps)
+
+
+def shard(items: Sequence, rank: int, world: int) -> list:
+    """This rank's items: every world-th, from its rank on. None twice, none left out, none added."""
+    return list(items)[rank::world]
+
+
+def sample(
+    pipeline: DiffusionPipeline,
+    seeds: Sequence[int],
+    *,
+    batch_size: int,
+    num_inference_steps: int | None = None,
+    class_labels: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Tensor:
+    """One image for each seed of this rank's share, in the order of the share: uint8 (n, C, H, W) on the CPU.
+
+    class_labels: one for each seed, for pipelines that take them.
+    options: further arguments of the pipeline's call, such as guidance_scale.
+    """
+    share, labels = shard(seeds, rank, world), shard(class_labels or (), rank, world)
+    count = len(share)
+    if not share:  # the shape of no images is known from an image
+        share, labels = list(seeds)[:1], list(class_labels or ())[:1]
+    batches = []
+    for start in range(0, len(share), batch_size):
+        rows = slice(start, start + batch_size)
+        per_image = {"seeds": share[rows]} | ({"class_labels": labels[rows]} if labels else {})
+        output = pipeline(
+            **per_image, **(options or {}), num_inference_steps=num_inference_steps, output_type="pt"
+        )
+        batches.append(to_uint8(output.images).cpu())
+    return torch.cat(batches)[:count]
+
+
+def gather_in_order(share: Tensor) -> Tensor:
+    """All ranks' shares of different sizes (n_rank, ...) -> the whole (n, ...) in the order before `shard`.
+
+    Every rank must call it and gets it all.
+    """
+    shares = gather_object([share])
+    whole = torch.empty(sum(map(len, shares)), *share.shape[1:], dtype=share.dtype)
+    for rank, part in enumerate(shares):
+        whole[rank :: len(shares)] = part
+    return whole
+
+
+def sample_everywhere(
+    pipeline: DiffusionPipeline,
+    seeds: Sequence[int],
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 64,
+    num_inference_steps: int | None = None,
+    class_labels: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """`sample` with each process doing its share, then all images on every process: uint8 (N, C, H, W)."""
+    share = sample(
+        pipeline,
+        seeds,
+        batch_size=batch_size,
+        num_inference_steps=num_inference_steps,
+        class_labels=class_labels,
+        options=options,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    return gather_in_order(share)
