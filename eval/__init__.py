@@ -1,0 +1,1 @@
+"""Metrics, their statistics, and the entry points that compute them."""

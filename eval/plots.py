@@ -1,0 +1,114 @@
+"""Pictures of a run: sample sheets, the process both ways, noise schedules, loss curves.
+
+Every plot returns a `Figure` (a sheet of samples an image); whoever called saves it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.utils import make_image_grid
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from trilemma.training.data import to_uint8
+from trilemma.training.process import SCHEDULES, noise_schedule
+
+SHEET_PIXELS = 48
+"""Small images are enlarged, pixel by pixel, to about this side."""
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 (C, H, W) with one or three channels -> PIL."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def sheet(images: Tensor, columns: int | None = None) -> Image.Image:
+    """uint8 (N, C, H, W) as one picture, row by row; the last row is filled with black."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    scale = max(1, SHEET_PIXELS // images.shape[-1])
+    padded = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
+    large = padded.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    large = torch.nn.functional.pad(large, (1, 1, 1, 1), value=255)
+    return make_image_grid([to_pil(image) for image in large], rows, columns)
+
+
+def process(forward: Tensor, reverse: Tensor, times: Sequence[float]) -> Figure:
+    """Noising of real images above the making of new ones.
+
+    forward, reverse: uint8 (images, states, C, H, W), forward from clean to noise, reverse from noise to
+    clean; times: t / T of the forward states.
+    """
+    rows, states = len(forward) + len(reverse), forward.shape[1]
+    figure = Figure(figsize=(states, rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, states, squeeze=False)
+    both = [(forward, times), (reverse, list(reversed(times)))]
+    row = 0
+    for part, (images, labels) in enumerate(both):
+        for image in images:
+            for axis, state in zip(axes[row], image, strict=True):
+                axis.imshow(to_pil(state), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                axis.set_xticks([])
+                axis.set_yticks([])
+            row += 1
+        first = axes[0 if part == 0 else len(forward)]
+        for axis, time in zip(first, labels, strict=True):
+            axis.set_title(f"t/T = {time:.2f}", fontsize=7)
+        first[0].set_ylabel("forward" if part == 0 else "reverse", fontsize=8)
+    return figure
+
+
+def process_of(pipeline, x0: Tensor, steps: int, states: int = 9) -> Figure:
+    """The process of an image pipeline: x0 (B, C, H, W) in [-1, 1] noised, and B new images made in `steps`."""
+    scheduler = pipeline.scheduler
+    last = scheduler.config.num_train_timesteps - 1
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(0, last, states).round().long()
+    forward = torch.stack(
+        [x0 if t == 0 else scheduler.add_noise(x0, noise, t.expand(len(x0))) for t in times], dim=1
+    )
+    made = pipeline(seeds=range(len(x0)), num_inference_steps=steps, trajectory=states, output_type="pt")
+    reverse = made.trajectory.cpu().transpose(0, 1)
+    marks = [(t + (t > 0)) / (last + 1) for t in times.tolist()]
+    return process(to_uint8(forward / 2 + 0.5), to_uint8(reverse), marks)
+
+
+def schedules(steps: int, chosen: str | None = None) -> Figure:
+    """sqrt(abar_t) and log SNR of every schedule that can be had with this many steps, the chosen one thick."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    signal, snr = figure.subplots(1, 2)
+    for name in SCHEDULES:
+        try:
+            abar = noise_schedule(name, steps).process().abar[1:]
+        except ValueError:
+            continue
+        time = torch.arange(1, steps + 1) / steps
+        style: dict[str, Any] = dict(label=name, linewidth=3 if name == chosen else 1)
+        signal.plot(time, abar.sqrt(), **style)
+        snr.plot(time, (abar / (1 - abar)).log(), **style)
+    signal.set(xlabel="t / T", ylabel=r"$\sqrt{\bar\alpha_t}$", title=f"Signal left, T = {steps}")
+    snr.set(xlabel="t / T", ylabel="log SNR", title="Log signal-to-noise ratio")
+    signal.legend(fontsize=8)
+    return figure
+
+
+def losses(scalars: Sequence[dict[str, float]]) -> Figure:
+    """Training and validation loss, and the loss by quarter of the noise levels, from lines of
+    `logs/scalars.jsonl`.
+    """
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    whole, parts = figure.subplots(1, 2)
+    names = {name for line in scalars for name in line}
+    for axis, wanted in ((whole, ["loss", "validation_loss"]), (parts, [f"loss_q{q}" for q in range(1, 5)])):
+        for name in (w for w in wanted if w in names):
+            points = [(line["step"], line[name]) for line in scalars if name in line]
+            axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        axis.set(xlabel="optimizer step", yscale="log")
+        axis.legend(fontsize=8)
+    whole.set(title="Loss")
+    parts.set(title="Training loss by quarter of the noise levels")
+    return figure

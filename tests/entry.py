@@ -1,0 +1,98 @@
+"""Run the entry points as processes of their own, which signals can kill, without importing torch each time.
+
+A fork server imports what every run needs, once and without running any of it; each run is a fork of it that
+executes the script as `python script flags` would.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import runpy
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_")
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "trilemma.training.launch",
+        "trilemma.training.objectives.ddpm",
+        "trilemma.pipelines.unconditional",
+        "torch.utils.tensorboard",
+    ]
+)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without a launcher's traces, one thread, the Hub out of reach."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
+    return {**keep, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
+
+
+def command(script: str, *flags: str) -> list[str]:
+    """How a shell would run an entry point of the checkout."""
+    return [sys.executable, str(ROOT / script), "--cpu_threads", "1", *flags]
+
+
+@dataclass
+class Run:
+    """A running entry point; its output goes to a file."""
+
+    process: multiprocessing.Process
+    log: Path
+
+    def wait(self) -> int:
+        """Exit code, the negative signal number for a run that was killed."""
+        self.process.join()
+        return self.process.exitcode
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text(errors="replace")
+
+
+def start(script: str, *flags: str) -> Run:
+    """Start an entry point."""
+    handle, log = tempfile.mkstemp(suffix=".log")
+    os.close(handle)
+    with _environment(environment()):
+        multiprocessing.forkserver.ensure_running()
+    process = _CONTEXT.Process(target=_enter, args=(*command(script, *flags)[1:],), kwargs={"log": log})
+    process.start()
+    return Run(process, Path(log))
+
+
+def run(script: str, *flags: str, check: bool = True) -> Run:
+    """Run an entry point to its end; its output is shown when it fails unexpectedly."""
+    running = start(script, *flags)
+    assert running.wait() == 0 or not check, running.output
+    return running
+
+
+def _enter(script: str, *flags: str, log: str) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    # What this process was forked from had its own streams.
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
+    sys.argv = [script, *flags]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]):
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,58 @@
+"""Run by `torchrun` in test_distributed.py: trains a little through the real loop and writes what each rank
+saw.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+
+from trilemma.pipelines.unconditional import UnconditionalPipeline
+from trilemma.training import launch
+from trilemma.training.config import parse
+from trilemma.training.methods import GradientDescent
+from trilemma.training.objectives.ddpm import DDPM
+from trilemma.training.process import noise_schedule
+
+
+def main(report: str, *flags: str) -> None:
+    seen = {"x0": [], "noise": [], "rates": []}
+    config = parse("unconditional", "", list(flags))
+
+    def make_method(config, images, accelerator, total):
+        assert accelerator.num_processes == int(flags[-1])
+        net, schedule = launch.make_net(config, images), noise_schedule("linear", 1000)
+        objective = DDPM(net, schedule, config.objective, UnconditionalPipeline)
+        method = GradientDescent(objective, accelerator, config.optim, total)
+        step, diffuse = method.step, objective.process.diffuse
+
+        def watched_step(x0, labels):
+            seen["x0"].append(float(x0.double().sum()))
+            logs = step(x0, labels)
+            if "learning_rate" in logs:
+                seen["rates"].append(float(logs["learning_rate"]))
+            return logs
+
+        def watched_diffuse(x0, t, noise):
+            seen["noise"].append(float(noise.double().sum()))
+            return diffuse(x0, t, noise)
+
+        method.step, objective.process.diffuse = watched_step, watched_diffuse
+        seen["net"] = objective.net
+        return method
+
+    accelerator = launch.make_accelerator(config)
+    launch.draw_pictures = launch.save_whole = lambda *arguments: None
+    launch.train_and_save(config, make_method, accelerator)
+    net = seen.pop("net")
+    seen["weights"] = [float(p.double().sum()) for p in net.parameters()]
+    everyone = gather_object([seen])
+    if accelerator.is_main_process:
+        Path(report).write_text(json.dumps(everyone))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])

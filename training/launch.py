@@ -1,0 +1,243 @@
+"""The entry points' shared body: parse, build, train, score, card, publish.
+
+The one place below the entry points that may look upward, to what draws, scores and publishes.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
+from diffusers import DiffusionPipeline, ModelMixin
+
+from trilemma.eval import plots
+from trilemma.pipelines.networks import build_network, load_network_config
+from trilemma.training.data import Images, batches, hold_out, load_images, to_float
+from trilemma.training.loop import Data, train
+from trilemma.training.methods import GradientDescent, Method, Objective
+from trilemma.training.nets import NETS, net_for
+from trilemma.training.sampling import sample_everywhere, with_sampler
+
+logger = logging.getLogger(__name__)
+
+MakeObjective = Callable[[Any, Images], Objective]
+MakeMethod = Callable[[Any, Images, Accelerator, int], Method]
+
+OURS = ("checkpoints", "config.yaml", "run.json", "model_index.json")
+"""Any of these in a folder shows that a run of ours wrote it."""
+
+
+def run(config, make_objective: MakeObjective) -> None:
+    """Train an Objective by gradient descent and publish it."""
+
+    def make_method(config, images: Images, accelerator: Accelerator, total_steps: int) -> Method:
+        objective = make_objective(config, images)
+        if config.run.compile:
+            objective.compile()
+        return GradientDescent(objective, accelerator, config.optim, total_steps)
+
+    run_method(config, make_method)
+
+
+def run_method(config, make_method: MakeMethod) -> None:
+    """Train a Method and publish it; errors in what the user asked for end the program with one line."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO if _is_main() else logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        accelerator = make_accelerator(config)
+        train_and_save(config, make_method, accelerator)
+        accelerator.state.destroy_process_group()
+    except (ValueError, OSError, FloatingPointError) as problem:
+        raise SystemExit(f"error: {problem}") from problem
+
+
+def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) -> None:
+    """Fill the output folder."""
+    folder = Path(config.run.output_dir)
+    with accelerator.main_process_first():
+        prepare_folder(config)
+    images, held_out = load_data(config, accelerator)
+    optim, world = config.optim, accelerator.num_processes
+    per_step = optim.train_batch_size * optim.gradient_accumulation_steps * world
+    epoch = math.ceil(len(images) / per_step)
+    total = config.run.max_train_steps or config.run.num_epochs * epoch
+
+    set_seed(config.run.seed)
+    method = make_method(config, images, accelerator, total)
+    set_seed(config.run.seed, device_specific=True)  # from here on each rank has its own noise
+    count = sum(p.numel() for p in method.net.parameters())
+    accelerator.print(
+        f"{len(images):,} images of {images.name}, {count:,} parameters, {total:,} steps of {per_step:,} "
+        f"images on {world} x {accelerator.device.type}"
+    )
+
+    def stream(start: int):
+        return batches(
+            images,
+            batch_size=optim.train_batch_size,
+            seed=config.run.seed,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world=world,
+            start=start,
+            num_workers=config.data.dataloader_num_workers,
+            random_flip=config.data.random_flip,
+        )
+
+    def save(pipeline: DiffusionPipeline) -> None:
+        if accelerator.is_main_process:
+            save_whole(pipeline, folder)
+        accelerator.wait_for_everyone()
+
+    pipeline = train(method, Data(stream, held_out, epoch), accelerator, config, total, save)
+    save(pipeline)
+    draw_pictures(pipeline, images, config, accelerator)
+    accelerator.print(f"Saved to {folder}; load it with DDPMPipeline.from_pretrained({str(folder)!r})")
+
+
+def load_data(config, accelerator: Accelerator) -> tuple[Images, Images | None]:
+    """Images to train on and, if asked for, others to validate on; decoded by one process a machine."""
+    data = config.data
+    with accelerator.local_main_process_first():
+        images = load_images(data)
+        if not data.validation_size:
+            return images, None
+        if data.validation_split is None:
+            return hold_out(images, data.validation_size, config.run.seed)
+        alike = replace(data, channels=images.channels, resolution=images.resolution)
+        others = load_images(alike, data.validation_split)
+        return images, others.subset(range(min(data.validation_size, len(others))))
+
+
+def save_whole(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Save a pipeline beside what the folder holds, each part moved into place only when all are written."""
+    aside = folder / ".saving"
+    shutil.rmtree(aside, ignore_errors=True)
+    pipeline.save_pretrained(aside)
+    for part in sorted(aside.iterdir()):
+        target = folder / part.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+    aside.rmdir()
+
+
+def make_accelerator(config) -> Accelerator:
+    """accelerate's view of this process: precision, accumulation, trackers; all of a CPU's cores if it is
+    alone there.
+    """
+    run = config.run
+    if run.local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(run.local_rank))
+    logs = Path(run.output_dir) / config.log.logging_dir
+    accelerator = Accelerator(
+        mixed_precision=run.mixed_precision,
+        gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
+        log_with=config.log.logger,
+        project_config=ProjectConfiguration(project_dir=run.output_dir, logging_dir=str(logs)),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # Decoding a large data set on one rank may take longer than the default ten minutes.
+            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+        ],
+    )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` sets OMP_NUM_THREADS=1.
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(run.cpu_threads or max(1, cores // local))
+    return accelerator
+
+
+def prepare_folder(config) -> None:
+    """Make the output folder, never over somebody else's files."""
+    folder = Path(config.run.output_dir)
+    if config.run.overwrite_output_dir and any((folder / name).exists() for name in OURS) and _is_main():
+        shutil.rmtree(folder)
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in OURS):
+        raise ValueError(
+            f"--output_dir {str(folder)!r} holds files that are not a run's; name an empty or a new folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def make_net(
+    config, images: Images, *, out_channels: int | None = None, num_class_embeds: int | None = None
+) -> ModelMixin:
+    """The network of the flags for images of this size, with Ho et al.'s initialisation or the weights of
+    --init_from.
+    """
+    net = config.net
+    if net.model_config_name_or_path:
+        row = load_network_config(net.model_config_name_or_path)
+    elif config.run.init_from and not net.net:
+        row = load_network_config(config.run.init_from)
+    else:
+        row = NETS[net.net or net_for(images.resolution)]
+    model = build_network(
+        row,
+        channels=images.channels,
+        resolution=images.resolution,
+        out_channels=out_channels,
+        num_class_embeds=num_class_embeds,
+        dropout=net.dropout,
+    )
+    if net.enable_xformers_memory_efficient_attention:
+        model.enable_xformers_memory_efficient_attention()
+    if config.run.init_from:
+        take_weights(model, config.run.init_from)
+    return model
+
+
+def take_weights(net: ModelMixin, source: str) -> None:
+    """Copy the weights of a saved pipeline's network; ValueError names what does not fit."""
+    pipeline = DiffusionPipeline.from_pretrained(source)
+    theirs, ours = pipeline.unet.state_dict(), net.state_dict()
+    wrong = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
+        n for n in theirs if n not in ours
+    ]
+    if wrong:
+        raise ValueError(
+            f"--init_from {source!r} has another network: {len(wrong)} tensors differ, the first is "
+            f"{wrong[0]!r}. Leave --net out to take its network, or give the same flags."
+        )
+    net.load_state_dict(theirs)
+
+
+def draw_pictures(pipeline: DiffusionPipeline, images: Images, config, accelerator: Accelerator) -> None:
+    """The pictures of the finished model; every rank draws its share of the samples."""
+    log, folder = config.log, Path(config.run.output_dir)
+    sampler = with_sampler(pipeline.to(accelerator.device), log.sampler)
+    sampler.set_progress_bar_config(disable=True)
+    steps = log.ddpm_num_inference_steps
+    sheet = sample_everywhere(sampler, range(log.eval_batch_size), accelerator, num_inference_steps=steps)
+    if not accelerator.is_main_process:
+        return
+    plots.sheet(sheet).save(folder / "samples.png")
+    lines = [
+        json.loads(line) for line in (folder / log.logging_dir / "scalars.jsonl").read_text().splitlines()
+    ]
+    plots.losses(lines).savefig(folder / "loss.png")
+    trained = pipeline.scheduler.config
+    plots.schedules(trained.num_train_timesteps, trained.beta_schedule).savefig(folder / "schedules.png")
+    real, _ = images.__getitems__(range(4))
+    plots.process_of(sampler, to_float(real), steps).savefig(folder / "process.png", dpi=150)
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0

@@ -1,0 +1,1 @@
+"""Objectives: each turns a clean batch into one loss per example."""

@@ -1,0 +1,200 @@
+"""Denoising diffusion: draw t, add noise, predict a target, compare.
+
+Ho et al. 2020 (arXiv 2006.11239), algorithm 1; learned variance and the variational bound from Nichol &
+Dhariwal 2021 (arXiv 2102.09672). Which target, loss and weighting is read once here from the configuration.
+"""
+
+from collections.abc import Callable
+
+import torch
+from accelerate.utils import gather
+from diffusers import DDPMScheduler, DiffusionPipeline
+from torch import Tensor, nn
+
+from trilemma.training.config import DDPMConfig
+from trilemma.training.losses import (
+    LOSSES,
+    UNWEIGHTED,
+    Weighting,
+    learned_log_variance,
+    min_snr,
+    p2,
+    vlb_term_bpd,
+)
+from trilemma.training.methods import Logs, Objective
+from trilemma.training.process import TARGETS, NoiseSchedule
+
+QUARTILES = 4
+
+
+class DDPM(Objective):
+    """The loss of one noise level per image; `net(x_t, t - 1, class_labels)` as UNet2DModel takes them.
+
+    condition: labels (B,) -> the network's class labels, or None for a network that takes none.
+    make_pipeline: (net, scheduler) -> the pipeline that samples from it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: NoiseSchedule,
+        config: DDPMConfig,
+        make_pipeline: Callable[[nn.Module, DDPMScheduler], DiffusionPipeline],
+        condition: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.net, self.denoise, self.process = net, net.forward, schedule.process()
+        self.target, self.loss, self.delta = (
+            TARGETS[config.prediction_type],
+            LOSSES[config.loss_type],
+            config.huber_delta,
+        )
+        self.weighting = weighting(config)
+        self.times = ImportanceTimes(schedule.steps) if self.loss.importance else UniformTimes(schedule.steps)
+        self.condition, self.make_pipeline = condition, make_pipeline
+        self.scheduler = ddpm_scheduler(schedule, config)
+
+    def forward(
+        self, x0: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Logs]:
+        """Losses (B,) for x0 (B, C, H, W) in [-1, 1]; logs the loss by quartile of t."""
+        t, importance = self.times.sample(len(x0), x0.device, generator)
+        noise = _normal_like(x0, generator)
+        x_t = self.process.diffuse(x0, t, noise)
+        class_labels = self.condition(labels) if self.condition else None
+        # float(): under autocast the network answers in half precision, losses are always float32.
+        output = self.denoise(x_t, t - 1, class_labels).sample.float()
+
+        logs: Logs = {}
+        losses = torch.zeros(len(x0), device=x0.device)
+        alpha, sigma = self.process.signal_and_noise(t, x0)
+        prediction, variance = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
+        if self.loss.simple:
+            weight = self.weighting(self.process.snr(t), self.target.error_scale)
+            losses = weight * self.loss.simple(
+                prediction, self.target.encode(x0, noise, alpha, sigma), self.delta
+            )
+        if self.loss.vlb_weight:
+            # The simple loss trains the mean; without one, the bound trains mean and variance.
+            mean_output = prediction.detach() if self.loss.simple else prediction
+            x0_hat = self.target.to_x0(mean_output, x_t, alpha, sigma)
+            log_variance = learned_log_variance(variance, self.process, t)
+            term = self.process.steps * vlb_term_bpd(self.process, x0, x_t, t, x0_hat, log_variance)
+            self.times.observe(t, term.detach())
+            losses = losses + self.loss.vlb_weight * importance * term
+            logs["vlb_bpd"] = importance * term.detach()
+        return losses, logs | by_quartile(losses.detach(), t, self.process.steps)
+
+    def pipeline(self, net: nn.Module) -> DiffusionPipeline:
+        """A pipeline whose saved scheduler carries this objective's schedule and target."""
+        return self.make_pipeline(net, self.scheduler)
+
+    def compile(self) -> None:
+        """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
+        self.denoise = torch.compile(self.net.forward)
+
+
+def weighting(config: DDPMConfig) -> Weighting:
+    """The SNR weighting of the flags."""
+    if config.snr_gamma is not None:
+        return min_snr(config.snr_gamma)
+    return UNWEIGHTED if config.p2_gamma is None else p2(config.p2_gamma, config.p2_k)
+
+
+def ddpm_scheduler(schedule: NoiseSchedule, config: DDPMConfig) -> DDPMScheduler:
+    """The stock scheduler that samples from a model of this schedule; `trailing`, so that few steps start at
+    T too.
+    """
+    return DDPMScheduler(
+        num_train_timesteps=schedule.steps,
+        beta_schedule=schedule.name,
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+        prediction_type=config.prediction_type,
+        variance_type="learned_range" if LOSSES[config.loss_type].learns_variance else config.variance_type,
+        clip_sample=True,
+        timestep_spacing="trailing",
+    )
+
+
+def by_quartile(losses: Tensor, t: Tensor, steps: int) -> Logs:
+    """Losses (B,) under the name of their quarter of 1..T, NaN elsewhere."""
+    quartile = (t - 1) * QUARTILES // steps
+    return {f"loss_q{q + 1}": torch.where(quartile == q, losses, torch.nan) for q in range(QUARTILES)}
+
+
+class UniformTimes(nn.Module):
+    """t uniform in 1..T."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    def sample(
+        self, count: int, device: torch.device, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | float]:
+        """t (count,) int64 and the importance weight of each."""
+        return _integers(self.steps, count, device, generator) + 1, 1.0
+
+    def observe(self, t: Tensor, losses: Tensor) -> None:
+        """Nothing to learn."""
+
+
+class ImportanceTimes(nn.Module):
+    """t drawn in proportion to sqrt(E[L_t^2]), Nichol & Dhariwal 2021, equation 18; uniform until each t was
+    seen often.
+
+    The last losses of every t are buffers, equal on all ranks and part of the checkpoint.
+    """
+
+    HISTORY = 10
+    UNIFORM_SHARE = 0.001
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.register_buffer("history", torch.zeros(steps, self.HISTORY))
+        self.register_buffer("seen", torch.zeros(steps, dtype=torch.long))
+
+    def probabilities(self) -> Tensor:
+        """p(t), float32 (T,)."""
+        steps = len(self.seen)
+        weights = self.history.square().mean(1).sqrt()
+        learned = (
+            weights / weights.sum().clamp(min=1e-20) * (1 - self.UNIFORM_SHARE) + self.UNIFORM_SHARE / steps
+        )
+        return torch.where((self.seen >= self.HISTORY).all(), learned, torch.full_like(learned, 1 / steps))
+
+    def sample(
+        self, count: int, device: torch.device, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | float]:
+        """t (count,) int64 and 1 / (T p(t)); with a generator, t is uniform: a fixed set must not follow the
+        history.
+        """
+        if generator is not None:
+            return _integers(len(self.seen), count, device, generator) + 1, 1.0
+        p = self.probabilities()
+        index = torch.multinomial(p, count, replacement=True)
+        return index + 1, 1 / (len(p) * p[index])
+
+    @torch.no_grad()
+    def observe(self, t: Tensor, losses: Tensor) -> None:
+        """Put the losses of all ranks into the history, oldest out first."""
+        if not self.training:
+            return
+        history, seen = self.history.cpu(), self.seen.cpu()
+        for index, loss in zip(gather(t - 1).tolist(), gather(losses).tolist(), strict=True):
+            history[index] = history[index].roll(-1)
+            history[index, -1] = loss
+            seen[index] += 1
+        self.history.copy_(history)
+        self.seen.copy_(seen)
+
+
+def _integers(high: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    where = device if generator is None else generator.device
+    return torch.randint(high, (count,), generator=generator, device=where).to(device)
+
+
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    where = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=where).to(x.device)
