@@ -1,0 +1,94 @@
+"""The rules of docs/architecture.md, each a test."""
+
+import ast
+import configparser
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from entry import ROOT
+
+LAYERS = ["pipelines", "training", "eval", "model_cards"]
+SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+PIPELINES_MAY_IMPORT = {"torch", "numpy", "PIL", "diffusers", "safetensors"} | set(sys.stdlib_module_names)
+
+
+def is_entry_point(path: Path) -> bool:
+    return '__name__ == "__main__"' in path.read_text()
+
+
+ENTRY_POINTS = [path for path in SOURCES if is_entry_point(path)]
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Every module that a file imports, and how many dots it began with."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, 0) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [(f"{node.module}.{alias.name}", node.level) for alias in node.names]
+    return found
+
+
+def layer_of(path: Path) -> int:
+    return LAYERS.index(path.relative_to(ROOT).parts[0])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_lower_layers_never_import_higher_ones(path):
+    upward_allowed = is_entry_point(path) or path == ROOT / "training" / "launch.py"
+    for module, level in imports(path):
+        assert level == 0, f"relative import of {module}"
+        parts = module.split(".")
+        if parts[0] == "trilemma" and len(parts) > 1 and parts[1] in LAYERS and not upward_allowed:
+            assert LAYERS.index(parts[1]) <= layer_of(path), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nobody_imports_an_entry_point(path):
+    names = {"trilemma." + ".".join(e.relative_to(ROOT).with_suffix("").parts) for e in ENTRY_POINTS}
+    for module, _ in imports(path):
+        assert not any(module == name or module.startswith(name + ".") for name in names), module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda p: p.name)
+def test_pipelines_stand_alone(path):
+    for module, level in imports(path):
+        assert level == 0
+        assert module.split(".")[0] in PIPELINES_MAY_IMPORT, module
+    assert not [p for p in (ROOT / "pipelines").iterdir() if p.is_dir() and p.name != "__pycache__"]
+
+
+def test_no_file_beside_an_entry_point_shadows_a_dependency():
+    taken = set(sys.stdlib_module_names) | set(packages_distributions())
+    for folder in {path.parent for path in ENTRY_POINTS}:
+        assert not {p.stem for p in folder.glob("*.py") if p.stem != "__init__"} & taken
+
+
+def test_setup_lists_the_folders():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES}
+    assert listed == {"trilemma"} | {"trilemma." + ".".join(f.parts) for f in folders}
+    mapped = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().splitlines())
+    assert mapped == {n: n.removeprefix("trilemma.").replace(".", "/") or "trilemma" for n in listed}
+
+
+def test_left_out_dependencies_stay_out():
+    text = (ROOT / "setup.cfg").read_text() + (ROOT / "constraints.txt").read_text()
+    for name in ("torchvision", "torch-fidelity", "scikit-learn"):
+        assert name not in text
+    for path in SOURCES:
+        assert not {module.split(".")[0] for module, _ in imports(path)} & {"scipy", "sklearn", "torchvision"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_public_names_are_documented(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{path} does not say what it decides"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name}"
