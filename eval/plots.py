@@ -5,7 +5,7 @@ Every plot returns a `Figure` (a sheet of samples an image); whoever called save
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
 
 import torch
 from diffusers.utils import make_image_grid
@@ -62,34 +62,44 @@ def process(forward: Tensor, reverse: Tensor, times: Sequence[float]) -> Figure:
     return figure
 
 
-def process_of(pipeline, x0: Tensor, steps: int, states: int = 9) -> Figure:
-    """The process of an image pipeline: x0 (B, C, H, W) in [-1, 1] noised, and B new images made in `steps`."""
+def process_of(
+    pipeline, x0: Tensor, steps: int | None, labels: list[int] | None = None, most_states: int = 9
+) -> Figure:
+    """The process of an image pipeline: x0 (B, C, H, W) in [-1, 1] noised, and B new images made in `steps`,
+    or in all.
+    """
     scheduler = pipeline.scheduler
-    last = scheduler.config.num_train_timesteps - 1
+    last = scheduler.config.num_train_timesteps
+    states = min(most_states, (steps or last) + 1)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    times = torch.linspace(0, last, states).round().long()
+    times = torch.linspace(0, last, states).round().long()  # t in 0..T, of which 0 is the image
     forward = torch.stack(
-        [x0 if t == 0 else scheduler.add_noise(x0, noise, t.expand(len(x0))) for t in times], dim=1
+        [x0 if t == 0 else scheduler.add_noise(x0, noise, (t - 1).expand(len(x0))) for t in times], dim=1
     )
-    made = pipeline(seeds=range(len(x0)), num_inference_steps=steps, trajectory=states, output_type="pt")
+    asked = {} if labels is None else {"class_labels": labels}
+    made = pipeline(
+        seeds=range(len(x0)), num_inference_steps=steps, trajectory=states, output_type="pt", **asked
+    )
     reverse = made.trajectory.cpu().transpose(0, 1)
-    marks = [(t + (t > 0)) / (last + 1) for t in times.tolist()]
-    return process(to_uint8(forward / 2 + 0.5), to_uint8(reverse), marks)
+    return process(to_uint8(forward / 2 + 0.5), to_uint8(reverse), (times / last).tolist())
 
 
-def schedules(steps: int, chosen: str | None = None) -> Figure:
-    """sqrt(abar_t) and log SNR of every schedule that can be had with this many steps, the chosen one thick."""
+def schedules(scheduler) -> Figure:
+    """sqrt(abar_t) and log SNR of a scheduler of diffusers, thick, beside every schedule that can be had with
+    as many steps.
+    """
+    steps = scheduler.config.num_train_timesteps
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     signal, snr = figure.subplots(1, 2)
+    curves = {"this model": scheduler.alphas_cumprod}
     for name in SCHEDULES:
-        try:
-            abar = noise_schedule(name, steps).process().abar[1:]
-        except ValueError:
-            continue
-        time = torch.arange(1, steps + 1) / steps
-        style: dict[str, Any] = dict(label=name, linewidth=3 if name == chosen else 1)
-        signal.plot(time, abar.sqrt(), **style)
-        snr.plot(time, (abar / (1 - abar)).log(), **style)
+        with suppress(ValueError):  # some cannot be had with so few steps
+            curves[name] = noise_schedule(name, steps).process().abar[1:]
+    time = torch.arange(1, steps + 1) / steps
+    for name, abar in curves.items():
+        width = 4 if name == "this model" else 1
+        signal.plot(time, abar.sqrt(), label=name, linewidth=width)
+        snr.plot(time, (abar / (1 - abar)).log(), label=name, linewidth=width)
     signal.set(xlabel="t / T", ylabel=r"$\sqrt{\bar\alpha_t}$", title=f"Signal left, T = {steps}")
     snr.set(xlabel="t / T", ylabel="log SNR", title="Log signal-to-noise ratio")
     signal.legend(fontsize=8)
@@ -97,18 +107,37 @@ def schedules(steps: int, chosen: str | None = None) -> Figure:
 
 
 def losses(scalars: Sequence[dict[str, float]]) -> Figure:
-    """Training and validation loss, and the loss by quarter of the noise levels, from lines of
-    `logs/scalars.jsonl`.
-    """
+    """Training and validation loss, and the parts of the former, from lines of `logs/scalars.jsonl`."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     whole, parts = figure.subplots(1, 2)
-    names = {name for line in scalars for name in line}
-    for axis, wanted in ((whole, ["loss", "validation_loss"]), (parts, [f"loss_q{q}" for q in range(1, 5)])):
-        for name in (w for w in wanted if w in names):
+    names = sorted({name for line in scalars for name in line})
+    wholes = [name for name in names if name in ("loss", "validation_loss")]
+    for axis, wanted in ((whole, wholes), (parts, [name for name in names if name.startswith("loss_")])):
+        for name in wanted:
             points = [(line["step"], line[name]) for line in scalars if name in line]
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
         axis.set(xlabel="optimizer step", yscale="log")
         axis.legend(fontsize=8)
     whole.set(title="Loss")
-    parts.set(title="Training loss by quarter of the noise levels")
+    parts.set(title="Parts of the training loss")
+    return figure
+
+
+def scores(results: Sequence[dict]) -> Figure:
+    """The distances of lines of `results.jsonl` against the images seen in training, with their intervals."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    names = sorted({line["metric"] for line in results if line["metric"].startswith(("fid", "fd_"))})
+    for name in names:
+        lines = sorted(
+            (line for line in results if line["metric"] == name and line["images_seen"] is not None),
+            key=lambda line: line["images_seen"],
+        )
+        seen = [line["images_seen"] for line in lines]
+        axis.plot(seen, [line["value"] for line in lines], marker="o", label=name)
+        known = [line for line in lines if line["interval"]]
+        low, high = ([line["interval"][side] for line in known] for side in (0, 1))
+        axis.fill_between([line["images_seen"] for line in known], low, high, alpha=0.2)
+    axis.set(xlabel="images seen", yscale="log", title="Distance to the training images (band: 95% interval)")
+    axis.legend(fontsize=8)
     return figure

@@ -24,5 +24,6 @@ def tiny(tmp_path):
     return [
         "--model_config_name_or_path", str(path), "--train_batch_size", "8", "--eval_batch_size", "4",
         "--ddpm_num_inference_steps", "10", "--logging_steps", "1", "--lr_warmup_steps", "3",
+        "--learning_rate", "1e-3",
         "--validation_size", "20", "--validation_steps", "4", "--cache_dir", str(tmp_path / "cache"),
     ]  # fmt: skip

@@ -23,6 +23,7 @@ _CONTEXT.set_forkserver_preload(
         "trilemma.training.launch",
         "trilemma.training.objectives.ddpm",
         "trilemma.pipelines.unconditional",
+        "trilemma.eval.evaluation",
         "torch.utils.tensorboard",
     ]
 )

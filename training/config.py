@@ -236,6 +236,12 @@ class EvalConfig:
     eval_num_samples: int = option(
         1000, "samples per evaluation", free=True, low=2, needs=("eval_steps", ...)
     )
+    eval_feature_extractor: str | None = option(
+        None,
+        "inception, dinov2, clip, classifier or pixels; inception if its weights are there, else classifier",
+        free=True,
+        needs=("eval_steps", ...),
+    )
     eval_metrics: tuple[str, ...] = option(
         ("fd",), "metrics of an evaluation (docs/metrics.md)", free=True, needs=("eval_steps", ...)
     )
@@ -245,6 +251,9 @@ class EvalConfig:
 class HubConfig:
     """Publishing."""
 
+    allow_unevaluated: bool = option(
+        False, "publish a model that has no results", free=True, needs=("push_to_hub", ...)
+    )
     push_to_hub: bool = option(False, "publish the output folder to the Hub at the end", free=True)
     hub_token: str | None = option(
         None, "token; better: `hf auth login`", free=True, secret=True, needs=("push_to_hub", ...)
@@ -274,7 +283,114 @@ class UnconditionalConfig:
     hub: HubConfig
 
 
-FAMILIES = {"unconditional": UnconditionalConfig}
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Classifier-free guidance."""
+
+    p_uncond: float = option(0.1, "chance that an image is trained on without its label", low=0)
+
+    def __post_init__(self):
+        if self.p_uncond > 1:
+            raise ValueError(f"--p_uncond must be in 0..1; got {self.p_uncond}")
+
+
+@dataclass(frozen=True)
+class ClassConditionalConfig:
+    """`training/train_class_conditional.py`."""
+
+    data: DataConfig
+    net: NetConfig
+    process: ProcessConfig
+    objective: DDPMConfig
+    guidance: GuidanceConfig
+    optim: OptimConfig
+    ema: EMAConfig
+    run: RunConfig
+    log: LogConfig
+    evaluation: EvalConfig
+    hub: HubConfig
+
+
+@dataclass(frozen=True)
+class DDGANConfig:
+    """The few-step process of the denoising-diffusion GAN, its discriminator, and when a run has failed."""
+
+    ddpm_num_steps: Literal[2, 4, 8] = option(4, "T, the number of denoising steps")
+    beta_min: float = option(0.1, "noise rate at the start of the VP process", low=0.0)
+    beta_max: float = option(20.0, "noise rate at its end", low=0.0)
+    class_conditional: bool = option(False, "make images of a wanted class; the data must have labels")
+    discriminator_channels: tuple[int, ...] = option(
+        (128, 256, 512, 512), "channels of the discriminator's blocks, the first at full size"
+    )
+    discriminator_learning_rate: float = option(1.25e-4, "peak learning rate of the discriminator", low=0.0)
+    r1_gamma: float = option(0.02, "gamma / 2 weighs R1, the penalty on the discriminator's gradient", low=0)
+    r1_interval: int = option(15, "steps between penalised ones", low=1, needs=("r1_gamma", ...))
+    watchdog_steps: int = option(
+        100, "steps between looks for the signs of a collapsed run; 0 for none", free=True, low=0
+    )
+
+    def __post_init__(self):
+        if self.beta_max <= self.beta_min:
+            raise ValueError(f"--beta_max must be above --beta_min; got {self.beta_min}..{self.beta_max}")
+
+
+@dataclass(frozen=True)
+class GANOptimConfig(OptimConfig):
+    """Batches, and Adam of the generator; the discriminator's differs in its rate alone."""
+
+    train_batch_size: int = option(256, "images per process; a multiple of 4", low=1)
+    gradient_accumulation_steps: int = option(1, "not offered: the networks take turns on every batch", low=1)
+    learning_rate: float = option(1.6e-4, "peak learning rate of the generator", low=0.0)
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = option(
+        "cosine", "learning rates over optimizer steps"
+    )
+    lr_warmup_steps: int = option(0, "optimizer steps of warm-up", low=0)
+    adam_beta1: float = option(0.5, "Adam's first decay", low=0)
+    adam_beta2: float = option(0.9, "Adam's second decay", low=0)
+    max_grad_norm: float = option(0.0, "gradients are clipped to this norm; 0 for no clipping", low=0)
+
+    def __post_init__(self):
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "--gradient_accumulation_steps is not offered: the generator learns against a discriminator "
+                "that has just been updated on the same batch. Take a smaller --train_batch_size, or more "
+                "processes"
+            )
+        if self.train_batch_size % 4:
+            raise ValueError(
+                f"--train_batch_size must be a multiple of 4, the group of the minibatch deviation; "
+                f"got {self.train_batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class FewStepLogConfig(LogConfig):
+    """What is logged and drawn: T steps of the only sampler there is."""
+
+    sampler: Literal["ddpm"] = option("ddpm", "the posterior; there is no other", free=True)
+    ddpm_num_inference_steps: int | None = option(None, "T; there is no choice", free=True, low=1)
+
+
+@dataclass(frozen=True)
+class DDGANFamilyConfig:
+    """`training/train_ddgan.py`."""
+
+    data: DataConfig
+    net: NetConfig
+    objective: DDGANConfig
+    optim: GANOptimConfig
+    ema: EMAConfig
+    run: RunConfig
+    log: FewStepLogConfig
+    evaluation: EvalConfig
+    hub: HubConfig
+
+
+FAMILIES = {
+    "unconditional": UnconditionalConfig,
+    "class_conditional": ClassConditionalConfig,
+    "ddgan": DDGANFamilyConfig,
+}
 """Entry point `training/train_<name>.py` -> its configuration."""
 
 

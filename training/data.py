@@ -86,6 +86,15 @@ class Images:
             digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
+    def require_class_names(self) -> tuple[str, ...]:
+        """K names, the numbers where the data have none; ValueError for data without labels."""
+        if self.labels is None:
+            raise ValueError(
+                f"{self.name} has no labels, and this model is trained on them: name their column with "
+                "--label_column, use class folders, or train without classes"
+            )
+        return self.class_names or tuple(str(k) for k in range(int(self.labels.max()) + 1))
+
     def subset(self, indices: Sequence[int]) -> "Images":
         """These images only, in this order; class names and numbers stay."""
         indices = np.asarray(indices, dtype=np.int64)

@@ -102,6 +102,8 @@ class Stream:
 
 
 class Decoded(NamedTuple):
+    """Pixels, their digests, and what was wrong with the rows that could not be read."""
+
     pixels: MemoryMap | Stream
     digests: np.ndarray  # (N, 32) uint8: sha256 of each image's pixels
     bad: dict[int, str]  # position -> row, file and what is wrong with it

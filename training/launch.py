@@ -8,14 +8,12 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -25,13 +23,16 @@ from accelerate.utils import (
 )
 from diffusers import DiffusionPipeline, ModelMixin
 
-from trilemma.eval import plots
+from trilemma.eval import plots, results
+from trilemma.eval.during import Evaluation
+from trilemma.model_cards.bundle import save_bundle
 from trilemma.pipelines.networks import build_network, load_network_config
 from trilemma.training.data import Images, batches, hold_out, load_images, to_float
-from trilemma.training.loop import Data, train
+from trilemma.training.loop import Data, draw, sampling_pipeline, train
+from trilemma.training.machine import set_cpu_threads
 from trilemma.training.methods import GradientDescent, Method, Objective
 from trilemma.training.nets import NETS, net_for
-from trilemma.training.sampling import sample_everywhere, with_sampler
+from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)
 
@@ -99,15 +100,21 @@ def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) ->
             random_flip=config.data.random_flip,
         )
 
-    def save(pipeline: DiffusionPipeline) -> None:
+    def save(pipeline: DiffusionPipeline, where: Path = folder) -> None:
         if accelerator.is_main_process:
-            save_whole(pipeline, folder)
+            save_bundle(pipeline, where)
         accelerator.wait_for_everyone()
 
-    pipeline = train(method, Data(stream, held_out, epoch), accelerator, config, total, save)
+    evaluate = (
+        Evaluation(config, images, held_out, accelerator, save) if config.evaluation.eval_steps else None
+    )
+    pipeline = train(method, Data(stream, held_out, epoch), accelerator, config, total, save, evaluate)
     save(pipeline)
-    draw_pictures(pipeline, images, config, accelerator)
-    accelerator.print(f"Saved to {folder}; load it with DDPMPipeline.from_pretrained({str(folder)!r})")
+    draw_pictures(method, images, config, accelerator)
+    accelerator.print(
+        f"Saved to {folder}; load it with DiffusionPipeline.from_pretrained({str(folder)!r}, "
+        "trust_remote_code=True)"
+    )
 
 
 def load_data(config, accelerator: Accelerator) -> tuple[Images, Images | None]:
@@ -122,19 +129,6 @@ def load_data(config, accelerator: Accelerator) -> tuple[Images, Images | None]:
         alike = replace(data, channels=images.channels, resolution=images.resolution)
         others = load_images(alike, data.validation_split)
         return images, others.subset(range(min(data.validation_size, len(others))))
-
-
-def save_whole(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Save a pipeline beside what the folder holds, each part moved into place only when all are written."""
-    aside = folder / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)
-    pipeline.save_pretrained(aside)
-    for part in sorted(aside.iterdir()):
-        target = folder / part.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        part.replace(target)
-    aside.rmdir()
 
 
 def make_accelerator(config) -> Accelerator:
@@ -156,11 +150,7 @@ def make_accelerator(config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=3)),
         ],
     )
-    if accelerator.device.type == "cpu":
-        # `accelerate launch` sets OMP_NUM_THREADS=1.
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(run.cpu_threads or max(1, cores // local))
+    set_cpu_threads(accelerator, run.cpu_threads)
     return accelerator
 
 
@@ -177,10 +167,15 @@ def prepare_folder(config) -> None:
 
 
 def make_net(
-    config, images: Images, *, out_channels: int | None = None, num_class_embeds: int | None = None
+    config,
+    images: Images,
+    *,
+    out_channels: int | None = None,
+    num_class_embeds: int | None = None,
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> ModelMixin:
     """The network of the flags for images of this size, with Ho et al.'s initialisation or the weights of
-    --init_from.
+    --init_from; `adapt` changes its configuration to what the family needs.
     """
     net = config.net
     if net.model_config_name_or_path:
@@ -190,7 +185,7 @@ def make_net(
     else:
         row = NETS[net.net or net_for(images.resolution)]
     model = build_network(
-        row,
+        adapt(row),
         channels=images.channels,
         resolution=images.resolution,
         out_channels=out_channels,
@@ -206,37 +201,41 @@ def make_net(
 
 def take_weights(net: ModelMixin, source: str) -> None:
     """Copy the weights of a saved pipeline's network; ValueError names what does not fit."""
-    pipeline = DiffusionPipeline.from_pretrained(source)
-    theirs, ours = pipeline.unet.state_dict(), net.state_dict()
+    # Not the whole pipeline: a bundle's would run the code in it.
+    theirs = type(net).from_pretrained(source, subfolder="unet").state_dict()
+    ours = net.state_dict()
     wrong = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
         n for n in theirs if n not in ours
     ]
     if wrong:
+        first = "class_embedding.weight" if "class_embedding.weight" in wrong else wrong[0]
+        there, here = (list(state[first].shape) if first in state else "none" for state in (theirs, ours))
+        hint = "another number of classes" if first.startswith("class") else "leave --net out to take it"
         raise ValueError(
-            f"--init_from {source!r} has another network: {len(wrong)} tensors differ, the first is "
-            f"{wrong[0]!r}. Leave --net out to take its network, or give the same flags."
+            f"--init_from {source!r} has another network ({hint}): {len(wrong)} tensors differ, such as "
+            f"{first} with {there} there and {here} here"
         )
     net.load_state_dict(theirs)
 
 
-def draw_pictures(pipeline: DiffusionPipeline, images: Images, config, accelerator: Accelerator) -> None:
+def draw_pictures(method: Method, images: Images, config, accelerator: Accelerator) -> None:
     """The pictures of the finished model; every rank draws its share of the samples."""
     log, folder = config.log, Path(config.run.output_dir)
-    sampler = with_sampler(pipeline.to(accelerator.device), log.sampler)
-    sampler.set_progress_bar_config(disable=True)
-    steps = log.ddpm_num_inference_steps
-    sheet = sample_everywhere(sampler, range(log.eval_batch_size), accelerator, num_inference_steps=steps)
+    sheet = draw(method, accelerator, log)
     if not accelerator.is_main_process:
         return
-    plots.sheet(sheet).save(folder / "samples.png")
-    lines = [
-        json.loads(line) for line in (folder / log.logging_dir / "scalars.jsonl").read_text().splitlines()
-    ]
-    plots.losses(lines).savefig(folder / "loss.png")
-    trained = pipeline.scheduler.config
-    plots.schedules(trained.num_train_timesteps, trained.beta_schedule).savefig(folder / "schedules.png")
+    plots.sheet(sheet, columns=method.num_classes).save(folder / "samples.png")
+    lines = (folder / log.logging_dir / "scalars.jsonl").read_text().splitlines()
+    plots.losses([json.loads(line) for line in lines]).savefig(folder / "loss.png")
+    scores = results.read(folder / results.RESULTS)
+    if len({line["step"] for line in scores}) > 1:
+        plots.scores(scores).savefig(folder / "scores.png")
+    pipeline = sampling_pipeline(method, log)
+    plots.schedules(pipeline.scheduler).savefig(folder / "schedules.png")
     real, _ = images.__getitems__(range(4))
-    plots.process_of(sampler, to_float(real), steps).savefig(folder / "process.png", dpi=150)
+    labels = every_class(method.num_classes, len(real))
+    figure = plots.process_of(pipeline, to_float(real), log.ddpm_num_inference_steps, labels)
+    figure.savefig(folder / "process.png", dpi=150)
 
 
 def _is_main() -> bool:

@@ -26,7 +26,7 @@ from trilemma.training.ema import EMA, ema_decay
 from trilemma.training.methods import Method
 from trilemma.training.options import flags_of, flatten
 from trilemma.training.runlog import Means, RunLog
-from trilemma.training.sampling import sample_everywhere, with_sampler
+from trilemma.training.sampling import every_class, sample_everywhere, with_sampler
 
 INTERRUPTED = 75
 """Exit code after SIGTERM or SIGUSR1: a checkpoint was written, run the same command again (EX_TEMPFAIL)."""
@@ -35,8 +35,8 @@ VALIDATION_SEED = 20201216
 VALIDATION_BATCH = 256
 
 Batch = tuple[Tensor, Tensor | None]
-Evaluate = Callable[[DiffusionPipeline, int, int], dict[str, float]]
-"""(pipeline, step, images seen) -> numbers to log; called on every rank."""
+Evaluate = Callable[[DiffusionPipeline, DiffusionPipeline, int, int], dict[str, float]]
+"""(pipeline as published, the same with the sampler of the flags, step, images seen) -> numbers to log."""
 
 
 class Config(Protocol):
@@ -121,11 +121,12 @@ def train(
                 runlog.images("samples", draw(method, accelerator, log), step)
         if due.evaluate(step):
             with published(method, ema):
-                runlog.write(evaluate(sampling_pipeline(method, log), step, step * images_per_step), step)
+                pair = method.pipeline(method.net), sampling_pipeline(method, log)
+                runlog.write(evaluate(*pair, step, step * images_per_step), step)
         if due.save(step):
             with published(method, ema):
                 save(method.pipeline(method.net))
-        if due.checkpoint(step) or interrupted:
+        if (due.checkpoint(step) or interrupted) and method.healthy():
             means.check(accelerator)  # never keep weights that a bad loss has touched
             checkpoints.save(step, runlog.seconds)
             runlog.write_run(step, step * images_per_step)
@@ -191,8 +192,13 @@ def sampling_pipeline(method: Method, log: LogConfig) -> DiffusionPipeline:
 
 def draw(method: Method, accelerator: Accelerator, log: LogConfig) -> Tensor:
     """A sheet's worth of images from fixed seeds, every rank its share: uint8 (N, C, H, W), on every rank."""
-    pipeline, steps = sampling_pipeline(method, log), log.ddpm_num_inference_steps
-    return sample_everywhere(pipeline, range(log.eval_batch_size), accelerator, num_inference_steps=steps)
+    return sample_everywhere(
+        sampling_pipeline(method, log),
+        range(log.eval_batch_size),
+        accelerator,
+        num_inference_steps=log.ddpm_num_inference_steps,
+        class_labels=every_class(method.num_classes, log.eval_batch_size),
+    )
 
 
 class Checkpoints:

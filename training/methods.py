@@ -26,6 +26,8 @@ class Objective(nn.Module, ABC):
 
     net: nn.Module
     """What is averaged, sampled and published."""
+    num_classes: int | None = None
+    """K, where the pipeline is asked for classes 0..K-1."""
 
     @abstractmethod
     def forward(
@@ -50,12 +52,16 @@ class Method(Protocol):
     """What the loop needs: it owns gradients, the loop owns time."""
 
     net: nn.Module
+    num_classes: int | None
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
         """Train on one micro-batch; logs hold `loss`."""
 
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
         """Logs on held-out images, with t and noise from the generator and no gradients."""
+
+    def healthy(self) -> bool:
+        """Whether these weights are worth a checkpoint; the same on every rank."""
 
     def pipeline(self, net: nn.Module) -> DiffusionPipeline:
         """A pipeline that samples from `net`."""
@@ -74,7 +80,7 @@ class GradientDescent:
 
     def __init__(self, objective: Objective, accelerator: Accelerator, config: OptimConfig, total_steps: int):
         self.objective, self.accelerator, self.max_norm = objective, accelerator, config.max_grad_norm
-        self.net = objective.net
+        self.net, self.num_classes = objective.net, objective.num_classes
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             self.parameters,
@@ -113,6 +119,10 @@ class GradientDescent:
             losses, logs = self.objective(x0, labels, generator)
         self.objective.train()
         return {"loss": losses, **logs}
+
+    def healthy(self) -> bool:
+        """Gradient descent on a finite loss is; the loop looks at the loss itself."""
+        return True
 
     def pipeline(self, net: nn.Module) -> DiffusionPipeline:
         """A pipeline that samples from `net`."""

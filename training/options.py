@@ -92,6 +92,17 @@ def to_yaml(config) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping of names to values that a YAML file holds; ValueError when it is none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as problem:
+        raise ValueError(f"{str(path)!r} cannot be read: {problem}") from problem
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(path)!r} must map option names to values; it holds {type(values).__name__}")
+    return values
+
+
 def nearest(word: str, known) -> str:
     """' Did you mean ...?' for a mistyped name, or ''."""
     close = difflib.get_close_matches(word, list(known), n=1)
@@ -143,11 +154,9 @@ class Parser(argparse.ArgumentParser):
     def read_file(self, path: str) -> dict[str, Any]:
         """Flat values of a YAML file, each checked as if it had been typed."""
         try:
-            values = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as problem:
-            self.error(f"--config {path!r} cannot be read: {problem}")
-        if not isinstance(values, dict):
-            self.error(f"--config {path!r} must map option names to values; got {type(values).__name__}")
+            values = read_yaml(path)
+        except ValueError as problem:
+            self.error(f"--config {problem}")
         for name, value in values.items():
             if name not in self.flags:
                 self.error(f"--config {path!r}: unknown option {name!r}.{nearest(str(name), self.flags)}")
@@ -188,3 +197,14 @@ class Parser(argparse.ArgumentParser):
                 if (actual in (None, False)) if allowed is ... else (actual not in allowed):
                     wanted = f"--{other}" + ("" if allowed is ... else " " + " or ".join(map(str, allowed)))
                     self.error(f"--{name} has no effect without {wanted} (--{other} is {actual})")
+
+
+def parse_flags(family: type, description: str, argv: list[str]):
+    """A configuration from the command line alone, for entry points without presets; exits on errors."""
+    parser = Parser(family, {}, description)
+    values = parser.parse(argv)
+    parser.check(values, set(values))
+    try:
+        return build(family, values)
+    except ValueError as problem:
+        parser.error(str(problem))

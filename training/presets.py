@@ -19,11 +19,13 @@ _HO = "Ho et al. 2020 (arXiv 2006.11239), appendix B and its scripts/run_cifar.p
 UNCONDITIONAL = {
     "digits": Preset(
         dict(
-            dataset_name="digits", net="unet_8", train_batch_size=128, max_train_steps=1500,
-            learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=100, ema_max_decay=0.999,
-            validation_size=179, checkpointing_steps=500, sample_steps=500, validation_steps=100,
+            dataset_name="digits", net="unet_8", ddpm_beta_schedule="squaredcos_cap_v2",
+            prediction_type="v_prediction", train_batch_size=32, max_train_steps=9000, learning_rate=2e-3,
+            lr_scheduler="cosine", lr_warmup_steps=100, ema_max_decay=0.999, validation_size=97,
+            checkpointing_steps=1000, validation_steps=500, sample_steps=3000, eval_steps=9000,
+            eval_metrics=("fd", "prdc", "modes"),
         ),
-        "our own, for two minutes on two CPU cores (docs/recipes.md shows what was tried)",
+        "our own, for a few minutes on two CPU cores; docs/recipes.md shows what was tried",
     ),
     "mnist": Preset(
         dict(
@@ -31,6 +33,14 @@ UNCONDITIONAL = {
             lr_warmup_steps=500, ema_max_decay=0.999, validation_split="test", validation_size=512,
         ),
         "our own small network with Ho et al.'s objective",
+    ),
+    "mnist-cpu": Preset(
+        dict(
+            dataset_name="ylecun/mnist", net="unet_28_small", train_batch_size=32, max_train_steps=2000,
+            ddpm_beta_schedule="squaredcos_cap_v2", learning_rate=2e-3, lr_scheduler="cosine",
+            lr_warmup_steps=100, ema_max_decay=0.999, validation_split="test", validation_size=512,
+        ),
+        "our own, for a quarter of an hour on two CPU cores",
     ),
     "fashion-mnist": Preset(
         dict(
@@ -63,8 +73,8 @@ UNCONDITIONAL = {
             ddpm_beta_schedule="squaredcos_cap_v2", loss_type="hybrid", lr_scheduler="constant",
             checkpointing_steps=10000, sample_steps=10000,
         ),
-        "Nichol & Dhariwal 2021 (arXiv 2102.09672), section 3 and appendix A: schedule, loss, T, dropout, rate; "
-        "with Ho et al.'s network",
+        "Nichol & Dhariwal 2021 (arXiv 2102.09672), section 3 and appendix A: schedule, loss, T, dropout, "
+        "rate; with Ho et al.'s network",
     ),
     "cifar100": Preset(
         dict(
@@ -88,10 +98,63 @@ UNCONDITIONAL = {
             ddpm_beta_schedule="squaredcos_cap_v2", ddpm_num_steps=4000, loss_type="hybrid",
             checkpointing_steps=10000, sample_steps=10000,
         ),
-        "Nichol & Dhariwal 2021 (arXiv 2102.09672), section 3: cosine schedule, hybrid loss, T=4000, batch 128, "
-        "rate 1e-4",
+        "Nichol & Dhariwal 2021 (arXiv 2102.09672), section 3: cosine schedule, hybrid loss, T=4000, batch "
+        "128, rate 1e-4",
     ),
 }  # fmt: skip
 
-PRESETS: dict[str, dict[str, Preset]] = {"unconditional": UNCONDITIONAL}
+_XIAO = "Xiao et al. 2022 (arXiv 2112.07804), appendix C and the command of their README for CIFAR-10"
+
+DDGAN = {
+    "digits": Preset(
+        dict(
+            dataset_name="digits", net="unet_8", discriminator_channels=(32, 64), train_batch_size=64,
+            max_train_steps=3000, learning_rate=4e-4, discriminator_learning_rate=3e-4, r1_gamma=0.05,
+            ema_max_decay=0.998, validation_size=179, checkpointing_steps=500, sample_steps=500,
+        ),
+        "our own, meant for fifteen minutes on two CPU cores; docs/ddgan.md shows what was tried",
+    ),
+    "mnist": Preset(
+        dict(
+            dataset_name="ylecun/mnist", net="unet_28_small", discriminator_channels=(16, 32, 64, 64),
+            train_batch_size=64, max_train_steps=10000, learning_rate=4e-4,
+            discriminator_learning_rate=3e-4, r1_gamma=0.05, ema_max_decay=0.999, validation_split="test",
+            validation_size=512, sample_steps=2000,
+        ),
+        "our own small network with Xiao et al.'s objective",
+    ),
+    "cifar10-16": Preset(
+        dict(
+            dataset_name="uoft-cs/cifar10", resolution=16, net="unet_16", random_flip=True,
+            discriminator_channels=(64, 128, 256), train_batch_size=128, max_train_steps=50000,
+            learning_rate=3e-4, discriminator_learning_rate=2e-4, ema_max_decay=0.999,
+            checkpointing_steps=5000, sample_steps=5000, validation_split="test", validation_size=1024,
+            validation_steps=2000,
+        ),
+        "our own small network with Xiao et al.'s objective, CIFAR-10 at 16x16",
+    ),
+    "cifar10": Preset(
+        dict(
+            dataset_name="uoft-cs/cifar10", net="unet_cifar10", dropout=0.0, random_flip=True,
+            max_train_steps=400000, checkpointing_steps=10000, sample_steps=10000, validation_split="test",
+            validation_size=1024, validation_steps=2000,
+        ),
+        _XIAO + "; FID 3.75 at 50k samples; their NCSN++ is replaced by Ho et al.'s network",
+    ),
+}  # fmt: skip
+
+CLASS_CONDITIONAL = {
+    name: Preset(
+        row.options, row.source + "; label drop 0.1: Ho & Salimans 2022 (arXiv 2207.12598), table 1"
+    )
+    for name, row in UNCONDITIONAL.items()
+    if "classes" not in row.options
+}
+"""The same recipes with the data's labels."""
+
+PRESETS: dict[str, dict[str, Preset]] = {
+    "unconditional": UNCONDITIONAL,
+    "class_conditional": CLASS_CONDITIONAL,
+    "ddgan": DDGAN,
+}
 """Family -> name -> row."""

@@ -177,9 +177,10 @@ def noise_schedule(
 ) -> NoiseSchedule:
     """The schedule of the flags, safe for any T.
 
-    Ends that are not given are 1e-4 and 0.02, the paper's at T=1000, times 1000 / T as far as betas stay below
-    1; where more than `MAX_SIGNAL` of the image is left in x_T, the betas are scaled up until it is not. Ends
-    that are given are taken as they are. ValueError where no scaling helps, or given ends leave too much.
+    Ends that are not given are 1e-4 and 0.02, the paper's at T=1000, times 1000 / T as far as betas stay
+    below 1; where more than `MAX_SIGNAL` of the image is left in x_T, the betas are scaled up until it is
+    not. Ends that are given are taken as they are. ValueError where no scaling helps, or given ends leave
+    too much.
     """
     fixed = beta_start is not None or beta_end is not None or name == "squaredcos_cap_v2"
     factor = 1.0 if fixed else min(1000 / steps, MAX_BETA / 0.02)

@@ -7,12 +7,8 @@ Means are kept as sums on the device, so that nothing waits for the GPU between 
 
 import json
 import os
-import platform
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from trilemma.training.machine import commit, hardware, versions
 from trilemma.training.methods import Logs
 from trilemma.training.options import flatten, to_yaml
 
@@ -104,7 +101,9 @@ class RunLog:
         )
         if self.accelerator.is_main_process:
             self.scalars.parent.mkdir(parents=True, exist_ok=True)
-            keep_lines(self.scalars, lambda line: line["step"] <= step)
+            # What came after the checkpoint was of weights that are gone.
+            for path in (self.scalars, self.folder / "results.jsonl"):
+                keep_lines(path, lambda line: (line["step"] or 0) <= step)
 
     @property
     def seconds(self) -> float:
@@ -173,47 +172,3 @@ def keep_lines(path: Path, wanted) -> None:
         except json.JSONDecodeError:
             continue
     write_text(path, "".join(kept))
-
-
-def hardware(accelerator: Accelerator) -> dict[str, Any]:
-    """What the run runs on."""
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "device": device.type,
-        "name": name,
-        "processes": accelerator.num_processes,
-        "threads": torch.get_num_threads(),
-        "mixed_precision": accelerator.mixed_precision,
-    }
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    packages = ("trilemma", "torch", "diffusers", "accelerate", "datasets")
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def commit() -> str | None:
-    """The checkout's commit, `+` when it has changes; None in an installed wheel."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

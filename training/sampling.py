@@ -4,7 +4,7 @@ An image depends on its seed alone (see pipelines/), so shares, batches and thei
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,9 +73,43 @@ def evaluations(pipeline: DiffusionPipeline, num_inference_steps: int) -> int:
     return len(scheduler.timesteps)
 
 
+def every_class(num_classes: int | None, count: int) -> list[int] | None:
+    """Classes 0, 1, ... K-1, 0, ... for the images of a sheet; None for models without classes."""
+    return None if num_classes is None else [i % num_classes for i in range(count)]
+
+
 def shard(items: Sequence, rank: int, world: int) -> list:
     """This rank's items: every world-th, from its rank on. None twice, none left out, none added."""
     return list(items)[rank::world]
+
+
+def draw_batches(
+    pipeline: DiffusionPipeline,
+    seeds: Sequence[int],
+    *,
+    batch_size: int,
+    num_inference_steps: int | None = None,
+    class_labels: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One image for each seed of this rank's share: positions in `seeds` (B,) and uint8 (B, C, H, W) on the
+    CPU.
+
+    class_labels: one for each seed, for pipelines that take them. options: further arguments of the
+    pipeline's call, such as guidance_scale.
+    """
+    share = shard(range(len(seeds)), rank, world)
+    for start in range(0, len(share), batch_size):
+        rows = share[start : start + batch_size]
+        per_image: dict[str, Any] = {"seeds": [seeds[row] for row in rows]}
+        if class_labels is not None:
+            per_image["class_labels"] = [class_labels[row] for row in rows]
+        output = pipeline(
+            **per_image, **(options or {}), num_inference_steps=num_inference_steps, output_type="pt"
+        )
+        yield torch.tensor(rows), to_uint8(output.images).cpu()
 
 
 def sample(
@@ -89,24 +123,26 @@ def sample(
     rank: int = 0,
     world: int = 1,
 ) -> Tensor:
-    """One image for each seed of this rank's share, in the order of the share: uint8 (n, C, H, W) on the CPU.
-
-    class_labels: one for each seed, for pipelines that take them.
-    options: further arguments of the pipeline's call, such as guidance_scale.
-    """
-    share, labels = shard(seeds, rank, world), shard(class_labels or (), rank, world)
-    count = len(share)
-    if not share:  # the shape of no images is known from an image
-        share, labels = list(seeds)[:1], list(class_labels or ())[:1]
-    batches = []
-    for start in range(0, len(share), batch_size):
-        rows = slice(start, start + batch_size)
-        per_image = {"seeds": share[rows]} | ({"class_labels": labels[rows]} if labels else {})
-        output = pipeline(
-            **per_image, **(options or {}), num_inference_steps=num_inference_steps, output_type="pt"
-        )
-        batches.append(to_uint8(output.images).cpu())
-    return torch.cat(batches)[:count]
+    """`draw_batches` in one: this rank's share in its order, uint8 (n, C, H, W) on the CPU."""
+    parts = draw_batches(
+        pipeline,
+        seeds,
+        batch_size=batch_size,
+        num_inference_steps=num_inference_steps,
+        class_labels=class_labels,
+        options=options,
+        rank=rank,
+        world=world,
+    )
+    images = [part for _, part in parts]
+    if images:
+        return torch.cat(images)
+    # The shape of no images is known from an image.
+    labels = None if class_labels is None else class_labels[:1]
+    one = draw_batches(
+        pipeline, seeds[:1], batch_size=1, num_inference_steps=1, class_labels=labels, options=options
+    )
+    return next(one)[1][:0]
 
 
 def gather_in_order(share: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Train an unconditional diffusion model: `accelerate launch training/train_unconditional.py`.
 
-Without flags it learns the embedded 8x8 digits in about two minutes on two CPU cores. The result is a folder
-that a stock
-`DDPMPipeline.from_pretrained` loads.
+Without flags it learns the embedded 8x8 digits in a few minutes on two CPU cores. The result is a folder that
+a stock `DDPMPipeline.from_pretrained` loads.
 """
 
 from trilemma.training.config import parse
@@ -14,18 +13,11 @@ def main() -> None:
 
     from trilemma.pipelines.unconditional import UnconditionalPipeline
     from trilemma.training.launch import make_net, run
-    from trilemma.training.losses import LOSSES
-    from trilemma.training.objectives.ddpm import DDPM
-    from trilemma.training.process import noise_schedule
+    from trilemma.training.objectives.ddpm import DDPM, output_channels, schedule_of
 
     def objective(config, images):
-        process = config.process
-        schedule = noise_schedule(
-            process.ddpm_beta_schedule, process.ddpm_num_steps, process.beta_start, process.beta_end
-        )
-        learns_variance = LOSSES[config.objective.loss_type].learns_variance
-        net = make_net(config, images, out_channels=images.channels * (1 + learns_variance))
-        return DDPM(net, schedule, config.objective, UnconditionalPipeline)
+        net = make_net(config, images, out_channels=output_channels(config.objective, images.channels))
+        return DDPM(net, schedule_of(config.process), config.objective, UnconditionalPipeline)
 
     run(config, objective)
 

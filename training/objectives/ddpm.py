@@ -4,6 +4,7 @@ Ho et al. 2020 (arXiv 2006.11239), algorithm 1; learned variance and the variati
 Dhariwal 2021 (arXiv 2102.09672). Which target, loss and weighting is read once here from the configuration.
 """
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,7 @@ from accelerate.utils import gather
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
-from trilemma.training.config import DDPMConfig
+from trilemma.training.config import DDPMConfig, ProcessConfig
 from trilemma.training.losses import (
     LOSSES,
     UNWEIGHTED,
@@ -22,7 +23,9 @@ from trilemma.training.losses import (
     vlb_term_bpd,
 )
 from trilemma.training.methods import Logs, Objective
-from trilemma.training.process import TARGETS, NoiseSchedule
+from trilemma.training.process import TARGETS, NoiseSchedule, noise_schedule
+
+logger = logging.getLogger(__name__)
 
 QUARTILES = 4
 
@@ -30,7 +33,7 @@ QUARTILES = 4
 class DDPM(Objective):
     """The loss of one noise level per image; `net(x_t, t - 1, class_labels)` as UNet2DModel takes them.
 
-    condition: labels (B,) -> the network's class labels, or None for a network that takes none.
+    condition: how labels (B,) become the network's class labels, or None for a network that takes none.
     make_pipeline: (net, scheduler) -> the pipeline that samples from it.
     """
 
@@ -40,7 +43,7 @@ class DDPM(Objective):
         schedule: NoiseSchedule,
         config: DDPMConfig,
         make_pipeline: Callable[[nn.Module, DDPMScheduler], DiffusionPipeline],
-        condition: Callable[[Tensor], Tensor] | None = None,
+        condition: "LabelDropout | None" = None,
     ):
         super().__init__()
         self.net, self.denoise, self.process = net, net.forward, schedule.process()
@@ -52,6 +55,7 @@ class DDPM(Objective):
         self.weighting = weighting(config)
         self.times = ImportanceTimes(schedule.steps) if self.loss.importance else UniformTimes(schedule.steps)
         self.condition, self.make_pipeline = condition, make_pipeline
+        self.num_classes = condition.num_classes if condition else None
         self.scheduler = ddpm_scheduler(schedule, config)
 
     def forward(
@@ -94,6 +98,38 @@ class DDPM(Objective):
         self.denoise = torch.compile(self.net.forward)
 
 
+class LabelDropout(nn.Module):
+    """Replaces each label, on its own, by the null label K with probability p; never during validation.
+
+    Ho & Salimans 2022 (arXiv 2207.12598), algorithm 1.
+    """
+
+    def __init__(self, num_classes: int, p: float):
+        super().__init__()
+        self.num_classes, self.p = num_classes, p
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 in 0..K-1 -> (B,) in 0..K."""
+        if not self.training:
+            return labels
+        return labels.masked_fill(torch.rand(len(labels), device=labels.device) < self.p, self.num_classes)
+
+
+def output_channels(config: DDPMConfig, channels: int) -> int:
+    """Channels that the network gives: twice the images' where it predicts the variance too."""
+    return channels * (1 + LOSSES[config.loss_type].learns_variance)
+
+
+def schedule_of(config: ProcessConfig) -> NoiseSchedule:
+    """The noise schedule of the flags; says so where betas were changed to make x_T noise."""
+    schedule = noise_schedule(
+        config.ddpm_beta_schedule, config.ddpm_num_steps, config.beta_start, config.beta_end
+    )
+    if schedule.remark:
+        logger.info("%s: %s", schedule.name, schedule.remark)
+    return schedule
+
+
 def weighting(config: DDPMConfig) -> Weighting:
     """The SNR weighting of the flags."""
     if config.snr_gamma is not None:
@@ -124,7 +160,11 @@ def by_quartile(losses: Tensor, t: Tensor, steps: int) -> Logs:
 
 
 class UniformTimes(nn.Module):
-    """t uniform in 1..T."""
+    """t uniform in 1..T, one from each of B equal parts: the same expectation with less variance.
+
+    Kingma et al. 2021 (arXiv 2107.00630), appendix I.1, draw times of a batch so that they cover the
+    interval.
+    """
 
     def __init__(self, steps: int):
         super().__init__()
@@ -134,7 +174,10 @@ class UniformTimes(nn.Module):
         self, count: int, device: torch.device, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | float]:
         """t (count,) int64 and the importance weight of each."""
-        return _integers(self.steps, count, device, generator) + 1, 1.0
+        where = device if generator is None else generator.device
+        part = torch.rand(count, generator=generator, device=where, dtype=torch.float64)
+        time = (torch.arange(count, device=where) + part) / count
+        return (time * self.steps).long().clamp(max=self.steps - 1).to(device) + 1, 1.0
 
     def observe(self, t: Tensor, losses: Tensor) -> None:
         """Nothing to learn."""

@@ -1,0 +1,28 @@
+"""The options that `eval/generate.py` and `eval/evaluate.py` share; no torch here."""
+
+from dataclasses import dataclass
+
+from trilemma.training.options import option
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and how it is run."""
+
+    model: str | None = option(None, "model folder or Hub id")
+    batch_size: int = option(250, "images per process and forward pass", low=1)
+    cpu_threads: int = option(0, "threads of a process on CPU; 0 for its share of the cores", low=0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are drawn. An image depends on its seed alone."""
+
+    num_samples: int = option(10_000, "images to draw or to score", low=1)
+    seed: int = option(0, "first seed; images have the seeds from here on", low=0)
+    sampler: str | None = option(None, "a row of SAMPLERS, such as ddim; the model's own if not given")
+    num_inference_steps: int | None = option(None, "steps of the sampler; its default if not given", low=1)
+    guidance_scale: float | None = option(
+        None, "diffusers' scale: 1 + w of the paper; class-conditional models"
+    )
+    classes: tuple[str, ...] | None = option(None, "draw only these classes, by name or number")

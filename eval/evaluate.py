@@ -1,0 +1,81 @@
+"""Score a model or a set of images: `accelerate launch eval/evaluate.py --model
+outputs/unconditional-digits`.
+
+Draws, extracts features and scores in one pass that holds no images, each process its share; prints a table
+and adds lines to `results.jsonl`. Without `--reference` a model is compared with the images that it was
+trained on.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from trilemma.eval.config import ModelConfig, SamplingConfig
+from trilemma.training.options import option, parse_flags
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Images to score in the place of a model."""
+
+    images: str | None = option(None, "folder of PNGs, .npy or .npz of uint8 images; in the place of --model")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """What is compared with."""
+
+    reference: str | None = option(None, "'digits', Hub id, folder, or statistics file (.safetensors, .npz)")
+    split: str | None = option(None, "split of the reference; the training split if not given")
+    resolution: int | None = option(None, "side of the reference's images; the model's if not given", low=1)
+    image_column: str | None = option(None, "image column of the reference; found by its type if not given")
+    label_column: str | None = option(None, "label column, or 'none'; found by its type if not given")
+    reference_n: int | None = option(None, "number of images behind an .npz, for the floor", low=2)
+    save_reference: str | None = option(
+        None, "also write the reference's statistics to this .safetensors or .npz"
+    )
+    cache_dir: str | None = option(None, "where data and statistics are kept")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """What is measured."""
+
+    feature_extractor: str | None = option(
+        None,
+        "inception, dinov2, clip, classifier or pixels; inception if its weights are there, else classifier",
+    )
+    extractor_weights: str | None = option(None, "file, folder or Hub id of the extractor's weights")
+    metrics: tuple[str, ...] = option(("fd", "kid", "prdc"), "metrics of docs/metrics.md")
+    bpd_timesteps: int | None = option(None, "noise levels drawn per image for bpd; all if not given", low=1)
+    bpd_images: int | None = option(None, "images of each split for bpd; all if not given", low=2)
+    force: bool = option(False, "measure what would mean little, and mark it so")
+    output: str | None = option(
+        None, "results file; results.jsonl of the model's folder, or here, if not given"
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`eval/evaluate.py`."""
+
+    model: ModelConfig
+    images: ImagesConfig
+    reference: ReferenceConfig
+    sampling: SamplingConfig
+    score: ScoreConfig
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, then import what needs torch."""
+    config = parse_flags(EvaluateConfig, __doc__, sys.argv[1:] if argv is None else argv)
+
+    from trilemma.eval.evaluation import evaluate
+
+    try:
+        evaluate(config)
+    except (ValueError, OSError, RuntimeError) as problem:
+        raise SystemExit(f"error: {problem}") from problem
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Metrics that compare samples one with another: what sums over the samples cannot give.
+
+All take two sets of features (N, D) and (M, D) and work in float64, in chunks of CHUNK rows: memory grows
+with N + M.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 512
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances from chunks of x (N, D) to all of y (M, D): rows of x, distances (<= CHUNK, M)."""
+    y = y.double()
+    norm = y.square().sum(1)
+    for start in range(0, len(x), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(x)))
+        part = x[rows].double()
+        products = torch.addmm(norm, part, y.T, alpha=-2)
+        yield rows, products.add_(part.square().sum(1)[:, None]).clamp_min_(0)
+
+
+def nearest(x: Tensor, y: Tensor) -> Tensor:
+    """Distance (N,) from each row of x to the nearest row of y, which may be the larger."""
+    best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    for _, squared in squared_distances(y, x):
+        best = torch.minimum(best, squared.min(0).values)
+    return best.sqrt()
+
+
+def squared_radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
+    """Squared distance (N,) from each row to its k-th nearest other row, for each k of `neighbours`."""
+    nearest_first = torch.cat(
+        [squared.topk(max(neighbours) + 1, largest=False).values for _, squared in squared_distances(x, x)]
+    )
+    return [nearest_first[:, k] for k in neighbours]  # column 0 is the row itself
+
+
+class Manifolds(NamedTuple):
+    """Shares of Kynkaanniemi et al. 2019 and Naeem et al. 2020; density may exceed 1."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def prdc(real: Tensor, fake: Tensor) -> Manifolds:
+    """How far samples and reality lie within each other's balls to the k-th neighbour.
+
+    Precision and recall with k = 3 (Kynkaanniemi et al. 2019, eqs. 1 and 2), density and coverage with k = 5
+    (Naeem et al. 2020, eqs. 3 and 4). Balls are closed; a point is not its own neighbour.
+    """
+    if min(len(real), len(fake)) < 6:
+        raise ValueError(
+            f"--metrics prdc needs 6 images or more of each kind; got {len(real)} and {len(fake)}"
+        )
+    real3, real5 = squared_radii(real, (3, 5))
+    (fake3,) = squared_radii(fake, (3,))
+    precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
+    recalled = covered = within = 0
+    for rows, squared in squared_distances(real, fake):
+        precise |= (squared <= real3[rows, None]).any(0)
+        recalled += (squared <= fake3).any(1).sum()
+        inside = squared <= real5[rows, None]
+        within += inside.sum()
+        covered += inside.any(1).sum()
+    return Manifolds(
+        precision=float(precise.double().mean()),
+        recall=int(recalled) / len(real),
+        density=int(within) / (5 * len(fake)),
+        coverage=int(covered) / len(real),
+    )
+
+
+def kernel_distance(real: Tensor, fake: Tensor, member: Tensor) -> Callable[[Tensor], float]:
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018).
+
+    Over all pairs. member (N, BLOCKS) is 1 where a row of `fake` is of a block, else 0; returned is the value
+    as a function of the blocks that are kept, (BLOCKS,) of ones and zeros.
+    """
+    real, fake, member = real.double(), fake.double(), member.double()
+    m = len(real)
+    within_real = sum(kernel.sum() for kernel in _kernels(real, real)) - _self_kernel(real).sum()
+    across = member.T @ torch.cat([kernel.sum(1) for kernel in _kernels(fake, real)])
+    within = member.T @ torch.cat([kernel @ member for kernel in _kernels(fake, fake)])
+    within -= torch.diag(member.T @ _self_kernel(fake))
+
+    def value(kept: Tensor) -> float:
+        kept = kept.double()
+        n = kept @ member.sum(0)
+        fakes = kept @ within @ kept / (n * (n - 1))
+        return float(fakes + within_real / (m * (m - 1)) - 2 * (kept @ across) / (n * m))
+
+    return value
+
+
+def _kernels(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    for start in range(0, len(x), CHUNK):
+        yield (x[start : start + CHUNK] @ y.T).div_(x.shape[1]).add_(1).pow_(3)
+
+
+def _self_kernel(x: Tensor) -> Tensor:
+    return (x.square().sum(1) / x.shape[1] + 1) ** 3

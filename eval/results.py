@@ -1,0 +1,128 @@
+"""What a measured number is called and what it must say of itself: the lines of `results.jsonl`.
+
+A number is `fid` only over Inception features of at least 50,000 samples against the whole training split,
+which is what the literature means by it. Everything else bears its protocol in its name: `fid_10k`,
+`fid_10k_vs_test`,
+`fd_classifier`, `kid_pixels`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from trilemma.eval.reference_stats import Protocol
+from trilemma.eval.sample_metric import Measurement
+
+RESULTS = "results.jsonl"
+LITERATURE_SAMPLES = 50_000
+JUDGED = ("class_accuracy", "modes", "modes_kl", "confidence", "confident_share")
+"""Numbers of the classifier as a judge; they bear no extractor's name."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the images come from. For a folder of images all but `source` and `n` may be None."""
+
+    source: str  # model or image folder
+    n: int
+    seeds: str | None = None  # "0..499"
+    sampler: str | None = None
+    num_inference_steps: int | None = None
+    nfe: int | None = None  # evaluations of the network per image
+    guidance_scale: float | None = None  # diffusers' scale: 1 + w of Ho & Salimans
+    seconds_per_image: float | None = None  # process-seconds, sampling alone
+    device: str | None = None
+    step: int | None = None
+    images_seen: int | None = None
+
+
+def metric_name(name: str, extractor: str | None, n: int, split: str | None) -> str:
+    """What a measurement of METRICS is called in results: see the top of this file."""
+    if name in JUDGED or extractor is None:
+        return name
+    if name != "fd":
+        return name if extractor == "inception" else f"{name}_{extractor}"
+    if extractor != "inception":
+        return f"fd_{extractor}"
+    if n >= LITERATURE_SAMPLES and split == "train":
+        return "fid"
+    count = f"{n // 1000}k" if n % 1000 == 0 else str(n)
+    return f"fid_{count}" if split == "train" else f"fid_{count}_vs_{split or 'unknown'}"
+
+
+def lines(
+    measurements: Mapping[str, Measurement],
+    origin: Origin,
+    protocol: Protocol | None,
+    *,
+    commit: str | None,
+    forced: bool = False,
+    judge_accuracy: float | None = None,
+) -> list[dict[str, Any]]:
+    """One line for each measurement, with everything that must agree before it is compared with another."""
+    extractor = protocol.extractor if protocol else None
+    split = protocol.split if protocol else None
+    told = {
+        "feature_extractor": extractor,
+        "extractor_sha256": protocol.extractor_sha256 if protocol else None,
+        "resize": protocol.resize if protocol else None,
+        "quantisation": protocol.quantisation if protocol else None,
+        "reference": protocol.data if protocol else None,
+        "reference_split": split,
+        "reference_n": protocol.n if protocol else None,
+        "data_fingerprint": protocol.data_fingerprint if protocol else None,
+        "judge_accuracy": judge_accuracy,
+        "forced": forced,
+        "commit": commit,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    return [
+        {
+            "metric": metric_name(name, extractor, m.n, split),
+            "value": m.value,
+            "interval": list(m.interval) if m.interval else None,
+            "floor": m.floor,
+            **asdict(replace(origin, n=m.n)),
+            **told,
+        }
+        for name, m in measurements.items()
+    ]
+
+
+def append(path: Path, new: Iterable[dict[str, Any]]) -> None:
+    """Add lines to a results file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in new)
+    with open(path, "a") as file:
+        file.write(text)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file, oldest first; [] if there is none, ValueError names a damaged line."""
+    if not path.exists():
+        return []
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{path}, line {number} is not JSON: {problem}; delete the line") from problem
+    return found
+
+
+def table(results: Iterable[dict[str, Any]]) -> str:
+    """Results as text: name, value, interval, floor, n."""
+    rows = [("metric", "value", "95% interval", "floor", "n")]
+    for line in results:
+        low, high = line["interval"] or (None, None)
+        interval = "" if low is None else f"{low:.4g} .. {high:.4g}"
+        floor = "" if line["floor"] is None else f"{line['floor']:.4g}"
+        name = line["metric"] + (" (forced)" if line["forced"] else "")
+        rows.append((name, f"{line['value']:.5g}", interval, floor, str(line["n"])))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,159 @@
+"""The classifier that is trained on the spot: good enough, the same each time, kept, checked, unobtrusive."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trilemma.eval import classifier
+from trilemma.eval.classifier import ClassifierNet, classifier_file, load_classifier, train_classifier
+from trilemma.eval.inception import file_sha256
+from trilemma.training.config import DataConfig
+from trilemma.training.data import load_images
+
+
+@dataclass
+class Blobs:
+    """Images of two classes, bright above or bright below, with what the classifier reads of `Images`."""
+
+    count: int = 60
+    channels: int = 1
+    resolution: int = 8
+    seed: int = 0
+    class_names: tuple[str, ...] | None = None
+    name: str = "blobs"
+
+    def __post_init__(self):
+        rng = np.random.default_rng(self.seed)
+        self.labels = rng.integers(0, 2, self.count)
+        half = np.arange(self.resolution) < self.resolution // 2
+        bright = half[None, :] == (self.labels[:, None] == 0)
+        shape = (self.count, self.channels, self.resolution, self.resolution)
+        noise = rng.integers(0, 100, shape)
+        self.pixels = (noise + 100 * bright[:, None, :, None]).astype(np.uint8)
+        self.fingerprint = f"{self.seed:016d}{self.resolution}"
+
+    def __len__(self):
+        return self.count
+
+    def __getitems__(self, indices):
+        return torch.from_numpy(self.pixels[indices]), torch.from_numpy(self.labels[indices])
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(classifier, "IMAGES_PER_CHANNEL", 1000)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("digits"))
+    return load_images(DataConfig(dataset_name="digits", cache_dir=cache))
+
+
+def test_learns_the_digits(digits):
+    net, trained = train_classifier(digits)
+    assert trained.num_classes == 10
+    assert trained.held_out == len(digits) // 10
+    assert trained.held_out_accuracy >= 0.97
+    images, labels = digits.__getitems__(np.arange(len(digits)))
+    features, logits = net(images)
+    assert features.shape == (len(digits), 64)
+    assert (logits.argmax(1) == labels).float().mean() >= 0.97
+
+
+def test_training_again_gives_the_same_file(short, tmp_path):
+    first, second = (classifier_file(Blobs(), tmp_path / name) for name in "ab")
+    assert first.name == second.name
+    assert first.read_bytes() == second.read_bytes()
+    assert load_classifier(first)[2] == file_sha256(first)
+
+
+def test_the_number_of_threads_does_not_matter(short):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one, _ = train_classifier(Blobs())
+        torch.set_num_threads(2)
+        two, _ = train_classifier(Blobs())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(two.state_dict(), one.state_dict(), rtol=0, atol=0)
+
+
+def test_nothing_of_the_surrounding_job_matters_or_changes(short):
+    expected, _ = train_classifier(Blobs())
+    torch.manual_seed(7)
+    np.random.seed(7)
+    before = torch.get_rng_state()
+    numpy_before = np.random.get_state()[1].copy()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net, trained = train_classifier(Blobs())
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)
+    torch.testing.assert_close(net.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert trained.held_out_accuracy == 1
+
+
+def test_is_trained_once_for_each_data_set(short, tmp_path, monkeypatch):
+    first = classifier_file(Blobs(), tmp_path)
+    other = classifier_file(Blobs(seed=1), tmp_path)
+    assert other != first
+    monkeypatch.setattr(classifier, "train_classifier", None)
+    assert classifier_file(Blobs(), tmp_path) == first
+    assert sorted(p.name for p in first.parent.iterdir()) == sorted([first.name, other.name])
+
+
+def test_loads_what_was_trained(short, tmp_path):
+    blobs = Blobs(channels=3)
+    net, trained, _ = load_classifier(classifier_file(blobs, tmp_path))
+    again, expected = train_classifier(blobs)
+    assert trained == expected
+    assert trained.data_fingerprint == blobs.fingerprint
+    images = torch.from_numpy(blobs.pixels)
+    assert net(images)[0].shape == (60, 128)
+    torch.testing.assert_close(net(images), again(images), rtol=0, atol=0)
+
+
+def test_a_tampered_file_is_refused(short, tmp_path):
+    file = classifier_file(Blobs(), tmp_path)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file.name}.*{file_sha256(file)}.*expected.*delete it"):
+        load_classifier(classifier_file(Blobs(), tmp_path))
+
+
+def test_another_kind_of_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--extractor_weights.*nowhere"):
+        load_classifier(tmp_path / "nowhere.safetensors")
+    file = tmp_path / "net.safetensors"
+    save_file({"weight": torch.ones(2)}, file, metadata={"format": "pt"})
+    named = file.rename(tmp_path / f"net-{file_sha256(file)[:16]}.safetensors")
+    with pytest.raises(ValueError, match="is not a classifier of this toolkit"):
+        load_classifier(named)
+
+
+def test_data_without_labels_is_refused_with_the_way_out(tmp_path):
+    blobs = Blobs()
+    blobs.labels = None
+    with pytest.raises(ValueError, match=r"blobs.*--label_column.*pixels"):
+        classifier_file(blobs, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_are_those_of_the_data_even_if_some_are_empty(short):
+    net, trained = train_classifier(Blobs(class_names=("above", "below", "nowhere")))
+    assert trained.num_classes == 3
+    assert net.head.out_features == 3
+
+
+def test_large_images_are_averaged_down(short):
+    torch.manual_seed(0)
+    net = ClassifierNet(1, 2).eval()
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    small = images.float().unflatten(3, (32, 2)).unflatten(2, (32, 2)).mean((3, 5))
+    torch.testing.assert_close(net(images), net(small))

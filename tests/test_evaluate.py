@@ -1,0 +1,235 @@
+"""The evaluation entry points, end to end: models, files, several processes, bad input, during training."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from entry import command, environment, run
+from PIL import Image
+from test_distributed import TORCHRUN
+
+from trilemma.eval.results import Origin, lines, metric_name
+from trilemma.eval.sample_metric import Measurement
+from trilemma.training.config import DataConfig
+from trilemma.training.data import load_images
+
+EVALUATE, GENERATE, TRAIN = "eval/evaluate.py", "eval/generate.py", "training/train_unconditional.py"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model after a few steps, evaluated twice while it trained."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    flags = ["--model_config_name_or_path", str(folder / "tiny.json"), "--train_batch_size", "8"]
+    flags += ["--eval_batch_size", "16", "--ddpm_num_inference_steps", "5", "--max_train_steps", "6"]
+    flags += ["--eval_steps", "3", "--eval_num_samples", "70", "--eval_metrics", "fd", "modes"]
+    run(TRAIN, *flags, "--output_dir", str(folder / "out"), "--cache_dir", str(folder / "cache"))
+    return folder
+
+
+def scored(model, tmp_path, *flags, check=True):
+    output = tmp_path / "results.jsonl"
+    done = run(EVALUATE, *flags, "--output", str(output), "--cache_dir", str(model / "cache"), check=check)
+    if not check:
+        return done
+    return {line["metric"]: line for line in map(json.loads, output.read_text().splitlines())}
+
+
+def model_flags(model, n=80):
+    sampler = ["--sampler", "ddim", "--num_inference_steps", "4"]
+    return ["--model", str(model / "out"), "--num_samples", str(n), "--batch_size", "32", *sampler]
+
+
+def test_training_scored_twice_and_kept_the_best(model):
+    out = model / "out"
+    told = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    distances = [line for line in told if line["metric"] == "fd_classifier"]
+    assert [line["step"] for line in distances] == [3, 6]
+    assert [line["images_seen"] for line in distances] == [24, 48]
+    assert all(line["seeds"] == "0..69" and line["nfe"] == 5 for line in distances)
+    scalars = [json.loads(line) for line in (out / "logs" / "scalars.jsonl").read_text().splitlines()]
+    assert [line["fd_classifier"] for line in scalars if "fd_classifier" in line] == [
+        d["value"] for d in distances
+    ]
+    assert (out / "best" / "model_index.json").is_file()
+    assert (out / "scores.png").is_file()
+
+
+def test_a_line_says_everything_that_a_comparison_needs(model, tmp_path):
+    found = scored(model, tmp_path, *model_flags(model))
+    assert {"fd_classifier", "kid_classifier", "precision_classifier", "coverage_classifier"} <= found.keys()
+    assert "fid" not in str(found.keys())
+    line = found["fd_classifier"]
+    assert line["n"] == 80
+    assert line["reference_n"] == 1797 - 97  # what was held out is not what it was trained on
+    assert (line["sampler"], line["num_inference_steps"], line["nfe"]) == ("ddim", 4, 4)
+    assert (line["feature_extractor"], line["reference"], line["step"]) == ("classifier", "digits", 6)
+    assert line["interval"][0] < line["interval"][1]
+    assert len(line["extractor_sha256"]) == len(line["data_fingerprint"]) == 64
+    assert line["seconds_per_image"] > 0
+    assert not line["forced"]
+
+
+def test_two_processes_score_what_one_does(model, tmp_path):
+    metrics = ["--metrics", "fd", "kid", "prdc", "modes", "bpd", "--bpd_timesteps", "3", "--bpd_images", "21"]
+    one = scored(model, tmp_path, *model_flags(model, 71), *metrics)
+    both = [*command(EVALUATE, *model_flags(model, 71), *metrics)[1:], "--cache_dir", str(model / "cache")]
+    subprocess.run(
+        [*TORCHRUN, "2", *both, "--output", str(tmp_path / "two.jsonl")],
+        check=True,
+        capture_output=True,
+        env=environment(ACCELERATE_USE_CPU="true"),
+    )
+    for line in map(json.loads, (tmp_path / "two.jsonl").read_text().splitlines()):
+        # Images are drawn in other batches, whose rounding may differ by a grey level.
+        assert line["value"] == pytest.approx(one[line["metric"]]["value"], rel=0.02, abs=1e-3)
+        assert line["n"] == one[line["metric"]]["n"]
+
+
+def test_generated_files_score_as_the_model_does(model, tmp_path):
+    digits = ["--reference", "digits", "--metrics", "fd", "modes"]
+    direct = scored(model, tmp_path, *model_flags(model), *digits)
+    for output in ("images", "images.npy"):
+        run(GENERATE, *model_flags(model), "--output", str(tmp_path / output))
+        flags = ["--images", str(tmp_path / output), *digits]
+        place = tmp_path / f"scores-of-{output}"
+        place.mkdir()
+        files = scored(model, place, *flags)
+        assert files["modes"]["value"] == direct["modes"]["value"]
+        assert files["fd_classifier"]["source"].endswith(output)
+    array = np.load(tmp_path / "images.npy")
+    assert (array.shape, array.dtype) == ((80, 8, 8, 1), np.uint8)
+    picture = np.asarray(Image.open(tmp_path / "images" / "00000007.png"))
+    assert np.abs(picture.astype(int) - array[7, ..., 0]).max() <= 1
+
+
+def test_generate_goes_on_where_it_was_cut(model, tmp_path):
+    flags = [*model_flags(model, 20), "--output", str(tmp_path / "images")]
+    run(GENERATE, *flags)
+    kept = tmp_path / "images" / "00000003.png"
+    before = kept.stat().st_mtime_ns
+    content = (tmp_path / "images" / "00000011.png").read_bytes()
+    (tmp_path / "images" / "00000011.png").unlink()
+    run(GENERATE, *flags)
+    assert kept.stat().st_mtime_ns == before
+    assert (tmp_path / "images" / "00000011.png").read_bytes() == content
+
+
+def test_saved_statistics_give_the_same_number_and_refuse_another_protocol(model, tmp_path):
+    file = tmp_path / "digits.safetensors"
+    flags = [*model_flags(model), "--metrics", "fd"]
+    direct = scored(model, tmp_path, *flags, "--save_reference", str(file))
+    weights = next((model / "cache" / "classifiers").glob("*.safetensors"))
+    (tmp_path / "again").mkdir()
+    with_file = ["--reference", str(file), "--extractor_weights", str(weights)]
+    again = scored(model, tmp_path / "again", *flags, *with_file, "--feature_extractor", "classifier")
+    assert again["fd_classifier"]["value"] == pytest.approx(direct["fd_classifier"]["value"], rel=1e-9)
+    refused = scored(
+        model, tmp_path, *flags, "--reference", str(file), "--feature_extractor", "pixels", check=False
+    )
+    assert refused.wait() != 0
+
+
+def test_real_images_rank_as_they_must(model, tmp_path):
+    images = load_images(DataConfig(dataset_name="digits", cache_dir=str(model / "cache")))
+    pixels, _ = images.__getitems__(range(900))
+    rng = np.random.default_rng(0)
+    smooth = torch.nn.functional.avg_pool2d(pixels.float(), 3, 1, 1)
+    sets = {
+        "real": pixels.permute(0, 2, 3, 1).numpy(),
+        "a little blurred": (0.6 * pixels + 0.4 * smooth).round().byte().permute(0, 2, 3, 1).numpy(),
+        "blurred": smooth.round().byte().permute(0, 2, 3, 1).numpy(),
+        "noise": rng.integers(0, 256, (900, 8, 8, 1), dtype=np.uint8),
+    }
+    values = {}
+    for name, array in sets.items():
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / f"{name}.npy", array)
+        flags = ["--images", str(tmp_path / f"{name}.npy"), "--reference", "digits", "--metrics", "fd", "kid"]
+        values[name] = scored(model, tmp_path / name, *flags)
+    for metric in ("fd_classifier", "kid_classifier"):
+        real, little, blurred, noise = (values[name][metric]["value"] for name in sets)
+        assert real < little < blurred
+        assert real < little < noise
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p.mkdir(), "holds no PNG"),
+        (lambda p: None, "does not exist"),
+        (lambda p: (p.mkdir(), png(p / "a.png", 8), png(p / "b.png", 9)), "one size"),
+        (lambda p: (p.mkdir(), [png(p / f"{i}.png", 8) for i in range(7)], truncate(p / "6.png")), "cannot be read"),
+        (lambda p: (p.mkdir(), Image.new("L", (8, 8)).save(p / "a.jpg")), "JPEG"),
+        (lambda p: (p.mkdir(), Image.new("RGBA", (8, 8)).save(p / "a.png")), "8-bit grey or RGB"),
+    ],
+)
+def test_bad_image_sets_are_refused_by_name(model, tmp_path, make, words):
+    path = tmp_path / "images"
+    make(path)
+    flags = ["--images", str(path), "--reference", "digits", "--force"]
+    done = scored(model, tmp_path, *flags, check=False)
+    assert done.wait() != 0
+    assert words in done.output
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((4, 8, 8, 1), np.float32), "uint8"),
+        (np.zeros((4, 8, 8), np.uint8), "(4, 8, 8)"),
+        (np.array([{"a": 1}], dtype=object), "pickles are never read"),
+    ],
+)
+def test_bad_arrays_are_refused(model, tmp_path, array, words):
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    flags = ["--images", str(tmp_path / "a.npy"), "--reference", "digits"]
+    done = scored(model, tmp_path, *flags, check=False)
+    assert done.wait() != 0
+    assert words in done.output
+
+
+def test_too_few_samples_are_refused_unless_forced(model, tmp_path):
+    flags = [*model_flags(model, 30), "--metrics", "fd"]
+    done = scored(model, tmp_path, *flags, check=False)
+    assert "--force" in done.output
+    assert not (tmp_path / "results.jsonl").exists()
+    assert scored(model, tmp_path, *flags, "--force")["fd_classifier"]["forced"]
+
+
+def png(path, side):
+    Image.new("L", (side, side)).save(path)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("fd", "inception", 50_000, "train"), "fid"),
+        (("fd", "inception", 49_999, "train"), "fid_49999"),
+        (("fd", "inception", 10_000, "train"), "fid_10k"),
+        (("fd", "inception", 50_000, "test"), "fid_50k_vs_test"),
+        (("fd", "dinov2", 50_000, "train"), "fd_dinov2"),
+        (("kid", "inception", 10_000, "train"), "kid"),
+        (("kid", "classifier", 10_000, "train"), "kid_classifier"),
+        (("class_accuracy", "classifier", 100, "train"), "class_accuracy"),
+        (("bpd_test", None, 100, None), "bpd_test"),
+    ],
+)
+def test_names_are_honest(arguments, name):
+    assert metric_name(*arguments) == name
+
+
+def test_lines_keep_the_number_of_each_measurement():
+    made = lines({"a": Measurement(1.0, 7)}, Origin("x", 10), None, commit=None)
+    assert made[0]["n"] == 7
+    assert json.loads(json.dumps(made[0]))["interval"] is None
