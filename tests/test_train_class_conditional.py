@@ -1,0 +1,101 @@
+"""Class-conditional training through its entry point, and the label drop that guidance rests on."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from entry import environment, run, start
+from PIL import Image
+from test_train_unconditional import assert_same, signal_at, weights
+
+from trilemma.training.objectives.ddpm import LabelDropout
+
+SCRIPT = "training/train_class_conditional.py"
+
+
+def test_labels_are_dropped_one_by_one_at_the_rate_asked_for():
+    torch.manual_seed(0)
+    drop = LabelDropout(10, 0.1).train()
+    labels = torch.arange(10).repeat(2000)
+    dropped = drop(labels).view(2000, 10) == 10
+    assert abs(dropped.double().mean() - 0.1) < 0.01
+    # Drops within a batch are independent: the count per batch has the binomial's variance, 0.9.
+    assert abs(dropped.sum(1).double().var() - 0.9) < 0.1
+
+
+def test_the_null_label_is_no_class_and_validation_drops_nothing():
+    labels = torch.arange(10)
+    everything = LabelDropout(10, 1.0)
+    assert (everything.train()(labels) == 10).all()
+    assert torch.equal(everything.eval()(labels), labels)
+    assert torch.equal(LabelDropout(10, 0.0).train()(labels), labels)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny class-conditional model."""
+    folder = tmp_path_factory.mktemp("conditional")
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    flags = ["--model_config_name_or_path", str(folder / "tiny.json"), "--train_batch_size", "8"]
+    flags += ["--eval_batch_size", "20", "--ddpm_num_inference_steps", "5", "--max_train_steps", "4"]
+    flags += ["--eval_steps", "4", "--eval_num_samples", "70", "--eval_metrics", "class_accuracy"]
+    run(SCRIPT, *flags, "--output_dir", str(folder / "out"), "--cache_dir", str(folder / "cache"))
+    return folder
+
+
+def test_a_stranger_loads_the_folder_and_asks_for_classes_by_name(model, tmp_path):
+    code = f"""
+import sys
+sys.modules["trilemma"] = None
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(model / "out")!r}, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+options = dict(guidance_scale=2.0, num_inference_steps=3, seeds=[5, 5, 5], output_type="np")
+images = pipe(["3", 3, None], **options).images
+assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
+"""
+    home = {"HF_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(**home), cwd=tmp_path)
+
+
+def test_evaluation_asks_for_the_datas_classes(model):
+    told = [json.loads(line) for line in (model / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["metric"] for line in told] == ["class_accuracy"]
+    assert 0 <= told[0]["value"] <= 1
+    assert told[0]["judge_accuracy"] > 0.95
+    assert Image.open(model / "out" / "samples.png").width == 10 * 50  # a column a class
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):
+    flags = [*tiny, "--max_train_steps", "12", "--checkpointing_steps", "4", "--p_uncond", "0.3"]
+    run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
+    cut = tmp_path / "cut"
+    assert signal_at(start(SCRIPT, *flags, "--output_dir", str(cut)), cut, 7, 9) == -9
+    run(SCRIPT, *flags, "--output_dir", str(cut))
+    assert_same(weights(tmp_path / "uncut"), weights(cut))
+
+
+def test_data_without_labels_are_refused(tmp_path, tiny):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(folder / f"{i}.png")
+    flags = ["--train_data_dir", str(folder), "--max_train_steps", "1", *tiny[:8]]
+    done = run(SCRIPT, *flags, "--output_dir", str(tmp_path / "out"), check=False)
+    assert done.wait() != 0
+    assert "--label_column" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_init_from_another_class_count_is_refused(model, tmp_path):
+    flags = ["--init_from", str(model / "out"), "--classes", "0", "1", "2", "--train_batch_size", "8"]
+    flags += ["--max_train_steps", "1", "--config", str(tmp_path / "c.yaml")]
+    (tmp_path / "c.yaml").write_text("dataset_name: digits\n")
+    done = run(SCRIPT, *flags, "--output_dir", str(tmp_path / "out"), check=False)
+    assert done.wait() != 0
+    assert "class" in done.output
+    assert "--init_from" in done.output
