@@ -1,0 +1,304 @@
+"""The denoising-diffusion GAN: a few large denoising steps, each learned against a discriminator.
+
+Xiao, Kreis & Vahdat 2022 (arXiv 2112.07804), algorithm 1. A step back is x0_hat = tanh(net(x_t, t, z)) and
+x_{t-1} ~ q(x_{t-1} | x_t, x0_hat), so that p(x_{t-1} | x_t) can have many modes. Every batch trains the
+discriminator and then the generator, each on pairs (x_{t-1}, x_t) of its own.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trilemma.pipelines.ddgan import DDGANPipeline, condition
+from trilemma.training.config import DDGANConfig, GANOptimConfig
+from trilemma.training.discriminator import Discriminator
+from trilemma.training.methods import Logs, lr_schedule, resume_schedule
+from trilemma.training.process import GaussianProcess
+from trilemma.training.watchdog import Watchdog
+
+FIRST_TIME = 1e-3
+"""Where their continuous time begins; x_0 is said to be the image at this time."""
+
+
+def vp_process(steps: int, beta_min: float, beta_max: float) -> GaussianProcess:
+    """The variance-preserving process of Song et al. 2021 (arXiv 2011.13456, equation 33) at T + 1 times.
+
+    abar(time) = exp(-(beta_max - beta_min) time^2 / 2 - beta_min time), as the paper's code takes it: from
+    `FIRST_TIME` to 1, and relative to the first, so that abar_0 = 1.
+    """
+    time = torch.linspace(FIRST_TIME, 1, steps + 1, dtype=torch.float64)
+    log_abar = -(beta_max - beta_min) * time.square() / 2 - beta_min * time
+    return GaussianProcess((log_abar - log_abar[0]).exp())
+
+
+def few_step_scheduler(process: GaussianProcess) -> DDPMScheduler:
+    """The stock scheduler whose step draws from q(x_{t-1} | x_t, x0_hat)."""
+    betas = process.beta(torch.arange(1, process.steps + 1))
+    return DDPMScheduler(
+        num_train_timesteps=process.steps,
+        trained_betas=betas.tolist(),
+        prediction_type="sample",
+        variance_type="fixed_small",
+        clip_sample=False,
+    )
+
+
+def latent_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A network's configuration, changed so that a vector (z and the class) scales and shifts every norm."""
+    scaled = {"class_embed_type": "identity", "resnet_time_scale_shift": "scale_shift"}
+    # Without its own groups, scale_shift drops the norm of the middle attention.
+    return {**row, **scaled, "attn_norm_num_groups": row.get("norm_num_groups", 32)}
+
+
+class Pairs:
+    """Where x_{t-1} and x_t come from, for real and for generated images."""
+
+    def __init__(self, net: UNet2DModel, process: GaussianProcess, num_classes: int):
+        self.process, self.num_classes = process, num_classes
+        self.denoise, self.width = net.forward, 4 * net.config.block_out_channels[0]
+
+    def times(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """t uniform in 1..T, one for each of x0 (B, ...)."""
+        where = x0.device if generator is None else generator.device
+        t = torch.randint(self.process.steps, (len(x0),), generator=generator, device=where)
+        return t.to(x0.device) + 1
+
+    def real(self, x0: Tensor, t: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """x_{t-1} ~ q(. | x_0) and x_t ~ q(. | x_{t-1}), float32; x_0 itself at t = 1."""
+        before = self.process.diffuse(x0, t - 1, _normal_like(x0, generator))
+        beta = self.process.beta(t).view(-1, 1, 1, 1)
+        noise = _normal_like(x0, generator)
+        return before, (1 - beta).sqrt().float() * before + beta.sqrt().float() * noise
+
+    def generated(
+        self, x_t: Tensor, t: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x0_hat in [-1, 1] and x_{t-1} ~ q(. | x_t, x0_hat), float32; x0_hat itself at t = 1."""
+        z = _normal_like(x_t.new_empty(len(x_t), self.width - self.num_classes), generator)
+        vector = condition(z, labels, self.num_classes)
+        x0_hat = self.denoise(x_t, t - 1, vector).sample.float().tanh()
+        mean, variance = self.process.posterior(x0_hat, x_t, t)
+        noise = _normal_like(x_t, generator)
+        return x0_hat, mean + variance.sqrt().float().view(-1, 1, 1, 1) * noise
+
+
+class DiscriminatorTurn(nn.Module):
+    """The discriminator's loss; its parameters are the only ones here."""
+
+    def __init__(self, discriminator: Discriminator, pairs: Pairs, r1_gamma: float):
+        super().__init__()
+        self.discriminator, self.pairs, self.r1_gamma = discriminator, pairs, r1_gamma
+
+    def forward(
+        self,
+        x0: Tensor,
+        labels: Tensor | None,
+        penalise: bool,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Logs]:
+        """Losses (B,) for x0 (B, C, H, W): softplus(-D) of real and softplus(D) of generated pairs, and R1.
+
+        Both halves go through the network in one batch. penalise: add gamma / 2 |grad D|^2 with respect to
+        the real x_{t-1} (Mescheder et al. 2018, arXiv 1801.04406, equation 9), in float32.
+        """
+        pairs = self.pairs
+        t = pairs.times(x0, generator)
+        real, x_t = pairs.real(x0, t, generator)
+        with torch.no_grad():
+            _, fake = pairs.generated(x_t, t, labels, generator)
+        real.requires_grad_(penalise)
+        both = None if labels is None else torch.cat([labels, labels])
+        exact = torch.autocast(x0.device.type, enabled=False) if penalise else nullcontext()
+        with exact:
+            logits = self.discriminator(
+                torch.cat([real, fake]), torch.cat([x_t, x_t]), torch.cat([t, t]), both
+            )
+        on_real, on_fake = logits.float().chunk(2)
+        losses = F.softplus(-on_real) + F.softplus(on_fake)
+        logs = {
+            "loss_discriminator": losses.detach(),
+            "logit_gap": (on_real - on_fake).detach(),
+            "logit_spread": logits.detach().float().std(),
+        }
+        for k in range(1, pairs.process.steps + 1):
+            logs[f"accuracy_real_t{k}"] = torch.where(t == k, (on_real > 0).float(), torch.nan)
+            logs[f"accuracy_fake_t{k}"] = torch.where(t == k, (on_fake < 0).float(), torch.nan)
+        if penalise:
+            (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
+            penalty = gradient.square().sum((1, 2, 3))
+            losses = losses + self.r1_gamma / 2 * penalty
+            logs["r1"] = penalty.detach()
+        return losses, logs
+
+
+class GeneratorTurn(nn.Module):
+    """The generator's loss; its parameters are the only ones here."""
+
+    def __init__(self, net: UNet2DModel, discriminator: Discriminator, pairs: Pairs):
+        super().__init__()
+        self.net, self.pairs = net, pairs
+        self.judge = (discriminator,)  # a tuple: its parameters are not this module's
+
+    def forward(self, x0: Tensor, labels: Tensor | None) -> tuple[Tensor, Logs]:
+        """Losses (B,) for x0 (B, C, H, W): softplus(-D), which does not saturate where D is sure."""
+        pairs, (discriminator,) = self.pairs, self.judge
+        t = pairs.times(x0)
+        _, x_t = pairs.real(x0, t)
+        x0_hat, fake = pairs.generated(x_t, t, labels)
+        losses = F.softplus(-discriminator(fake, x_t, t, labels).float())
+        return losses, {"loss_generator": losses.detach()} | compare(
+            x0_hat.detach(), x0, t == pairs.process.steps
+        )
+
+
+def compare(x0_hat: Tensor, x0: Tensor, noisiest: Tensor) -> Logs:
+    """What collapse looks like, for generated and real images (B, C, H, W) in [-1, 1]; noisiest (B,) bool.
+
+    contrast: deviation of the pixels within an image, as a share of the data's. diversity: deviation of a
+    pixel over the batch, as a share of the data's, among images made from (nearly) pure noise.
+    """
+
+    weights = (noisiest / noisiest.sum()).view(-1, 1, 1, 1)
+
+    def spread(x: Tensor) -> Tensor:
+        mean = (weights * x).sum(0)
+        return (weights * (x - mean).square()).sum(0).sqrt().mean()
+
+    return {
+        "contrast": x0_hat.flatten(1).std(1).mean() / x0.flatten(1).std(1).mean(),
+        "diversity": spread(x0_hat) / spread(x0),
+        "saturated": (x0_hat.abs() > 0.99).float().mean((1, 2, 3)),
+        "saturated_data": (x0.abs() > 0.99).float().mean((1, 2, 3)),
+    }
+
+
+class DDGAN:
+    """The Method of two networks, each with its Adam; what is averaged and published is the generator.
+
+    class_names: of a class-conditional model, one for each class, or None for a model without classes.
+    """
+
+    def __init__(
+        self,
+        net: UNet2DModel,
+        discriminator: Discriminator,
+        accelerator: Accelerator,
+        config: DDGANConfig,
+        optim: GANOptimConfig,
+        total_steps: int,
+        class_names: tuple[str, ...] | None = None,
+    ):
+        self.net, self.discriminator, self.accelerator = net, discriminator, accelerator
+        self.class_names, self.num_classes = class_names, len(class_names) if class_names else None
+        self.max_norm, self.r1_interval = optim.max_grad_norm, config.r1_interval
+        process = vp_process(config.ddpm_num_steps, config.beta_min, config.beta_max)
+        self.scheduler = few_step_scheduler(process)
+        self.pairs = Pairs(net, process.to(accelerator.device), len(class_names or ()))
+        self.watchdog, self.steps = Watchdog(config.watchdog_steps, accelerator), 0
+        turns = (
+            DiscriminatorTurn(discriminator, self.pairs, config.r1_gamma),
+            GeneratorTurn(net, discriminator, self.pairs),
+        )
+        rates = (config.discriminator_learning_rate, optim.learning_rate)
+        optimizers = [
+            torch.optim.AdamW(
+                turn.parameters(),
+                lr=rate,
+                betas=(optim.adam_beta1, optim.adam_beta2),
+                weight_decay=optim.adam_weight_decay,
+                eps=optim.adam_epsilon,
+                fused=True,
+            )
+            for turn, rate in zip(turns, rates, strict=True)
+        ]
+        # Not given to accelerator.prepare, which would step them once for every process.
+        self.schedules = [lr_schedule(optimizer, optim, total_steps) for optimizer in optimizers]
+        self.turns = [accelerator.prepare(turn) for turn in turns]
+        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+
+    def compile(self) -> None:
+        """Compile the generator's forward pass; compiled code cannot be differentiated twice, as R1 needs."""
+        self.pairs.denoise = torch.compile(self.net.forward)
+
+    def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
+        """The discriminator's turn, then the generator's, on one batch."""
+        labels = labels if self.class_names else None
+        self.steps += 1
+        losses, logs = self.turns[0](x0, labels, self.steps % self.r1_interval == 0)
+        logs["gradient_norm_discriminator"] = self._update(0, losses)
+        self.discriminator.requires_grad_(False)
+        losses, generator_logs = self.turns[1](x0, labels)
+        logs |= generator_logs
+        logs["gradient_norm_generator"] = self._update(1, losses)
+        self.discriminator.requires_grad_(True)
+        logs["loss"] = logs["loss_discriminator"] + logs["loss_generator"]
+        logs["learning_rate"] = torch.tensor(self.schedules[1].get_last_lr()[0])
+        self.watchdog.watch(logs, self.steps)
+        return logs
+
+    def _update(self, turn: int, losses: Tensor) -> Tensor:
+        """One step of one optimizer; returns the norm of the gradient."""
+        optimizer, schedule = self.optimizers[turn], self.schedules[turn]
+        self.accelerator.backward(losses.mean())
+        norm = self._clip(turn)
+        optimizer.step()
+        if not optimizer.step_was_skipped:
+            schedule.step()
+        optimizer.zero_grad()
+        return norm
+
+    def _clip(self, turn: int) -> Tensor:
+        """Clip one network's gradient, and return its norm."""
+        # accelerator.clip_grad_norm_ would unscale the other optimizer too, which has no gradient now.
+        self.accelerator.unscale_gradients(self.optimizers[turn])
+        return nn.utils.clip_grad_norm_(self.turns[turn].parameters(), self.max_norm or float("inf"))
+
+    @torch.no_grad()
+    def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
+        """The discriminator's losses on held-out images: far above its own, it knows the data by heart."""
+        labels = labels if self.class_names else None
+        bare = self.accelerator.unwrap_model(self.turns[0], keep_torch_compile=False)
+        losses, logs = bare(x0, labels, False, generator)
+        return {"loss": losses, **logs}
+
+    def healthy(self) -> bool:
+        """Whether these weights are worth a checkpoint."""
+        return self.watchdog.calm
+
+    def pipeline(self, net: UNet2DModel) -> DDGANPipeline:
+        """A pipeline that samples from `net`."""
+        return DDGANPipeline(net, self.scheduler, self.class_names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimizers, schedules, the count of steps (for R1) and, under fp16, the scaler."""
+        scaler = self.accelerator.scaler
+        return {
+            "generator": self.net.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.last_epoch for schedule in self.schedules],
+            "steps": self.steps,
+            "strikes": self.watchdog.strikes,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state; ValueError when its weights have other names or shapes."""
+        self.net.load_state_dict(state["generator"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        for i, (optimizer, schedule) in enumerate(zip(self.optimizers, self.schedules, strict=True)):
+            optimizer.load_state_dict(state["optimizers"][i])
+            resume_schedule(schedule, state["schedules"][i])
+        self.steps, self.watchdog.strikes = state["steps"], state["strikes"]
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    where = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=where).to(x.device)
