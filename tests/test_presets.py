@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import TINY
 from datasets import ClassLabel, Dataset, Features, Image
-from entry import run
+from entry import ROOT, run
 from PIL import Image as PILImage
 
+from trilemma.training.nets import NETS
 from trilemma.training.presets import PRESETS
 
 FAMILIES = ("unconditional", "class_conditional")
@@ -59,3 +60,12 @@ def test_a_preset_trains_two_steps(folder, tmp_path, family, name):
         json.loads(line) for line in (tmp_path / "out" / "logs" / "scalars.jsonl").read_text().splitlines()
     ]
     assert all(np.isfinite(line["loss"]) for line in steps if "loss" in line)
+
+
+def test_the_documentation_has_every_row():
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    for family, rows in PRESETS.items():
+        for name, row in rows.items():
+            assert f"| `{name}` |" in text
+            assert family == "class_conditional" or row.source in text
+    assert all(f"| `{name}` |" in text for name in NETS)

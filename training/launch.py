@@ -26,6 +26,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 from trilemma.eval import plots, results
 from trilemma.eval.during import Evaluation
 from trilemma.model_cards.bundle import save_bundle
+from trilemma.model_cards.render import write_card
+from trilemma.model_cards.upload import PublishError, publish
 from trilemma.pipelines.networks import build_network, load_network_config
 from trilemma.training.data import Images, batches, hold_out, load_images, to_float
 from trilemma.training.loop import Data, draw, sampling_pipeline, train
@@ -63,7 +65,7 @@ def run_method(config, make_method: MakeMethod) -> None:
         accelerator = make_accelerator(config)
         train_and_save(config, make_method, accelerator)
         accelerator.state.destroy_process_group()
-    except (ValueError, OSError, FloatingPointError) as problem:
+    except (ValueError, OSError, FloatingPointError, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 
 
@@ -111,10 +113,19 @@ def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) ->
     pipeline = train(method, Data(stream, held_out, epoch), accelerator, config, total, save, evaluate)
     save(pipeline)
     draw_pictures(method, images, config, accelerator)
-    accelerator.print(
-        f"Saved to {folder}; load it with DiffusionPipeline.from_pretrained({str(folder)!r}, "
-        "trust_remote_code=True)"
-    )
+    if accelerator.is_main_process:
+        card = write_card(folder)
+        print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
+        if config.hub.push_to_hub:
+            hub = config.hub
+            url = publish(
+                folder,
+                hub.hub_model_id or folder.name,
+                private=hub.hub_private_repo,
+                allow_unevaluated=hub.allow_unevaluated,
+                token=hub.hub_token,
+            )
+            print(f"Published at {url}", flush=True)
 
 
 def load_data(config, accelerator: Accelerator) -> tuple[Images, Images | None]:

@@ -1,0 +1,368 @@
+"""Model cards: what they show, that strangers can run what they say, and that hostile names stay names."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from huggingface_hub import ModelCard
+
+from trilemma.eval.results import Origin, append, lines
+from trilemma.eval.sample_metric import Measurement
+from trilemma.model_cards.bundle import save_bundle
+from trilemma.model_cards.card import main
+from trilemma.model_cards.check import check_card
+from trilemma.model_cards.command import train_command
+from trilemma.model_cards.families import FAMILIES as PIPELINES
+from trilemma.model_cards.render import named, read_folder, render_card, write_card
+from trilemma.model_cards.text import escape, public_name
+from trilemma.pipelines.class_conditional import ClassConditionalPipeline
+from trilemma.training.config import FAMILIES, parse
+from trilemma.training.options import flags_of, flatten
+from trilemma.training.presets import PRESETS
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a: b",
+    "#1",
+    "\N{FOX FACE} | x",
+    "```\n---\n- {0}",
+    '"]) ![x](y) $$',
+    "-",
+]
+RUN = {
+    "steps": 60, "images_seen": 7680, "seconds": 3725.2, "images_per_second": 2.1,
+    "hardware": {"device": "cpu", "name": "A <Processor>", "processes": 1, "mixed_precision": "no"},
+    "versions": {"python": "3.11", "torch": "2.13.0"}, "commit": "0123456789ab+",
+}  # fmt: skip
+
+
+def network(**options):
+    config = {key: value for key, value in TINY.items() if key != "_class_name"}
+    return UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **config, **options)
+
+
+def fill(folder, family="unconditional", *flags):
+    """The files that a run leaves beside the pipeline."""
+    config = flatten(parse(family, "", ["--output_dir", "/home/someone/secret/out", *flags]))
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    (folder / "run.json").write_text(json.dumps(RUN))
+    (folder / "samples.png").write_bytes(b"a picture")
+
+
+def result(value, metric="kid", *, n=500, interval=None, floor=0.0, forced=False, **origin):
+    """A line of results.jsonl, as evaluations write it."""
+    told = {
+        "sampler": "ddim",
+        "num_inference_steps": 50,
+        "nfe": 50,
+        "seconds_per_image": 0.0123456,
+        "step": 60,
+    }
+    origin = Origin("/home/someone/secret/out", n, f"0..{n - 1}", **(told | origin))
+    (line,) = lines(
+        {metric: Measurement(value, n, interval, floor)}, origin, None, commit=None, forced=forced
+    )
+    judged = {
+        "feature_extractor": "classifier",
+        "judge_accuracy": 0.98765,
+        "reference": "/home/someone/secret/data",
+    }
+    return line | judged | {"reference_split": "train", "reference_n": 1618}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """An unconditional model and a class-conditional one with hostile class names."""
+    root = tmp_path_factory.mktemp("models")
+    scheduler = DDPMScheduler(num_train_timesteps=100, timestep_spacing="trailing")
+    DDPMPipeline(network(), scheduler).save_pretrained(root / "plain")
+    classes = ClassConditionalPipeline(network(num_class_embeds=len(HOSTILE) + 1), scheduler, HOSTILE)
+    save_bundle(classes, root / "classes")
+    fill(root / "plain")
+    fill(root / "classes", "class_conditional", "--classes", *HOSTILE[:2])
+    for name in ("plain", "classes"):
+        append(
+            root / name / "results.jsonl", [result(0.25, interval=(0.2, 0.3)), result(9.5, "fd", forced=True)]
+        )
+        write_card(root / name)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An output folder without weights."""
+    (tmp_path / "out" / "unet").mkdir(parents=True)
+    (tmp_path / "out" / "scheduler").mkdir()
+    fill(tmp_path / "out")
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    unet = {"in_channels": 1, "out_channels": 1, "sample_size": 8}
+    files = ("model_index.json", index), ("unet/config.json", unet)
+    for name, content in (*files, ("scheduler/scheduler_config.json", {"num_train_timesteps": 1000})):
+        (tmp_path / "out" / name).write_text(json.dumps(content))
+    return tmp_path / "out"
+
+
+def code(card, language):
+    return re.findall(rf"^```{language}\n(.*?)\n```$", card, re.DOTALL | re.MULTILINE)
+
+
+def rows(card, first="metric"):
+    """Cells of the rows of the table whose first column has this name."""
+    table = re.search(rf"^\| {first} \|.*\n\|.*\n((\|.*\n?)*)", card, re.MULTILINE).group(1)
+    return [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+
+
+def test_the_hub_reads_the_card_and_every_figure_is_in_the_results(saved):
+    for name in ("plain", "classes"):
+        text = (saved / name / "README.md").read_text()
+        data = ModelCard(text).data
+        told = {result.metric_name: result for result in data.eval_results}
+        assert told["kid"].metric_value == 0.25
+        assert told["kid"].metric_args["interval"] == [0.2, 0.3]
+        assert told.keys() == {"kid", "fd (forced)"}
+        assert data.library_name == "diffusers"
+        assert len(rows(text)) == 2
+        assert check_card(saved / name) == (4, [])
+    assert data.pipeline_tag is None
+
+
+def test_the_snippets_run_as_they_stand(saved, tmp_path):
+    """In one process: a stranger's, with diffusers and the card."""
+    snippets = []
+    for name in ("plain", "classes"):
+        card = (saved / name / "README.md").read_text()
+        assert card.index("```python") < min(
+            card.index(f"## {part}") for part in ("Samples", "Results", "Training")
+        )
+        (snippet,) = code(card, "python")
+        snippets.append(named(snippet, saved / name, str(saved / name)))
+        assert str(saved / name) in snippets[-1]
+    assert "from diffusers import DDIMPipeline" in snippets[0]
+    assert "num_inference_steps=50" in snippets[0]
+    assert "trust_remote_code" not in snippets[0]
+    program = "\n".join(
+        [snippets[0], "assert len(images) == 4", snippets[1], "assert len(images) == 2", "import sys",
+         "assert not any(name.startswith('trilemma') for name in sys.modules)"]
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sample.png").is_file()
+
+
+def test_hostile_class_names_stay_names(saved):
+    text = (saved / "classes" / "README.md").read_text()
+    front, body = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", text, re.DOTALL).groups()
+    yaml.safe_load(front)
+    headings = [line for line in body.splitlines() if line.startswith("#")]
+    assert headings[1:] == [f"## {part}" for part in (
+        "Use", "Samples", "Results", "Training", "Data", "Limitations", "Citation"
+    )]  # fmt: skip
+    (snippet,) = code(text, "python")
+    compile(snippet, "snippet", "exec")
+    page = re.sub(r"^```.*?^```$", "", body, flags=re.DOTALL | re.MULTILINE)
+    assert "<" not in page
+    cells = dict(rows(text, "data"))
+    assert "&lt;script&gt;" in cells["classes"]
+    assert "\N{FOX FACE} \\| x" in cells["classes"]
+    assert cells["only the classes"] == ", ".join(map(escape, HOSTILE[:2]))
+
+
+def test_only_the_newest_of_the_finished_model_is_shown(folder):
+    append(folder / "results.jsonl", [
+        result(1.0, step=30),
+        result(2.0),
+        result(3.0),
+        result(4.0, guidance_scale=2.0, nfe=100),
+        result(5.0, sampler="heun"),
+        result(6.0, n=1000),
+        result(7.0, num_inference_steps=10),
+        result(8.0) | {"seeds": None, "step": None},  # a folder of images
+    ])  # fmt: skip
+    text = render_card(folder)
+    assert [float(row[1]) for row in rows(text)] == [3, 4, 5, 6, 7]
+    assert [r.metric_value for r in ModelCard(text).data.eval_results] == [3, 4, 5, 6, 7]
+
+
+def test_a_row_tells_the_protocol(folder):
+    append(
+        folder / "results.jsonl", [result(0.123456789, interval=(0.1, 0.2), guidance_scale=1.5, forced=True)]
+    )
+    (row,) = rows(write_card(folder).read_text())
+    assert row[:4] == ["kid (forced)", "0.12346", "0.1 .. 0.2", "0"]
+    assert row[4:9] == ["500", "ddim, 50 steps", "50", "1.5", "0.0123"]
+    assert row[9] == "data, train, 1618 images; classifier (right on 98.77% of held-out images)"
+
+
+@pytest.mark.parametrize(("old", "new", "where", "named"), [
+    ("| 31.413 |", "| 31.313 |", "table", "value 31.313 (there 31.413)"),
+    ("| 29 .. 33 |", "| 31 .. 32 |", "table", "95% interval 31 .. 32"),
+    ("| 0.0123 |", "| 0.0023 |", "table", "s / image 0.0023"),
+    ("| 500 |", "| 50000 |", "table", "n 50000"),
+    ("right on 98.77%", "right on 99.77%", "table", "reference"),
+    ("value: 31.4125", "value: 31.3125", "model-index", "value 31.3125"),
+    ("n: 500", "n: 50000", "model-index", "n 50000"),
+    ("  - 29.0\n", "  - 30.0\n", "model-index", "interval [30.0, 33.0]"),
+    ("type: fd", "type: fid", "model-index", 'metric "fid"'),
+])  # fmt: skip
+def test_a_figure_that_is_not_in_the_results_is_found(folder, capsys, old, new, where, named):
+    append(folder / "results.jsonl", [result(31.4125, "fd", interval=(29.0, 33.0))])
+    main([str(folder)])
+    main([str(folder), "--verify"])
+    assert "2 figures in the card, all of them" in capsys.readouterr().out
+    card = (folder / "README.md").read_text()
+    assert card.count(old) == 1
+    (folder / "README.md").write_text(card.replace(old, new))
+    with pytest.raises(SystemExit) as stop:
+        main([str(folder), "--verify"])
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    assert f"{where}: " in message
+    assert named in message
+
+
+def test_a_row_without_its_line_is_found(folder):
+    append(folder / "results.jsonl", [result(1.0)])
+    card = write_card(folder).read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| kid |"))
+    (folder / "README.md").write_text(card.replace(row, f"{row}\n{row.replace('kid', 'fid')}"))
+    assert any("metric fid" in problem for problem in check_card(folder)[1])
+    (folder / "README.md").write_text(card.replace(row + "\n", ""))
+    assert any("table: kid 1 is missing" in problem for problem in check_card(folder)[1])
+
+
+def test_a_card_that_is_older_than_the_results_is_found(folder):
+    append(folder / "results.jsonl", [result(1.0)])
+    write_card(folder)
+    append(folder / "results.jsonl", [result(2.0), result(3.0, n=1000)])
+    problems = check_card(folder)[1]
+    assert any("value 1 (there 2)" in problem for problem in problems)
+    assert any("model-index: " in problem and "3.0 is missing" in problem for problem in problems)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Somebody's own\n")
+    assert check_card(folder) == (0, [])
+
+
+def test_no_path_of_the_machine_is_told(saved, folder):
+    fill(
+        folder,
+        "unconditional",
+        "--train_data_dir",
+        "/home/someone/secret/photos",
+        "--init_from",
+        "/home/x/old",
+    )
+    append(folder / "results.jsonl", [result(1.0)])
+    texts = [write_card(folder).read_text(), (saved / "classes" / "README.md").read_text()]
+    for text in texts:
+        assert "someone" not in text
+        assert "/home" not in text
+        assert str(saved) not in text
+    assert "--train_data_dir photos" in texts[0]
+
+
+@pytest.mark.parametrize(("place", "told"), [
+    ("user/data", "user/data"), ("digits", "digits"), ("/a/b/c", "c"), ("/a/b/c/", "c"), ("../x/y", "y"),
+    ("~/photos", "photos"), (r"C:\me\data", "data"),
+])  # fmt: skip
+def test_public_names(place, told):
+    assert public_name(place) == told
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_command_gives_the_same_configuration(family):
+    """Of every preset, alone and changed, and of no preset."""
+    asked = [["--preset", name] for name in PRESETS[family]]
+    asked += [
+        ["--preset", name, "--adam_beta1", "0.3", "--no-use_ema", "--seed", "7"] for name in PRESETS[family]
+    ]
+    asked += [
+        ["--dataset_name", "user/data", "--random_flip"],
+        ["--train_data_dir", "x", "--classes", "a b", "'"],
+    ]
+    hardware = {"device": "cuda", "processes": 1, "mixed_precision": "no"}
+    for flags in asked:
+        config = parse(family, "", flags)
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
+        words = shlex.split(train_command(family, plain, hardware))
+        assert words[:3] == ["accelerate", "launch", f"training/train_{family}.py"]
+        again = flatten(parse(family, "", words[3:]))
+        matter = [name for name, flag in flags_of(FAMILIES[family]).items() if not flag.meta["free"]]
+        assert {n: again[n] for n in matter} == {n: flatten(config)[n] for n in matter}
+
+
+@pytest.mark.parametrize(("hardware", "begins", "ends"), [
+    ({"device": "cuda", "processes": 8, "mixed_precision": "bf16"},
+     "accelerate launch --num_processes 8 training/", "--mixed_precision bf16"),
+    ({"device": "cpu", "processes": 2, "mixed_precision": "no"},
+     "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 training/", "--preset digits"),
+])  # fmt: skip
+def test_the_command_has_the_processes_and_the_precision(hardware, begins, ends):
+    config = flatten(parse("unconditional", "", []))
+    told = train_command("unconditional", config, hardware)
+    assert told.startswith(begins)
+    assert told.endswith(ends)
+
+
+@pytest.mark.parametrize(("flags", "data", "licence"), [
+    (["--dataset_name", "digits"], "digits", "CC BY 4.0"),
+    (["--preset", "mnist"], "ylecun/mnist", "CC BY-SA 3.0"),
+    (["--preset", "cifar10"], "uoft-cs/cifar10", "none stated by its makers"),
+    (["--dataset_name", "user/data"], "user/data", "unknown"),
+    (["--train_data_dir", "/home/me/photos"], "photos (a local folder)", "unknown"),
+    (["--preset", "mnist", "--train_data_dir", "m"], "m (a local folder)",
+     "CC BY-SA 3.0, if the folder is a copy of it"),
+])  # fmt: skip
+def test_data_and_licence(folder, flags, data, licence):
+    fill(folder, "unconditional", *flags)
+    text = write_card(folder).read_text()
+    cells = dict(rows(text, "data"))
+    assert cells["data set"] == data
+    assert cells["licence"] == licence
+    assert ModelCard(text).data.datasets == ([data] if "/" in data else None)
+
+
+def test_a_folder_with_little_in_it(folder):
+    for name in ("config.yaml", "run.json", "samples.png"):
+        (folder / name).unlink()
+    text = write_card(folder).read_text()
+    assert ModelCard(text).data.eval_results is None
+    assert "Not measured." in text
+    assert dict(rows(text, "data"))["licence"] == "unknown"
+    assert check_card(folder) == (0, [])
+    with pytest.raises(ValueError, match=r"model_index\.json"):
+        write_card(folder.parent)
+
+
+def test_a_licence_in_the_front_matter_is_kept_and_nothing_else(folder):
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Mine\n")
+    text = write_card(folder).read_text()
+    assert ModelCard(text).data.license == "cc-by-4.0"
+    assert "# Mine" not in text
+    assert write_card(folder).read_text() == text, "rendering again changes nothing"
+
+
+def test_limitations_follow_from_the_files(folder):
+    fill(folder, "unconditional", "--train_data_dir", "/data/cifar10-jpeg")
+    append(folder / "results.jsonl", [result(0.5, "copying", forced=True)])
+    text = write_card(folder).read_text()
+    for words in (
+        "was measured: `copying`",
+        "(forced)",
+        "JPEG copy",
+        "fewer than 50,000",
+        "not in the commit",
+    ):
+        assert words in text.partition("## Limitations")[2]
+
+
+def test_every_entry_point_has_a_card(folder):
+    assert set(FAMILIES) <= {row.entry for row in PIPELINES.values()}
+    assert read_folder(folder).saved.pipeline in PIPELINES
+    assert Path(folder).name == read_folder(folder).model_id

@@ -1,0 +1,323 @@
+"""Publishing to the loopback Hub: what is sent, what is refused, a push that is cut and run again.
+
+And whether a number that is not the published model's own is found.
+"""
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from diffusers import DDPMScheduler
+from huggingface_hub import HfApi, constants, snapshot_download
+from loopback_hub import LoopbackHub
+from test_card import fill, network, result
+
+from trilemma.eval import evaluation, metrics
+from trilemma.eval.evaluate import EvaluateConfig
+from trilemma.eval.results import append, read
+from trilemma.eval.sample_metric import Measurement
+from trilemma.model_cards import recheck, upload
+from trilemma.model_cards.bundle import save_bundle
+from trilemma.model_cards.publish import main
+from trilemma.model_cards.render import write_card
+from trilemma.model_cards.upload import PublishError, publish
+from trilemma.pipelines.class_conditional import ClassConditionalPipeline
+from trilemma.training.options import build
+
+NAME = "tester/model"
+PUBLISHED = {
+    ".gitattributes",  # the Hub's own
+    "README.md",
+    "logs/events.out.tfevents.1",
+    "model_index.json",
+    "results.jsonl",
+    "unet/diffusion_pytorch_model.safetensors",
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that the client in this process talks to."""
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(upload, "HfApi", lambda token: HfApi(endpoint=hub.url, token=token))
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield hub
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "out"
+    contents = {
+        "model_index.json": b'{"_class_name": "DDPMPipeline"}',
+        "README.md": b"---\nlicense: mit\n---\n# A model\n",
+        "results.jsonl": json.dumps(result(3.2, "fid")).encode() + b"\n",
+        "logs/events.out.tfevents.1": b"log",
+        "unet/diffusion_pytorch_model.safetensors": bytes(1000),
+        "checkpoints/step-00000001/state.safetensors": b"not for the Hub",
+        "unet/__pycache__/x.pyc": b"not for the Hub",
+        ".cache/x": b"not for the Hub",
+        ".out-stage/unet/x": b"not for the Hub",
+        "unet/.DS_Store": b"not for the Hub",
+    }
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def state(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_published(hub, folder):
+    before = state(folder)
+    assert publish(folder, NAME, tag="v1") == f"{hub.url}/{NAME}"
+    repo = hub.repos[NAME]
+    assert set(repo.files()) == PUBLISHED
+    assert not repo.private
+    assert repo.tags == {"v1": repo.refs["main"]}
+    assert state(folder) == before
+
+
+def test_a_second_push_without_changes_makes_no_commit(hub, folder):
+    publish(folder, NAME, tag="v1")
+    log = list(hub.repos[NAME].log)
+    publish(folder, NAME, tag="v1")
+    assert hub.repos[NAME].log == log
+    (folder / "README.md").write_text("# Changed")
+    publish(folder, NAME)
+    assert hub.repos[NAME].files()["README.md"] == b"# Changed"
+    assert len(hub.repos[NAME].log) == len(log) + 1
+    with pytest.raises(PublishError, match="--tag v1 is"):
+        publish(folder, NAME, tag="v1")
+
+
+def test_a_name_without_a_user_goes_to_ones_own(hub, folder):
+    assert publish(folder, "model").endswith(NAME)
+    assert NAME in hub.repos
+
+
+def test_private(hub, folder):
+    publish(folder, NAME, private=True)
+    assert hub.repos[NAME].private
+    publish(folder, NAME, private=True)
+    publish(folder, "tester/public")
+    with pytest.raises(PublishError, match="is public"):
+        publish(folder, "tester/public", private=True)
+
+
+def test_a_pull_request_leaves_main_as_it_is(hub, folder):
+    assert publish(folder, NAME, create_pr=True).endswith("/discussions/1")
+    assert set(hub.repos[NAME].files("main")) == {".gitattributes"}
+    assert set(hub.repos[NAME].files("refs/pr/1")) == PUBLISHED
+    with pytest.raises(ValueError, match="--create_pr"):
+        publish(folder, NAME, create_pr=True, tag="v1")
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "POST /api/repos/create",
+        "POST .*/preupload/",
+        "POST .*/objects/batch",
+        "PUT /lfs/",
+        "POST .*/commit/",
+        "POST .*/tag/",
+    ],
+)
+def test_a_push_that_is_cut_is_run_again(hub, folder, cut):
+    """At any request: main is whole or as before, the folder as it was, and the same call goes through."""
+    before = state(folder)
+    hub.fail_after(0, cut, status=403)
+    with pytest.raises(PublishError, match="run the same command again") as failure:
+        publish(folder, NAME, tag="v1")
+    assert hub.token not in str(failure.value)
+    if NAME in hub.repos:
+        assert set(hub.repos[NAME].files()) in ({".gitattributes"}, PUBLISHED)
+    assert state(folder) == before
+    publish(folder, NAME, tag="v1")
+    assert set(hub.repos[NAME].files()) == PUBLISHED
+    assert hub.repos[NAME].tags == {"v1": hub.repos[NAME].refs["main"]}
+    assert len(hub.repos[NAME].log) == 2, "the initial commit and one push"
+
+
+@pytest.mark.parametrize("results", [None, ""])
+def test_a_model_without_results_is_refused(hub, folder, results):
+    (folder / "results.jsonl").unlink()
+    if results is not None:
+        (folder / "results.jsonl").write_text(results)
+    with pytest.raises(ValueError, match="--allow_unevaluated"):
+        publish(folder, NAME)
+    assert hub.requests == []
+    publish(folder, NAME, allow_unevaluated=True)
+
+
+def test_a_folder_without_a_card_is_refused(hub, folder):
+    (folder / "README.md").unlink()
+    with pytest.raises(ValueError, match=r"python -m trilemma\.model_cards\.card"):
+        publish(folder, NAME)
+    assert hub.requests == []
+
+
+def test_the_card_is_sent_under_the_name_of_the_model(hub, folder):
+    card = 'from_pretrained("out") # not "outer" nor out'
+    (folder / "README.md").write_text(card)
+    publish(folder, NAME)
+    assert hub.repos[NAME].files()["README.md"].decode() == card.replace('"out"', f'"{NAME}"')
+    assert (folder / "README.md").read_text() == card
+
+
+def test_a_card_with_other_results_is_refused(hub, folder):
+    index = {"unet": ["diffusers", "UNet2DModel"], "_class_name": "DDGANPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    card = write_card(folder).read_text()
+    publish(folder, NAME)
+    (folder / "README.md").write_text(card.replace("| 3.2 |", "| 2.2 |"))
+    with pytest.raises(ValueError, match=r"value 2\.2 \(there 3\.2\)"):
+        publish(folder, NAME)
+
+
+def test_a_folder_without_a_pipeline_is_refused(hub, tmp_path):
+    with pytest.raises(ValueError, match=r"model_index\.json"):
+        publish(tmp_path, NAME)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "logs/events.out.tfevents.2"])
+def test_a_file_with_the_token_is_refused(hub, folder, name):
+    (folder / name).write_text(f"hub_token: {hub.token}")
+    with pytest.raises(ValueError, match="contains your access token") as failure:
+        publish(folder, NAME)
+    assert hub.token not in str(failure.value)
+    assert hub.requests == []
+
+
+def test_the_token_is_in_no_output_of_the_command(hub, folder, capsys, caplog):
+    main([str(folder), "--hub_model_id", NAME])
+    with pytest.raises(SystemExit):
+        main([str(folder), "--hub_model_id", "someone/else's"])
+    printed = capsys.readouterr()
+    assert printed.out == f"{hub.url}/{NAME}\n"
+    assert "someone/else's was not published" in printed.err
+    assert hub.token not in printed.out + printed.err + caplog.text
+
+
+def test_the_command_without_a_network_or_a_token(folder, tmp_path):
+    command = [sys.executable, "-m", "trilemma.model_cards.publish", str(folder), "--hub_model_id", NAME]
+    with LoopbackHub() as hub:
+        no_token = hub.environment(tmp_path / "hf")
+        offline = hub.environment(tmp_path / "hf", "hf_some_token") | {"HF_HUB_OFFLINE": "1"}
+        dead = hub.environment(tmp_path / "hf", "hf_some_token") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+        cases = (no_token, "401"), (offline, "OfflineModeIsEnabled"), (dead, "ConnectError")
+        for environment, reason in cases:
+            before = state(folder)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 1
+            assert reason in done.stderr
+            assert "run the same command again" in done.stderr
+            assert "Traceback" not in done.stderr
+            assert "hf_some_token" not in done.stdout + done.stderr
+            assert state(folder) == before
+
+
+@pytest.mark.parametrize("flags", [[], ["out"], ["out", "--verify", "user/model"]])
+def test_the_command_publishes_or_verifies(flags):
+    with pytest.raises(SystemExit) as stop:
+        main(flags)
+    assert stop.value.code == 2
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A bundled class-conditional model with results and card, and the cache that it was measured with."""
+    root = tmp_path_factory.mktemp("measured")
+    scheduler = DDPMScheduler(num_train_timesteps=100, timestep_spacing="trailing")
+    names = [f"digit {k}" for k in range(10)]
+    save_bundle(ClassConditionalPipeline(network(num_class_embeds=11), scheduler, names), root / "out")
+    fill(root / "out", "class_conditional", "--validation_size", "20")
+    values = dict(
+        model=str(root / "out"), num_samples=90, seed=5, sampler="ddim", num_inference_steps=4, batch_size=90,
+        guidance_scale=2.0, feature_extractor="pixels", metrics=("fd", "kid", "prdc", "memorization"),
+        cache_dir=str(root / "cache"),
+    )  # fmt: skip
+    evaluation.evaluate(build(EvaluateConfig, values))
+    write_card(root / "out")
+    return root
+
+
+@pytest.fixture
+def copy(measured, tmp_path, monkeypatch):
+    """A copy of the measured folder, to be changed."""
+    monkeypatch.setenv("TRILEMMA_CACHE", str(measured / "cache"))
+    target = tmp_path / "copy"
+    target.mkdir()
+    for path in (measured / "out").rglob("*"):
+        place = target / path.relative_to(measured / "out")
+        place.mkdir() if path.is_dir() else place.write_bytes(path.read_bytes())
+    return target
+
+
+def test_the_numbers_of_a_published_model_come_out_again(hub, copy, tmp_path, monkeypatch, capsys):
+    publish(copy, NAME)
+    pull = partial(snapshot_download, endpoint=hub.url, cache_dir=tmp_path / "hub")
+    monkeypatch.setattr(recheck, "snapshot_download", pull)
+    checks = recheck.recheck(NAME)
+    assert {check.line["metric"] for check in checks} >= {"fd_pixels", "kid_pixels", "copying_pixels"}
+    assert len(checks) == len(read(copy / "results.jsonl"))
+    for check in checks:
+        assert check.agrees, check
+        assert check.now.value == pytest.approx(check.line["value"], rel=1e-4)
+    main(["--verify", NAME, "--num_samples", "60", "--reference", "digits"])
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "intervals overlap" in rows["fd_pixels"]
+    assert "needs all seeds" in rows["precision_pixels"]
+
+
+def test_a_number_that_is_not_the_model_s_is_found(copy, capsys):
+    lines = read(copy / "results.jsonl")
+    (copy / "results.jsonl").unlink()
+    append(copy / "results.jsonl", [
+        line | ({"value": line["value"] * 1.5} if line["metric"] == "fd_pixels" else {}) for line in lines
+    ])  # fmt: skip
+    with pytest.raises(ValueError, match="fd_pixels"):
+        recheck.recheck(str(copy))  # the card still has the old one
+    write_card(copy)
+    with pytest.raises(SystemExit) as stop:
+        main(["--verify", str(copy)])
+    assert stop.value.code == 1
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "DIFFERS" in rows["fd_pixels"]
+    assert "the same" in rows["kid_pixels"]
+
+
+def test_another_reference_and_more_samples_than_seeds_are_refused(copy):
+    with pytest.raises(ValueError, match=r"--num_samples must be in 2\.\.90"):
+        recheck.recheck(str(copy), num_samples=91)
+    fill(copy, "class_conditional", "--validation_size", "30")
+    with pytest.raises(ValueError, match="--reference"):
+        recheck.recheck(str(copy))
+
+
+@pytest.mark.parametrize(("measure", "value", "interval", "all_seeds", "agrees"), [
+    ("fd", 10.05, (9.0, 11.0), True, True),
+    ("fd", 10.3, (9.0, 11.0), True, False),
+    ("fd", 10.3, (9.9, 12.0), False, True),
+    ("fd", 12.0, (11.5, 12.5), False, False),
+    ("fd", 10.0, None, False, None),
+    ("is", 10.0, (9.0, 11.0), False, None),
+])  # fmt: skip
+def test_when_numbers_agree(measure, value, interval, all_seeds, agrees):
+    line = result(10.0, "fd_classifier", interval=(9.0, 11.0))
+    now = Measurement(value, 500, interval)
+    assert recheck._compare(line, measure, None, now, all_seeds).agrees is agrees
+    assert recheck._compare(line, measure, "other weights", now, all_seeds).agrees is None
+
+
+def test_recheck_knows_every_metric():
+    assert recheck.MEASURES.keys() == metrics.METRICS.keys()
+    told = [name for names in recheck.MEASURES.values() for name in names]
+    assert set(recheck.FREE_OF_N) < set(told)
+    assert len(told) == len(set(told))
