@@ -97,6 +97,7 @@ class Drawing:
             sampler=self.sampling.sampler or type(scheduler).__name__,
             num_inference_steps=steps,
             nfe=None if steps is None else evaluations(self.pipeline, steps) * (1 + guided),
+            classes=" ".join(self.sampling.classes) if self.sampling.classes else None,
             guidance_scale=self.sampling.guidance_scale,
             seconds_per_image=float(seconds) / n,
             device=self.accelerator.device.type,
@@ -120,7 +121,9 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
     if sampling.sampler:
         pipeline = with_sampler(pipeline, sampling.sampler)
         pipeline.set_progress_bar_config(disable=True)
-    return Drawing(pipeline, model.model, sampling, model.batch_size, accelerator)
+    # The name of a folder, not where it lies on this machine.
+    source = Path(model.model).resolve().name if Path(model.model).is_dir() else model.model
+    return Drawing(pipeline, source, sampling, model.batch_size, accelerator)
 
 
 def labels_like(drawing: Drawing, images: Images | None) -> list[int] | None:

@@ -51,7 +51,7 @@ def evaluate(config) -> None:
             scores = score(
                 sticks, own_share(images, accelerator), len(images), accelerator, config.score.force
             )
-            origin = Origin(source=config.images.images, n=len(images))
+            origin = Origin(source=Path(config.images.images).name, n=len(images))
         told += result_lines(scores, origin, config.score.force)
     if "bpd" in config.score.metrics:
         told += likelihood_lines(config, drawing, reference, accelerator)

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trilemma.eval.reference_stats import Protocol
-from trilemma.eval.sample_metric import Measurement
+if TYPE_CHECKING:  # whoever only reads results need not wait for torch
+    from trilemma.eval.reference_stats import Protocol
+    from trilemma.eval.sample_metric import Measurement
 
 RESULTS = "results.jsonl"
 LITERATURE_SAMPLES = 50_000
@@ -32,6 +33,7 @@ class Origin:
     sampler: str | None = None
     num_inference_steps: int | None = None
     nfe: int | None = None  # evaluations of the network per image
+    classes: str | None = None  # only these were drawn
     guidance_scale: float | None = None  # diffusers' scale: 1 + w of Ho & Salimans
     seconds_per_image: float | None = None  # process-seconds, sampling alone
     device: str | None = None
@@ -54,9 +56,9 @@ def metric_name(name: str, extractor: str | None, n: int, split: str | None) -> 
 
 
 def lines(
-    measurements: Mapping[str, Measurement],
+    measurements: "Mapping[str, Measurement]",
     origin: Origin,
-    protocol: Protocol | None,
+    protocol: "Protocol | None",
     *,
     commit: str | None,
     forced: bool = False,
