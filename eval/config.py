@@ -10,6 +10,7 @@ class ModelConfig:
     """Which model, and how it is run."""
 
     model: str | None = option(None, "model folder or Hub id")
+    trust_remote_code: bool = option(False, "run the Python file that comes with a model from the Hub")
     batch_size: int = option(250, "images per process and forward pass", low=1)
     cpu_threads: int = option(0, "threads of a process on CPU; 0 for its share of the cores", low=0)
 

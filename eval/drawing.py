@@ -2,16 +2,18 @@
 processes.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers import DDPMPipeline, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
@@ -22,15 +24,17 @@ from trilemma.eval.results import Origin
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.data import Images
 from trilemma.training.machine import set_cpu_threads
-from trilemma.training.sampling import draw_batches, evaluations, with_sampler
+from trilemma.training.sampling import check_steps, draw_batches, evaluations, usual_steps, with_sampler
 
 
-def load_model(path_or_id: str, device: torch.device) -> DiffusionPipeline:
+def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = False) -> DiffusionPipeline:
     """A pipeline of this project from a folder or the Hub; a stock DDPMPipeline becomes ours, for its
     seeds.
     """
     try:
-        pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=True)
+        # A folder is the user's own; code from the Hub runs only where it was allowed.
+        trusted = trust_remote_code or Path(path_or_id).is_dir()
+        pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=trusted)
     except (OSError, ValueError) as problem:
         raise ValueError(f"--model {path_or_id!r} is not a pipeline folder or Hub id: {problem}") from problem
     if isinstance(pipeline, DDPMPipeline):
@@ -86,7 +90,7 @@ class Drawing:
 
     def origin(self, step: int | None, images_seen: int | None) -> Origin:
         """Where these images come from, once they are drawn, and how far training had come; collective."""
-        seconds = self.accelerator.reduce(torch.tensor(self.seconds), "sum")
+        seconds = sum(gather_object([self.seconds]))
         steps, first, n = self.sampling.num_inference_steps, self.sampling.seed, self.sampling.num_samples
         scheduler = self.pipeline.scheduler
         guided = self.sampling.guidance_scale not in (None, 1.0)
@@ -99,7 +103,7 @@ class Drawing:
             nfe=None if steps is None else evaluations(self.pipeline, steps) * (1 + guided),
             classes=" ".join(self.sampling.classes) if self.sampling.classes else None,
             guidance_scale=self.sampling.guidance_scale,
-            seconds_per_image=float(seconds) / n,
+            seconds_per_image=seconds / n,
             device=self.accelerator.device.type,
             step=step,
             images_seen=images_seen,
@@ -117,10 +121,13 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
     """The images that the flags ask for."""
     if model.model is None:
         raise ValueError("--model must name a model folder or a Hub id")
-    pipeline = load_model(model.model, accelerator.device)
+    pipeline = load_model(model.model, accelerator.device, model.trust_remote_code)
     if sampling.sampler:
         pipeline = with_sampler(pipeline, sampling.sampler)
         pipeline.set_progress_bar_config(disable=True)
+    steps = sampling.num_inference_steps or usual_steps(pipeline)
+    check_steps(pipeline, steps)
+    sampling = replace(sampling, num_inference_steps=steps)
     # The name of a folder, not where it lies on this machine.
     source = Path(model.model).resolve().name if Path(model.model).is_dir() else model.model
     return Drawing(pipeline, source, sampling, model.batch_size, accelerator)
@@ -151,15 +158,37 @@ def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> 
     accelerator = Accelerator()
     set_cpu_threads(accelerator, model.cpu_threads)
     drawing = open_drawing(model, sampling, accelerator)
+    drawing.labels = labels_like(drawing, None)
     (draw_to_array if output.endswith(".npy") else draw_to_folder)(drawing, Path(output))
     accelerator.wait_for_everyone()
     accelerator.print(f"{sampling.num_samples} images in {output}")
 
 
+def claim(drawing: Drawing, path: Path, **more: Any) -> None:
+    """Note beside the images what they are drawn from; ValueError where others have been begun there."""
+    weights = hashlib.sha256()
+    for tensor in drawing.pipeline.unet.state_dict().values():
+        weights.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    wanted = {**asdict(drawing.sampling), "model": drawing.source, "weights": weights.hexdigest(), **more}
+    wanted.pop("num_samples")
+    text = json.dumps(wanted, indent=2)
+    if path.exists() and path.read_text() != text:
+        raise ValueError(
+            f"--output: {path.parent} holds images that were drawn otherwise (see {path.name}); name another "
+            "folder, or delete them"
+        )
+    drawing.accelerator.wait_for_everyone()
+    if drawing.accelerator.is_main_process:
+        path.write_text(text)
+
+
 def draw_to_folder(drawing: Drawing, folder: Path) -> None:
     """`<seed>.png` for each image; those that are there are not drawn again."""
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.png")) and not (folder / "drawing.json").exists():
+        raise ValueError(f"--output: {folder} holds images that were not drawn here; name another folder")
     drawing.accelerator.wait_for_everyone()
+    claim(drawing, folder / "drawing.json", seed=None)
     first = drawing.sampling.seed
     drawing.done = frozenset(int(p.stem) - first for p in folder.glob("*.png") if p.stem.isdigit())
     drawing.accelerator.wait_for_everyone()
@@ -179,11 +208,17 @@ def draw_to_array(drawing: Drawing, path: Path) -> None:
     aside, marks = path.with_suffix(".partial.npy"), path.with_suffix(".drawn.npy")
     config = drawing.pipeline.unet.config
     shape = (n, config.sample_size, config.sample_size, config.in_channels)
-    if accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not (aside.exists() and marks.exists() and np.load(aside, mmap_mode="r").shape == shape):
-            np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape).flush()
-            np.lib.format.open_memmap(marks, mode="w+", dtype=np.bool_, shape=(n,)).flush()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = path.with_suffix(".drawing.json")
+    if not aside.exists():
+        note.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    claim(drawing, note, n=n)
+    begun = aside.exists() and marks.exists() and np.load(aside, mmap_mode="r").shape == shape
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not begun:
+        np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape).flush()
+        np.lib.format.open_memmap(marks, mode="w+", dtype=np.bool_, shape=(n,)).flush()
     accelerator.wait_for_everyone()
     images_map, drawn_map = np.load(aside, mmap_mode="r+"), np.load(marks, mmap_mode="r+")
     drawing.done = frozenset(np.flatnonzero(drawn_map).tolist())
@@ -197,3 +232,4 @@ def draw_to_array(drawing: Drawing, path: Path) -> None:
     if accelerator.is_main_process:
         aside.replace(path)
         marks.unlink()
+        note.unlink()

@@ -4,7 +4,6 @@ Numbers go to the trackers by way of the loop and to `results.jsonl`; the pipeli
 so far is kept in `best/`.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,23 +13,34 @@ from diffusers import DiffusionPipeline
 from trilemma.eval import results
 from trilemma.eval.config import SamplingConfig
 from trilemma.eval.drawing import Drawing, labels_like
-from trilemma.eval.scoring import Reference, pick_extractor, result_lines, score, yardsticks
-from trilemma.training.data import Images
-
-HIGHER_IS_BETTER = (
-    "is",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "class_accuracy",
-    "modes",
-    "diversity",
+from trilemma.eval.scoring import (
+    BATCH,
+    Reference,
+    Yardstick,
+    pick_extractor,
+    result_lines,
+    score,
+    yardsticks,
 )
+from trilemma.training.data import Images, cache_folder
+from trilemma.training.sampling import usual_steps
+
+BEST = {
+    "fd": ("fd", min),
+    "kid": ("kid", min),
+    "is": ("is", max),
+    "prdc": ("coverage", max),
+    "class_accuracy": ("class_accuracy", max),
+    "modes": ("modes_kl", min),
+}
+"""What the first of --eval_metrics chooses the best model by: its measurement, and which end is better."""
 
 
 class Evaluation:
-    """Scores a pipeline during training; the reference's statistics are made at the first call, once."""
+    """Scores a pipeline during training, with the same seeds each time; the reference is measured once.
+
+    save(pipeline, folder) is called on every rank.
+    """
 
     def __init__(
         self,
@@ -41,40 +51,54 @@ class Evaluation:
         save: Callable[[DiffusionPipeline, Path], None],
     ):
         self.config, self.accelerator, self.save = config, accelerator, save
-        self.reference, self.sticks = Reference(images, held_out), None
+        self.reference = Reference(images, held_out)
         self.folder = Path(config.run.output_dir)
+        self.sticks: list[Yardstick] = []
+        first = config.evaluation.eval_metrics[0]
+        if first not in BEST:
+            raise ValueError(
+                f"the first of --eval_metrics chooses the best model and must be one of {', '.join(BEST)}; "
+                f"got {first!r}"
+            )
 
-    def __call__(self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int):
-        """Numbers by name for the trackers; pipeline is what would be published, sampled has the sampler."""
+    def prepare(self) -> None:
+        """Make or load everything that scoring needs; collective."""
+        wanted, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
+        extractor = wanted.eval_feature_extractor or pick_extractor(self.reference, cache)
+        self.sticks = yardsticks(wanted.eval_metrics, extractor, self.reference, self.accelerator, cache)
+
+    def __call__(
+        self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int
+    ) -> dict[str, float]:
+        """Numbers by name; `pipeline` is what would be published, `sampled` the same with the sampler."""
         wanted, log = self.config.evaluation, self.config.log
-        if self.sticks is None:
-            cache = self.config.data.cache_dir or os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma"
-            cache = Path(cache).expanduser()
-            extractor = wanted.eval_feature_extractor or pick_extractor(self.reference, cache)
-            self.sticks = yardsticks(wanted.eval_metrics, extractor, self.reference, self.accelerator, cache)
         sampling = SamplingConfig(
             num_samples=wanted.eval_num_samples,
             sampler=log.sampler,
-            num_inference_steps=log.ddpm_num_inference_steps,
+            num_inference_steps=log.ddpm_num_inference_steps or usual_steps(sampled),
         )
-        drawing = Drawing(sampled, self.folder.name, sampling, log.eval_batch_size, self.accelerator)
+        drawing = Drawing(sampled, self.folder.name, sampling, BATCH, self.accelerator)
         drawing.labels = labels_like(drawing, self.reference.images)
-        # A curve of small numbers is of use; each line says that it would have been refused.
+        # A curve of small numbers is of use; a line that would have been refused says so.
         scores = score(self.sticks, drawing, wanted.eval_num_samples, self.accelerator, force=True)
-        origin = drawing.origin(step, images_seen)
-        told = result_lines(scores, origin, forced=True)
-        first = next(iter(next(iter(scores.values()))))
-        name = next(line["metric"] for line in told)
-        best = self._best(name, first in HIGHER_IS_BETTER, told[0]["value"])
+        told = result_lines(scores, drawing.origin(step, images_seen), forced=True)
+        best = self._is_best(told)
         if self.accelerator.is_main_process:
             results.append(self.folder / results.RESULTS, told)
         if best:
             self.save(pipeline, self.folder / "best")
         return {line["metric"]: line["value"] for line in told}
 
-    def _best(self, name: str, higher: bool, value: float) -> bool:
+    def _is_best(self, told: list[dict]) -> bool:
+        """Whether these lines beat all earlier ones of this run that were measured alike."""
+        wanted, better = BEST[self.config.evaluation.eval_metrics[0]]
+        stem = "fid" if wanted == "fd" else wanted
+        line = next(t for t in told if t["metric"].startswith((wanted, stem)))
+        alike = ("metric", "n", "seeds", "sampler", "num_inference_steps", "extractor_sha256")
         earlier = [
-            line["value"] for line in results.read(self.folder / results.RESULTS) if line["metric"] == name
+            other["value"]
+            for other in results.read(self.folder / results.RESULTS)
+            if all(other.get(key) == line[key] for key in alike)
         ]
         self.accelerator.wait_for_everyone()  # before the main process adds to what the others read
-        return not earlier or (value > max(earlier) if higher else value < min(earlier))
+        return not earlier or better(line["value"], *earlier) == line["value"]

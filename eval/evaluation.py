@@ -1,6 +1,6 @@
 """The body of `eval/evaluate.py`: what is scored, what with, and where the numbers go."""
 
-import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from trilemma.eval.reference_stats import READERS, load_reference
 from trilemma.eval.results import Origin
 from trilemma.eval.scoring import Reference, pick_extractor, result_lines, score, yardsticks
 from trilemma.training.config import DataConfig
-from trilemma.training.data import hold_out, load_images
+from trilemma.training.data import cache_folder, hold_out, load_images
 from trilemma.training.machine import commit, set_cpu_threads
 from trilemma.training.options import read_yaml
 
@@ -29,9 +29,13 @@ def evaluate(config) -> None:
     names = [name for name in config.score.metrics if name != "bpd"]
     weights = config.score.extractor_weights
     extractor = config.score.feature_extractor or (
-        "inception" if weights else pick_extractor(reference, cache_folder(config))
+        "inception" if weights else pick_extractor(reference, cache_folder(config.reference.cache_dir))
     )
-    sticks = yardsticks(names, extractor, reference, accelerator, cache_folder(config), weights)
+    sticks = yardsticks(
+        names, extractor, reference, accelerator, cache_folder(config.reference.cache_dir), weights
+    )
+    if config.reference.save_reference and not sticks:
+        raise ValueError("--save_reference writes the statistics of a feature metric; --metrics names none")
     if config.reference.save_reference and accelerator.is_main_process:
         target = Path(config.reference.save_reference)
         statistics = sticks[0].reference
@@ -88,6 +92,9 @@ def open_reference(config, accelerator: Accelerator) -> Reference:
             held_out = load_images(alike, data.validation_split)
         elif data.validation_size:
             images, held_out = hold_out(images, data.validation_size, seed)
+        elif images.split == "train":
+            with suppress(ValueError):  # data without such a split have nothing held out
+                held_out = load_images(replace(data, channels=images.channels), "test")
     return Reference(images, held_out)
 
 
@@ -104,12 +111,6 @@ def trained_on(model: str | None) -> tuple[DataConfig, int]:
     return DataConfig(**given), values["seed"]
 
 
-def cache_folder(config) -> Path:
-    """Where statistics, weights and classifiers are kept."""
-    where = config.reference.cache_dir or os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma"
-    return Path(where).expanduser()
-
-
 def likelihood_lines(
     config, drawing: Drawing | None, reference: Reference, accelerator: Accelerator
 ) -> list[dict]:
@@ -117,7 +118,8 @@ def likelihood_lines(
     if drawing is None or reference.images is None:
         raise ValueError("--metrics bpd needs a --model, and a data set as --reference")
     told = []
-    for part, images in (("train", reference.images), ("test", reference.held_out)):
+    trained_split = config.reference.split or "train"
+    for part, images in ((trained_split, reference.images), ("test", reference.held_out)):
         if images is None:
             continue
         count = min(config.score.bpd_images or len(images), len(images))
@@ -140,7 +142,7 @@ def likelihood_lines(
             seconds_per_image=None,
         )
         for line in results.lines(named, origin, None, commit=commit()):
-            told.append({**line, "reference": images.name, "reference_split": images.split,
+            told.append({**line, "reference": images.name, "reference_split": part,
                          "reference_n": len(images), "data_fingerprint": images.fingerprint})  # fmt: skip
     return told
 

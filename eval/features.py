@@ -6,7 +6,6 @@ A Frechet distance over Inception features is `fid`; over others it bears their 
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import nn
 
 from trilemma.eval import inception as fid_inception
 from trilemma.eval.classifier import LARGEST, classifier_file, load_classifier
-from trilemma.training.data import Images
+from trilemma.training.data import Images, cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -225,8 +224,7 @@ def load_extractor(
     """
     if name not in EXTRACTORS:
         raise ValueError(f"--feature_extractor must be one of {', '.join(EXTRACTORS)}; got {name!r}")
-    cache = cache_dir or os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma"
-    return EXTRACTORS[name](Source(weights, reference, Path(cache).expanduser()))
+    return EXTRACTORS[name](Source(weights, reference, cache_folder(cache_dir)))
 
 
 def distance_name(extractor: str) -> str:

@@ -39,6 +39,7 @@ class Protocol:
     data_fingerprint: str
     flips: bool  # whether mirrored images were added
     n: int  # images
+    whole: bool = True  # all images of the split
 
 
 @dataclass(frozen=True, eq=False)

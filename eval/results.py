@@ -7,7 +7,7 @@ which is what the literature means by it. Everything else bears its protocol in 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,18 +41,22 @@ class Origin:
     images_seen: int | None = None
 
 
-def metric_name(name: str, extractor: str | None, n: int, split: str | None) -> str:
-    """What a measurement of METRICS is called in results: see the top of this file."""
+def metric_name(name: str, extractor: str | None, n: int, split: str | None, whole: bool = True) -> str:
+    """What a measurement of METRICS is called in results: see the top of this file.
+
+    split and whole: of the reference, and whether it is all of that split.
+    """
     if name in JUDGED or extractor is None:
         return name
     if name != "fd":
         return name if extractor == "inception" else f"{name}_{extractor}"
     if extractor != "inception":
         return f"fd_{extractor}"
-    if n >= LITERATURE_SAMPLES and split == "train":
+    if n >= LITERATURE_SAMPLES and split == "train" and whole:
         return "fid"
     count = f"{n // 1000}k" if n % 1000 == 0 else str(n)
-    return f"fid_{count}" if split == "train" else f"fid_{count}_vs_{split or 'unknown'}"
+    against = (split or "unknown") if whole else f"part_of_{split}"
+    return f"fid_{count}" if against == "train" else f"fid_{count}_vs_{against}"
 
 
 def lines(
@@ -61,10 +65,13 @@ def lines(
     protocol: "Protocol | None",
     *,
     commit: str | None,
-    forced: bool = False,
+    forced: Collection[str] = (),
     judge_accuracy: float | None = None,
 ) -> list[dict[str, Any]]:
-    """One line for each measurement, with everything that must agree before it is compared with another."""
+    """One line for each measurement, with everything that must agree before it is compared with another.
+
+    forced: those that would have been refused.
+    """
     extractor = protocol.extractor if protocol else None
     split = protocol.split if protocol else None
     told = {
@@ -77,18 +84,18 @@ def lines(
         "reference_n": protocol.n if protocol else None,
         "data_fingerprint": protocol.data_fingerprint if protocol else None,
         "judge_accuracy": judge_accuracy,
-        "forced": forced,
         "commit": commit,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     return [
         {
-            "metric": metric_name(name, extractor, m.n, split),
+            "metric": metric_name(name, extractor, m.n, split, protocol.whole if protocol else True),
             "value": m.value,
             "interval": list(m.interval) if m.interval else None,
             "floor": m.floor,
             **asdict(replace(origin, n=m.n)),
             **told,
+            "forced": name in forced,
         }
         for name, m in measurements.items()
     ]

@@ -126,6 +126,7 @@ def _of_file(net: FeatureExtractor, statistics: ReferenceStatistics, names: list
         data_fingerprint=known.data_fingerprint if known else "unknown",
         flips=known.flips if known else False,
         n=known.n if known else statistics.gaussian.n or 0,
+        whole=known.whole if known else False,
     )
     statistics.check(protocol)
     return Yardstick(net, statistics, protocol, tuple(names))
@@ -145,6 +146,7 @@ def reference_statistics(
         data_fingerprint=images.fingerprint,
         flips=False,
         n=len(images),
+        whole=images.whole,
     )
     path = cache_path(cache / "references", protocol, min(keep, len(images)))
     if all(gather_object([path.exists()])):
@@ -220,7 +222,7 @@ def result_lines(
             origin,
             stick.protocol,
             commit=commit(),
-            forced=few,
+            forced=("fd",) if few else (),
             judge_accuracy=stick.extractor.judge_accuracy,
         )
     return told

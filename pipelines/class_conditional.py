@@ -286,7 +286,9 @@ def _step_options(
     accepted = inspect.signature(scheduler.step).parameters
     if eta and "eta" not in accepted:
         raise ValueError(f"eta must be 0 for {type(scheduler).__name__}, got {eta}; DDIMScheduler has an eta")
-    options = {"generator": generator, "eta": eta}
+    # Without the last, DDIM clips x_0 but keeps the noise of the unclipped one, and the two drift apart: a
+    # little in every model, and to ruins under guidance. Dhariwal & Nichol's code does as here.
+    options = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
     return {name: value for name, value in options.items() if name in accepted}
 
 

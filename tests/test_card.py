@@ -68,7 +68,11 @@ def result(value, metric="kid", *, n=500, interval=None, floor=0.0, forced=False
     }
     origin = Origin("/home/someone/secret/out", n, f"0..{n - 1}", **(told | origin))
     (line,) = lines(
-        {metric: Measurement(value, n, interval, floor)}, origin, None, commit=None, forced=forced
+        {metric: Measurement(value, n, interval, floor)},
+        origin,
+        None,
+        commit=None,
+        forced=[metric] if forced else (),
     )
     judged = {
         "feature_extractor": "classifier",

@@ -44,7 +44,7 @@ def main(report: str, *flags: str) -> None:
         return method
 
     accelerator = launch.make_accelerator(config)
-    launch.draw_pictures = launch.save_bundle = lambda *arguments: None
+    launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
     launch.train_and_save(config, make_method, accelerator)
     net = seen.pop("net")
     seen["weights"] = [float(p.double().sum()) for p in net.parameters()]

@@ -104,6 +104,15 @@ def find_checkpoint(folder: Path, wanted: str) -> tuple[Path, dict[str, Any]] | 
     return None
 
 
+def set_newer_aside(folder: Path, step: int) -> None:
+    """Rename checkpoints after `step`, when an older one is resumed: they are of a branch that was left."""
+    for newer in (s for s in checkpoint_steps(folder) if s > step):
+        path = checkpoint_path(folder, newer)
+        aside = path.with_name(f"left-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

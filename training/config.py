@@ -43,7 +43,9 @@ class DataConfig:
     )
     max_train_images: int | None = option(None, "keep the first so many rows only", low=1)
     validation_split: str | None = option(
-        None, "split of the held-out images; a part of the training split if not given"
+        None,
+        "split of the held-out images; a part of the training split if not given",
+        needs=("validation_size", ...),
     )
     validation_size: int = option(0, "how many images to hold out for the validation loss; 0 for none", low=0)
     preserve_input_precision: bool = option(False, "not offered: images are 8-bit here, as their metrics are")
@@ -116,7 +118,7 @@ class DDPMConfig:
     def __post_init__(self):
         if self.snr_gamma is not None and self.p2_gamma is not None:
             raise ValueError("--snr_gamma and --p2_gamma are two weightings of one loss; give one of them")
-        if self.loss_type in ("mmd", "vlb") and (self.snr_gamma or self.p2_gamma):
+        if self.loss_type not in ("l2", "hybrid") and (self.snr_gamma or self.p2_gamma):
             raise ValueError(f"--snr_gamma and --p2_gamma have no effect on --loss_type {self.loss_type}")
 
 
@@ -217,7 +219,9 @@ class LogConfig:
     )
     eval_batch_size: int = option(64, "images on a sample sheet", free=True, low=1)
     sampler: str = option("ddim", "sampler of sheets and of evaluation during training", free=True)
-    ddpm_num_inference_steps: int = option(50, "steps of that sampler", free=True, low=1)
+    ddpm_num_inference_steps: int | None = option(
+        None, "steps of that sampler; 50, or the largest divisor of T below, if not given", free=True, low=1
+    )
 
     def __post_init__(self):
         if self.sample_steps and self.save_images_epochs:

@@ -59,6 +59,7 @@ class Images:
     name: str
     split: str
     skipped: int = 0  # bad images that were left out of the split
+    whole: bool = True  # whether these are all images of the split
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,7 +100,12 @@ class Images:
         """These images only, in this order; class names and numbers stay."""
         indices = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, rows=self.rows[indices], labels=labels)
+        return replace(self, rows=self.rows[indices], labels=labels, whole=False)
+
+
+def cache_folder(given: str | None) -> Path:
+    """`--cache_dir`, else $TRILEMMA_CACHE, else ~/.cache/trilemma."""
+    return Path(given or os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
 
 
 def load_images(config: DataConfig, split: str | None = None) -> Images:
@@ -109,8 +115,8 @@ def load_images(config: DataConfig, split: str | None = None) -> Images:
     Decodes on its first call, so under several processes let the local main process call it first.
     """
     source = open_source(config, split or config.train_split)
-    cache = config.cache_dir or os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma"
-    decoded = decode_once(source, config.channels, config.resolution, Path(cache).expanduser() / "images")
+    cache = cache_folder(config.cache_dir) / "images"
+    decoded = decode_once(source, config.channels, config.resolution, cache)
     if decoded.bad:
         _report_bad(decoded.bad, source, config.skip_bad_images)
     rows = np.setdiff1d(np.arange(len(source.rows)), list(decoded.bad))
@@ -123,6 +129,7 @@ def load_images(config: DataConfig, split: str | None = None) -> Images:
         name=source.name,
         split=source.split,
         skipped=len(decoded.bad),
+        whole=not (decoded.bad or config.classes or config.max_train_images),
     )
 
 
@@ -181,6 +188,8 @@ def batches(
         batch_sampler=_MicroBatches(len(images), batch_size, seed, rank, world, start),
         collate_fn=_as_it_is,
         num_workers=num_workers,
+        # A stop signal to the process group is for the trainer, which then ends its readers.
+        worker_init_fn=_leave_group,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
         # or the loader draws from torch's own, and a resumed run draws once more than an uncut one
@@ -224,6 +233,10 @@ class _MicroBatches:
 @lru_cache(maxsize=2)
 def _epoch(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([ORDER, seed, epoch]).permutation(count)
+
+
+def _leave_group(worker: int) -> None:
+    os.setpgrp()
 
 
 def _as_it_is(batch):

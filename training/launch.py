@@ -30,7 +30,7 @@ from trilemma.model_cards.render import write_card
 from trilemma.model_cards.upload import PublishError, publish
 from trilemma.pipelines.networks import build_network, load_network_config
 from trilemma.training.data import Images, batches, hold_out, load_images, to_float
-from trilemma.training.loop import Data, draw, sampling_pipeline, train
+from trilemma.training.loop import Data, draw, sampling_pipeline, sheet_steps, train
 from trilemma.training.machine import set_cpu_threads
 from trilemma.training.methods import GradientDescent, Method, Objective
 from trilemma.training.nets import NETS, net_for
@@ -110,7 +110,11 @@ def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) ->
     evaluate = (
         Evaluation(config, images, held_out, accelerator, save) if config.evaluation.eval_steps else None
     )
-    pipeline = train(method, Data(stream, held_out, epoch), accelerator, config, total, save, evaluate)
+    if evaluate:
+        evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
+    pipeline = train(
+        method, Data(stream, held_out, epoch, images.fingerprint), accelerator, config, total, save, evaluate
+    )
     save(pipeline)
     draw_pictures(method, images, config, accelerator)
     if accelerator.is_main_process:
@@ -204,7 +208,10 @@ def make_net(
         dropout=net.dropout,
     )
     if net.enable_xformers_memory_efficient_attention:
-        model.enable_xformers_memory_efficient_attention()
+        try:
+            model.enable_xformers_memory_efficient_attention()
+        except (ModuleNotFoundError, ValueError) as problem:
+            raise ValueError(f"--enable_xformers_memory_efficient_attention: {problem}") from problem
     if config.run.init_from:
         take_weights(model, config.run.init_from)
     return model
@@ -245,7 +252,7 @@ def draw_pictures(method: Method, images: Images, config, accelerator: Accelerat
     plots.schedules(pipeline.scheduler).savefig(folder / "schedules.png")
     real, _ = images.__getitems__(range(4))
     labels = every_class(method.num_classes, len(real))
-    figure = plots.process_of(pipeline, to_float(real), log.ddpm_num_inference_steps, labels)
+    figure = plots.process_of(pipeline, to_float(real), sheet_steps(method, log), labels)
     figure.savefig(folder / "process.png", dpi=150)
 
 

@@ -19,14 +19,14 @@ from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from trilemma.training.checkpoints import find_checkpoint, save_checkpoint
+from trilemma.training.checkpoints import find_checkpoint, save_checkpoint, set_newer_aside
 from trilemma.training.config import EMAConfig, EvalConfig, LogConfig, OptimConfig, RunConfig
 from trilemma.training.data import Images, to_float
 from trilemma.training.ema import EMA, ema_decay
 from trilemma.training.methods import Method
 from trilemma.training.options import flags_of, flatten
 from trilemma.training.runlog import Means, RunLog
-from trilemma.training.sampling import every_class, sample_everywhere, with_sampler
+from trilemma.training.sampling import check_steps, every_class, sample_everywhere, usual_steps, with_sampler
 
 INTERRUPTED = 75
 """Exit code after SIGTERM or SIGUSR1: a checkpoint was written, run the same command again (EX_TEMPFAIL)."""
@@ -51,13 +51,12 @@ class Config(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """stream(k): endless micro-batches (x0 in [-1, 1], labels or None) from the k-th on; held_out: images or
-    None.
-    """
+    """stream(k): endless micro-batches (x0 in [-1, 1], labels or None) from the k-th on."""
 
     stream: Callable[[int], Iterator[Batch]]
     held_out: Images | None
     steps_per_epoch: int
+    fingerprint: str
 
 
 def train(
@@ -81,13 +80,15 @@ def train(
         config.optim.train_batch_size * config.optim.gradient_accumulation_steps * accelerator.num_processes
     )
     ema = EMA(method.net, ema_decay(config.ema, images_per_step))
-    checkpoints = Checkpoints(folder / "checkpoints", method, ema, accelerator, config)
+    checkpoints = Checkpoints(folder / "checkpoints", method, ema, accelerator, config, data.fingerprint)
     step, seconds = checkpoints.resume()
     if step > total_steps:
         raise ValueError(f"{folder} is already at step {step}, past the {total_steps} that were asked for")
+    check_steps(
+        sampling_pipeline(method, log), sheet_steps(method, log)
+    )  # an error now, not at the first sheet
     runlog = RunLog(accelerator, folder, config, log.logging_dir)
     runlog.start(step, total_steps, seconds)
-    sampling_pipeline(method, log)  # an unknown --sampler is an error now, not at the first sheet
     stop, means = StopSignal(accelerator), Means(accelerator.device)
     due = Calendar(config, data.steps_per_epoch, total_steps, evaluate is not None, data.held_out is not None)
     batches = data.stream(step * config.optim.gradient_accumulation_steps)
@@ -190,13 +191,18 @@ def sampling_pipeline(method: Method, log: LogConfig) -> DiffusionPipeline:
     return pipeline
 
 
+def sheet_steps(method: Method, log: LogConfig) -> int:
+    """Steps of the sampler that sheets and evaluation use."""
+    return log.ddpm_num_inference_steps or usual_steps(sampling_pipeline(method, log))
+
+
 def draw(method: Method, accelerator: Accelerator, log: LogConfig) -> Tensor:
     """A sheet's worth of images from fixed seeds, every rank its share: uint8 (N, C, H, W), on every rank."""
     return sample_everywhere(
         sampling_pipeline(method, log),
         range(log.eval_batch_size),
         accelerator,
-        num_inference_steps=log.ddpm_num_inference_steps,
+        num_inference_steps=sheet_steps(method, log),
         class_labels=every_class(method.num_classes, log.eval_batch_size),
     )
 
@@ -206,30 +212,46 @@ class Checkpoints:
     result.
     """
 
-    def __init__(self, folder: Path, method: Method, ema: EMA, accelerator: Accelerator, config: Config):
-        self.folder, self.method, self.ema, self.accelerator, self.config = (
-            folder,
-            method,
-            ema,
-            accelerator,
-            config,
-        )
+    def __init__(
+        self,
+        folder: Path,
+        method: Method,
+        ema: EMA,
+        accelerator: Accelerator,
+        config: Config,
+        fingerprint: str,
+    ):
+        self.folder, self.method, self.ema = folder, method, ema
+        self.accelerator, self.config, self.fingerprint = accelerator, config, fingerprint
 
     def resume(self) -> tuple[int, float]:
         """Step and seconds that the run stands at: those of the checkpoint it took up, or 0, 0."""
         found = find_checkpoint(self.folder, self.config.run.resume_from_checkpoint)
+        steps = gather_object([0 if found is None else found[1]["step"]])
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"processes found different checkpoints, {steps}: machines must share --output_dir"
+            )
         if found is None:
             return 0, 0.0
         path, state = found
         changed = changed_flags(state["config"], self.config)
+        precision = self.accelerator.mixed_precision
+        if state["precision"] != precision:
+            changed.append(f"--mixed_precision: {state['precision']} then, {precision} now")
+        if state["fingerprint"] != self.fingerprint:
+            changed.append("the training images: others then")
         if state["num_processes"] != self.accelerator.num_processes:
             changed.append(f"processes: {state['num_processes']} then, {self.accelerator.num_processes} now")
         if changed:
             raise ValueError(
                 f"{path} was trained with other settings, so going on would give neither run's result: "
                 + "; ".join(changed)
-                + ". Take the old settings, another --output_dir, or start from its weights with --init_from."
+                + ". Take the old settings, or another --output_dir (with --init_from this folder to start "
+                "from its weights)."
             )
+        if self.accelerator.is_main_process:
+            set_newer_aside(self.folder, state["step"])
         self.method.load_state_dict(state["method"])
         self.ema.load_state_dict(state["ema"])
         set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
@@ -246,6 +268,8 @@ class Checkpoints:
                 "seconds": seconds,
                 "config": plain(flatten(self.config)),
                 "num_processes": self.accelerator.num_processes,
+                "precision": self.accelerator.mixed_precision,
+                "fingerprint": self.fingerprint,
                 "method": self.method.state_dict(),
                 "ema": self.ema.state_dict(),
                 "rng": rng,

@@ -37,7 +37,8 @@ def mmd(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
     kernel = sum(torch.exp(-distance / (2 * width * scale)) for scale in (0.25, 0.5, 1.0, 2.0, 4.0))
     sign = torch.ones(len(both), device=both.device)
     sign[len(prediction) :] = -1
-    return ((sign @ kernel @ sign) / len(prediction) ** 2).expand(len(prediction))
+    # Not as matrix products, which autocast would round to half precision.
+    return ((sign[:, None] * sign * kernel).sum() / len(prediction) ** 2).expand(len(prediction))
 
 
 class Loss(NamedTuple):

@@ -66,6 +66,27 @@ def with_sampler(pipeline: DiffusionPipeline, name: str) -> DiffusionPipeline:
     return other
 
 
+def usual_steps(pipeline: DiffusionPipeline) -> int:
+    """All T steps for the ancestral sampler, else 50, or the largest divisor of T below."""
+    steps = pipeline.scheduler.config.num_train_timesteps
+    if isinstance(pipeline.scheduler, DDPMScheduler):
+        return steps
+    return next(n for n in range(min(50, steps), 0, -1) if steps % n == 0)
+
+
+def check_steps(pipeline: DiffusionPipeline, num_inference_steps: int) -> None:
+    """ValueError for a number of steps that the sampler does not have, before anything is drawn."""
+    steps, n = pipeline.scheduler.config.num_train_timesteps, num_inference_steps
+    if not 1 <= n <= steps:
+        raise ValueError(f"--num_inference_steps must be in 1..{steps}, the steps of training; got {n}")
+    if isinstance(pipeline.scheduler, DDIMScheduler) and steps % n:
+        near = [m for m in range(1, steps + 1) if steps % m == 0]
+        fits = max(m for m in near if m < n), min(m for m in near if m > n)
+        raise ValueError(
+            f"DDIM takes a divisor of {steps} steps; got {n}, and {fits[0]} or {fits[1]} would do"
+        )
+
+
 def evaluations(pipeline: DiffusionPipeline, num_inference_steps: int) -> int:
     """How often an image goes through the network (NFE): 2N - 1 for N steps of Heun. Guidance doubles it."""
     scheduler = copy.deepcopy(pipeline.scheduler)
