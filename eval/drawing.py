@@ -1,6 +1,4 @@
-"""A saved model as a source of images: loading it, choosing its sampler, drawing seeds a..b on all
-processes.
-"""
+"""A saved model as a source of images: loading it, choosing its sampler, drawing seeds a..b."""
 
 import hashlib
 import json
@@ -28,9 +26,7 @@ from trilemma.training.sampling import check_steps, draw_batches, evaluations, u
 
 
 def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = False) -> DiffusionPipeline:
-    """A pipeline of this project from a folder or the Hub; a stock DDPMPipeline becomes ours, for its
-    seeds.
-    """
+    """A pipeline from a folder or the Hub; a stock DDPMPipeline becomes ours, for its seeds."""
     try:
         # A folder is the user's own; code from the Hub runs only where it was allowed.
         trusted = trust_remote_code or Path(path_or_id).is_dir()

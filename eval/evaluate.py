@@ -1,5 +1,4 @@
-"""Score a model or a set of images: `accelerate launch eval/evaluate.py --model
-outputs/unconditional-digits`.
+"""Score a model or a set of images: `accelerate launch eval/evaluate.py --model <folder or Hub id>`.
 
 Draws, extracts features and scores in one pass that holds no images, each process its share; prints a table
 and adds lines to `results.jsonl`. Without `--reference` a model is compared with the images that it was

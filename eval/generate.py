@@ -1,5 +1,4 @@
-"""Draw images from a model: `accelerate launch eval/generate.py --model outputs/unconditional-digits --output
-images/`.
+"""Draw images from a model: `accelerate launch eval/generate.py --model <folder or Hub id> --output images/`.
 
 To a folder of PNGs named by their seed, or to one uint8 .npy (N, H, W, C). Every process draws its share;
 what a run that was cut has drawn is not drawn again.

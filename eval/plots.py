@@ -65,9 +65,7 @@ def process(forward: Tensor, reverse: Tensor, times: Sequence[float]) -> Figure:
 def process_of(
     pipeline, x0: Tensor, steps: int | None, labels: list[int] | None = None, most_states: int = 9
 ) -> Figure:
-    """The process of an image pipeline: x0 (B, C, H, W) in [-1, 1] noised, and B new images made in `steps`,
-    or in all.
-    """
+    """The process of a pipeline: x0 (B, C, H, W) in [-1, 1] noised, and B new images made in `steps`."""
     scheduler = pipeline.scheduler
     last = scheduler.config.num_train_timesteps
     states = min(most_states, (steps or last) + 1)

@@ -2,8 +2,7 @@
 
 A number is `fid` only over Inception features of at least 50,000 samples against the whole training split,
 which is what the literature means by it. Everything else bears its protocol in its name: `fid_10k`,
-`fid_10k_vs_test`,
-`fd_classifier`, `kid_pixels`.
+`fid_10k_vs_test`, `fd_classifier`, `kid_pixels`.
 """
 
 import json

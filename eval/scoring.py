@@ -50,9 +50,7 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is compared with: the images trained on, others that were not, or a statistics file in their
-    place.
-    """
+    """What is compared with: the images trained on and others that were not, or a statistics file."""
 
     images: Images | None
     held_out: Images | None = None

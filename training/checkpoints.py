@@ -1,8 +1,7 @@
 """Checkpoints that are whole or not there: written aside, synced to disk, then renamed.
 
-`checkpoints/step-00001000/` holds `state.pt` (tensors and plain values only, so that reading it runs no code)
-and
-`manifest.json` with its size and sha256, by which damage is recognised.
+`checkpoints/step-00001000/` holds `state.pt` (tensors and plain values only, so that reading it runs no
+code) and `manifest.json` with its size and sha256, by which damage is recognised.
 """
 
 import hashlib
@@ -38,9 +37,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of a step, then delete all but the newest `keep`. OSError leaves the earlier ones
-    whole.
-    """
+    """Write a step's checkpoint, then delete all but the newest `keep`; after an OSError those are whole."""
     target, aside = checkpoint_path(folder, step), folder / f".partial-{step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

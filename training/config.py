@@ -1,5 +1,4 @@
-"""Every option of every entry point, one frozen dataclass a group; an entry point's configuration is a row of
-groups.
+"""Every option of every entry point, one frozen dataclass a group; an entry point takes a row of groups.
 
 Names that diffusers' `train_unconditional.py` has keep their name and meaning (docs/recipes.md lists each).
 The machinery is in `training/options.py`, the recipes in `training/presets.py`.

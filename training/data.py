@@ -47,9 +47,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A map-style data set that is read by the batch, as torch's `DataLoader` does when it finds
-    `__getitems__`.
-    """
+    """A map-style data set that torch's `DataLoader` reads by the batch, through `__getitems__`."""
 
     pixels: MemoryMap | Stream  # (M, C, H, W) uint8, of which `rows` are used
     digests: np.ndarray  # (M, 32) uint8, sha256 of each image's pixels
@@ -109,8 +107,7 @@ def cache_folder(given: str | None) -> Path:
 
 
 def load_images(config: DataConfig, split: str | None = None) -> Images:
-    """The images of a split (the training split if None) as the configuration wants them, decoded now or
-    before.
+    """The images of a split (the training split if None) as the configuration wants them.
 
     Decodes on its first call, so under several processes let the local main process call it first.
     """
@@ -170,11 +167,10 @@ def batches(
     num_workers: int = 0,
     random_flip: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Endless (x0 float32 (B, C, H, W) in [-1, 1], labels int64 (B,) or None) on the device, from micro-batch
-    `start` on.
+    """Endless (x0 float32 (B, C, H, W) in [-1, 1], labels int64 (B,) or None) on the device.
 
-    Micro-batch k, flips included, is a function of (seed, k, rank, world) alone; torch's own generators are
-    not touched.
+    The first is micro-batch `start`. Micro-batch k, flips included, is a function of (seed, k, rank, world)
+    alone; torch's own generators are not touched.
     """
     if batch_size < 1:
         raise ValueError(f"--train_batch_size must be at least 1; got {batch_size}")

@@ -13,9 +13,7 @@ RAMP_UP = 0.05
 
 
 def ema_decay(config: EMAConfig, images_per_step: int) -> Callable[[int], float]:
-    """Decay after optimizer step k (1, 2, ...): power warm-up as diffusers' EMAModel, a half-life in images,
-    or 0 for none.
-    """
+    """Decay after optimizer step 1, 2, ...: diffusers' power warm-up, a half-life in images, or 0."""
 
     def power(step: int) -> float:
         return min(1 - (1 + (step - 1) / config.ema_inv_gamma) ** -config.ema_power, config.ema_max_decay)

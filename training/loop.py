@@ -1,5 +1,4 @@
-"""When things happen: steps, the moving average, logs, validation, samples, evaluation, checkpoints,
-stopping.
+"""When things happen: steps, the moving average, logs, samples, evaluation, checkpoints, stopping.
 
 One loop for every method. The loop owns time, the method owns gradients, and whatever lies in a higher layer
 reaches the loop as a callable. Collectives run on every rank; only writing is left to the main process.
@@ -208,9 +207,7 @@ def draw(method: Method, accelerator: Accelerator, log: LogConfig) -> Tensor:
 
 
 class Checkpoints:
-    """Saves and restores everything a run consists of; refuses to go on with flags that would change the
-    result.
-    """
+    """Saves and restores all that a run consists of; refuses to go on with flags that change the result."""
 
     def __init__(
         self,

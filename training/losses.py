@@ -75,9 +75,7 @@ LOSSES: dict[str, Loss] = {
 
 
 class Weighting(NamedTuple):
-    """A weight on the squared error of x0 as a function of the SNR; `None` leaves the target's own error
-    unweighted.
-    """
+    """A weight on the squared error of x0 by its SNR; `None` leaves the target's own error unweighted."""
 
     of_snr: Callable[[Tensor], Tensor] | None
 
@@ -150,8 +148,7 @@ def _log_difference(high: Tensor, low: Tensor) -> Tensor:
 def vlb_term_bpd(
     process: GaussianProcess, x0: Tensor, x_t: Tensor, t: Tensor, x0_hat: Tensor, log_variance: Tensor
 ) -> Tensor:
-    """The bound's term at step t in bits per dimension, (B,): KL to the posterior for t > 1, the 8-bit
-    likelihood at 1.
+    """The bound's term at step t in bits per dimension, (B,): a KL for t > 1, the 8-bit likelihood at 1.
 
     Ho et al. 2020, equation 5. x0, x_t, x0_hat, log_variance (B, C, H, W); t (B,) in 1..T.
     """

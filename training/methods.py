@@ -1,5 +1,4 @@
-"""Who owns what in training: an Objective turns a clean batch into losses, a Method turns them into better
-weights.
+"""Who owns what in training: an Objective turns a clean batch into losses, a Method them into weights.
 
 The loop (`training/loop.py`) owns time and calls a Method; `GradientDescent` is the Method of every
 Objective. A method with two optimizers, such as a GAN, implements the protocol itself.
@@ -74,9 +73,7 @@ class Method(Protocol):
 
 
 class GradientDescent:
-    """AdamW on one objective: accumulation, clipping, mixed precision and a schedule counted in optimizer
-    steps.
-    """
+    """AdamW on one objective: accumulation, clipping, mixed precision, rates counted in optimizer steps."""
 
     def __init__(self, objective: Objective, accelerator: Accelerator, config: OptimConfig, total_steps: int):
         self.objective, self.accelerator, self.max_norm = objective, accelerator, config.max_grad_norm

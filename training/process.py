@@ -1,9 +1,7 @@
-"""How an image is noised, and the posterior of one step back: schedules, q(x_t | x_0), q(x_{t-1} | x_t, x_0),
-targets.
+"""How an image is noised, and the posterior of one step back: schedules, q(x_t | x_0), targets.
 
-Ho et al. 2020 (arXiv 2006.11239), equations 4, 6 and 7. Coefficients are float64 from the schedule to the
-last
-operation before they meet an image: in bfloat16, 1 - abar is exactly zero at the first steps.
+Ho et al. 2020 (arXiv 2006.11239), equations 4, 6 and 7. Coefficients are float64 until they meet an image: in
+bfloat16, 1 - abar is exactly zero at the first steps.
 """
 
 import math
@@ -16,9 +14,7 @@ from torch import Tensor, nn
 
 MAX_BETA = 0.999
 MAX_SIGNAL = 0.01
-"""Largest sqrt(abar_T): beyond it x_T still shows the image, and sampling from N(0, I) starts from the wrong
-law.
-"""
+"""Largest sqrt(abar_T): beyond it x_T shows the image, and sampling from N(0, I) starts from another law."""
 
 
 class GaussianProcess(nn.Module):
@@ -72,9 +68,7 @@ class GaussianProcess(nn.Module):
         return self.beta(t) * (1 - self.abar[t - 1]) / (1 - self.abar[t])
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, ...) float32 and variance (B,) float64 of q(x_{t-1} | x_t, x_0), equation 7; t (B,) in
-        1..T.
-        """
+        """Mean (B, ...) float32 and variance (B,) float64 of q(x_{t-1} | x_t, x_0), eq. 7; t (B,) in 1..T."""
         now, before, beta = self.abar[t], self.abar[t - 1], self.beta(t)
         from_x0 = before.sqrt() * beta / (1 - now)
         from_x_t = (1 - beta).sqrt() * (1 - before) / (1 - now)
@@ -149,9 +143,7 @@ two ends.
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A schedule whose x_T is noise: its name and ends as diffusers' schedulers take them, and a remark for
-    the user.
-    """
+    """A schedule whose x_T is noise, named as diffusers' schedulers name it, and a remark for the user."""
 
     name: str
     steps: int

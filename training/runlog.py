@@ -1,6 +1,4 @@
-"""What a run says while it trains and leaves behind: progress bar, trackers, `logs/scalars.jsonl`,
-`config.yaml` and
-`run.json`.
+"""What a run says and leaves behind: progress bar, trackers, scalars.jsonl, config.yaml and run.json.
 
 Means are kept as sums on the device, so that nothing waits for the GPU between log lines.
 """
@@ -34,9 +32,7 @@ class Means:
         self.first_bad_step = torch.full((), torch.inf, dtype=torch.float64, device=device)
 
     def add(self, logs: Logs, step: int) -> None:
-        """Add the values of one micro-batch, each one number or one per example; `loss` is one per
-        example.
-        """
+        """Add the values of one micro-batch: `loss` is one per example, the others one or one per example."""
         loss, names = logs["loss"], tuple(sorted(logs))
         values = torch.stack([logs[n].detach().to(loss).expand(len(loss)) for n in names]).double()
         pair = torch.stack([values.nansum(1), (~values.isnan()).sum(1)])
@@ -159,9 +155,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def keep_lines(path: Path, wanted) -> None:
-    """Keep the lines of a JSON-lines file that `wanted(line)` accepts; a half-written last line is
-    dropped.
-    """
+    """Keep the lines of a JSON-lines file that `wanted(line)` accepts, and drop a half-written last one."""
     if not path.exists():
         return
     kept = []

@@ -115,8 +115,7 @@ def draw_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One image for each seed of this rank's share: positions in `seeds` (B,) and uint8 (B, C, H, W) on the
-    CPU.
+    """One image for each seed of this rank's share: positions (B,) and uint8 (B, C, H, W), on the CPU.
 
     class_labels: one for each seed, for pipelines that take them. options: further arguments of the
     pipeline's call, such as guidance_scale.

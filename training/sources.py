@@ -1,5 +1,4 @@
-"""Where the rows come from: the embedded digits, a Hub data set, or a local folder; and which columns and
-rows are used.
+"""Where the rows come from: the embedded digits, a Hub data set, or a local folder.
 
 Columns are found by their feature type. `datasets.Image` is an image, `datasets.ClassLabel` a label; failing
 a ClassLabel, an integer column is taken for the label if its name says so (label, class, target, category).
@@ -83,9 +82,7 @@ class _ArrayReader:
 
 
 def _digits(split: str) -> Source:
-    """The 1,797 handwritten digits of scikit-learn (E. Alpaydin and C. Kaynak, UCI, 1998), 8x8, 17 grey
-    levels 0..16.
-    """
+    """The 1,797 handwritten digits of scikit-learn (E. Alpaydin, C. Kaynak, UCI, 1998), 8x8, levels 0..16."""
     _check_split("digits", split, ["train"])
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         images, labels = file["images"], file["labels"].astype(np.int64)

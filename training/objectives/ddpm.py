@@ -138,9 +138,7 @@ def weighting(config: DDPMConfig) -> Weighting:
 
 
 def ddpm_scheduler(schedule: NoiseSchedule, config: DDPMConfig) -> DDPMScheduler:
-    """The stock scheduler that samples from a model of this schedule; `trailing`, so that few steps start at
-    T too.
-    """
+    """The stock scheduler of a model of this schedule; `trailing`, so that few steps start at T too."""
     return DDPMScheduler(
         num_train_timesteps=schedule.steps,
         beta_schedule=schedule.name,
