@@ -14,6 +14,7 @@ from trilemma.training.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    set_newer_aside,
 )
 
 
@@ -100,3 +101,13 @@ except OSError as problem:
     assert checkpoint_steps(tmp_path) == [1]
     assert find_checkpoint(tmp_path, "latest")[1]["step"] == 1
     assert not list(tmp_path.glob(".partial*"))
+
+
+def test_an_older_checkpoint_can_be_resumed_without_losing_either_branch(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, state(step), keep=5)
+    set_newer_aside(tmp_path, 1)
+    assert checkpoint_steps(tmp_path) == [1]
+    save_checkpoint(tmp_path, 2, {"step": "new"}, keep=2)
+    assert find_checkpoint(tmp_path, "latest")[1]["step"] == "new"
+    assert load_checkpoint(tmp_path / "left-step-00000003")["step"] == 3

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import subprocess
 import time
 from dataclasses import replace
 
@@ -763,3 +764,14 @@ def test_uses_of_randomness_do_not_share_a_stream():
     assert len({data.ORDER, data.FLIP, data.HELD_OUT}) == 3
     first = np.random.default_rng([data.ORDER, 5, 2]).random(4)
     assert not np.array_equal(first, np.random.default_rng([data.FLIP, 5, 2, 0]).random(4))
+
+
+def test_readers_leave_the_process_group_so_that_stop_signals_miss_them():
+    images = load_images(DataConfig(dataset_name="digits"))
+    stream = batches(images, batch_size=4, seed=0, device="cpu", num_workers=1)
+    next(stream)
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,pgid=", "--ppid", str(os.getpid())], capture_output=True, text=True
+    )
+    groups = [line.split() for line in listed.stdout.splitlines()]
+    assert any(pid == group for pid, group in groups)

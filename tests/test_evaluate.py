@@ -233,3 +233,30 @@ def test_lines_keep_the_number_of_each_measurement():
     made = lines({"a": Measurement(1.0, 7)}, Origin("x", 10), None, commit=None)
     assert made[0]["n"] == 7
     assert json.loads(json.dumps(made[0]))["interval"] is None
+
+
+def test_generate_does_not_mix_models_or_samplers_in_one_place(model, tmp_path):
+    for output in ("images", "images.npy"):
+        flags = [*model_flags(model, 4), "--output", str(tmp_path / output)]
+        run(GENERATE, *flags)
+    other = [*model_flags(model, 4), "--sampler", "heun", "--output", str(tmp_path / "images")]
+    done = run(GENERATE, *other, check=False)
+    assert done.wait() != 0
+    assert "drawn otherwise" in done.output
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    png(foreign / "00000000.png", 8)
+    done = run(GENERATE, *model_flags(model, 4), "--output", str(foreign), check=False)
+    assert "not drawn here" in done.output
+
+
+def test_flags_of_conditional_models_are_refused_elsewhere(model, tmp_path):
+    for flag in (["--guidance_scale", "2"], ["--classes", "3"]):
+        done = run(GENERATE, *model_flags(model, 4), *flag, "--output", str(tmp_path / "x"), check=False)
+        assert done.wait() != 0
+        assert "class-conditional" in done.output
+        assert "Traceback" not in done.output
+
+
+def test_a_part_of_the_split_is_not_the_literatures_reference():
+    assert metric_name("fd", "inception", 50_000, "train", whole=False) == "fid_50k_vs_part_of_train"
