@@ -20,10 +20,10 @@ UNCONDITIONAL = {
     "digits": Preset(
         dict(
             dataset_name="digits", net="unet_8", ddpm_beta_schedule="squaredcos_cap_v2",
-            prediction_type="v_prediction", train_batch_size=32, max_train_steps=7000, learning_rate=4e-3,
+            prediction_type="v_prediction", train_batch_size=32, max_train_steps=7800, learning_rate=4e-3,
             lr_scheduler="cosine", lr_warmup_steps=100, adam_beta2=0.99, ema_max_decay=0.999,
             validation_size=64, checkpointing_steps=1000, validation_steps=500, sample_steps=2000,
-            eval_steps=7000, eval_metrics=("fd", "prdc", "modes"),
+            eval_steps=7800, eval_metrics=("fd", "prdc", "modes"),
         ),
         "our own, for a few minutes on two CPU cores; docs/recipes.md shows what was tried",
     ),
