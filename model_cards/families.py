@@ -25,10 +25,12 @@ def _stock(saved: Saved, model_id: str) -> Usage:
     plain = saved.unet["out_channels"] == saved.unet["in_channels"]
     pipeline, steps = ("DDIMPipeline", few) if few and plain else ("DDPMPipeline", total)
     trust = "" if saved.index["unet"][0] == "diffusers" else ", trust_remote_code=True"
+    # Otherwise stock DDIM keeps the noise of an x_0 that it has clipped.
+    clipped = ", use_clipped_model_output=True" if pipeline == "DDIMPipeline" else ""
     code = f"""from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained({literal(model_id)}{trust})
-images = pipeline(batch_size=4, num_inference_steps={steps}).images
+images = pipeline(batch_size=4, num_inference_steps={steps}{clipped}).images
 images[0].save("sample.png")"""
     said = "Plain diffusers loads this model; `generator=torch.manual_seed(0)` gives the same images again."
     if pipeline == "DDIMPipeline":
