@@ -503,10 +503,9 @@ def test_miscounted_samples_are_errors():
         metric.compute()
 
 
-@pytest.mark.parametrize("name", METRICS)
+# class_accuracy only compares the largest logit: there a wrong class is no error.
+@pytest.mark.parametrize("name", sorted(set(METRICS) - {"class_accuracy"}))
 def test_bad_outputs_are_errors(name):
-    if name == "class_accuracy":
-        pytest.skip("a wrong class is not an error")
     samples = toy_samples(30)
     samples[4, 2] = torch.nan
     with pytest.raises(ValueError, match="not finite"):

@@ -40,7 +40,7 @@ UNCONDITIONAL = {
             ddpm_beta_schedule="squaredcos_cap_v2", learning_rate=2e-3, lr_scheduler="cosine",
             lr_warmup_steps=100, ema_max_decay=0.999, validation_split="test", validation_size=512,
         ),
-        "our own, for a quarter of an hour on two CPU cores",
+        "our own, for twenty minutes on one busy CPU core",
     ),
     "fashion-mnist": Preset(
         dict(
