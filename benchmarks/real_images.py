@@ -1,0 +1,91 @@
+"""Can the metrics tell real images from spoiled ones?
+
+`python benchmarks/real_images.py --train_data_dir mnist`
+
+Scores, against the training split and under the classifier trained on it: the test split, the test split
+blurred, the test split with Gaussian noise added, and uniform noise. A trustworthy set of metrics puts the
+first at its floor and the others in that order or worse. Prints one table of markdown.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from trilemma.eval.scoring import BATCH, Batch, Reference, score, yardsticks
+from trilemma.training.config import DataConfig
+from trilemma.training.data import Images, cache_folder, load_images
+
+METRICS = ("fd", "kid", "is", "prdc", "modes")
+SHOWN = ("fd", "kid", "is", "precision", "recall", "density", "coverage", "modes_kl", "confidence")
+
+
+def blurred(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A 3x3 box blur."""
+    padded = F.pad(images.float(), (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(padded, 3, stride=1).round().to(torch.uint8)
+
+
+def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian noise of deviation 64 grey levels."""
+    noise = 64 * torch.randn(images.shape, generator=generator)
+    return (images + noise).clamp(0, 255).round().to(torch.uint8)
+
+
+def uniform(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform noise in the place of the images."""
+    return torch.randint(256, images.shape, generator=generator, dtype=torch.uint8)
+
+
+SETS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "test": lambda images, generator: images,
+    "test, blurred 3x3": blurred,
+    "test, noise of 64 levels": noisy,
+    "uniform noise": uniform,
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train_data_dir", required=True, help="folder with a train and a test split")
+    parser.add_argument("--cache_dir", default=None)
+    parser.add_argument("--cpu_threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.cpu_threads)
+    accelerator = Accelerator(cpu=True)
+    data = DataConfig(train_data_dir=options.train_data_dir, cache_dir=options.cache_dir)
+    train, test = load_images(data), load_images(data, "test")
+    cache = cache_folder(options.cache_dir)
+    sticks = yardsticks(METRICS, "classifier", Reference(train, test), accelerator, cache)
+    print(f"{train.name}: {len(test):,} images a row against {len(train):,} of train, under the classifier")
+    print("| images | " + " | ".join(SHOWN) + " |")
+    print("|---|" + "---|" * len(SHOWN))
+    for name, spoil in SETS.items():
+        measured = {}
+        for parts in score(sticks, spoiled(test, spoil), len(test), accelerator).values():
+            measured |= parts
+        print(f"| {name} | " + " | ".join(_cell(measured[metric]) for metric in SHOWN) + " |", flush=True)
+
+
+def spoiled(images: Images, spoil: Callable[[Tensor, torch.Generator], Tensor]):
+    """The images in batches, each spoiled; noise from one seed."""
+    generator = torch.Generator().manual_seed(0)
+    for index in torch.arange(len(images)).split(BATCH):
+        pixels, labels = images.__getitems__(index)
+        batch: Batch = (index, spoil(pixels, generator), labels)
+        yield batch
+
+
+def _cell(measurement) -> str:
+    text = f"{measurement.value:.4g}"
+    if measurement.interval:
+        text += f" [{measurement.interval[0]:.3g}, {measurement.interval[1]:.3g}]"
+    return text + (f", floor {measurement.floor:.3g}" if measurement.floor is not None else "")
+
+
+if __name__ == "__main__":
+    main()
