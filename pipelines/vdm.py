@@ -1,0 +1,227 @@
+"""Sampling from a variational diffusion model in any number of steps; shipped beside the weights.
+
+Kingma, Salimans, Poole & Ho 2021 (arXiv 2107.00630), section 3.3. The model is a `VDMModel`: its gamma says
+how noisy z is at a time in [0, 1], its forward predicts the noise. Time goes from 1 to 0 in steps of equal
+length, each a draw of z_s given z_t, s < t, by one of two chains:
+
+    ancestral  p(z_s | z_t) = q(z_s | z_t, x0 = x0_hat(z_t)), equations 32-34
+    shortcut   z_s = alpha_s x0_hat(z_t) + sigma_s noise: forget z_t, keep what it says of the image. For few
+               steps; the chain of shortcut MCMC (Y. Huang 2022)
+
+The image is z_0 / alpha_0, the most likely value of the 8-bit decoder p(x | z_0) once rounded to its grid.
+"""
+
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+STEPS = 250
+
+
+def alpha_sigma(gamma: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of gamma (B,) or (), float32, shaped to multiply (B, C, H, W)."""
+    alpha, sigma = gamma.neg().sigmoid().sqrt(), gamma.sigmoid().sqrt()
+    shape = (-1, *[1] * (like.ndim - 1))
+    return alpha.float().view(shape), sigma.float().view(shape)
+
+
+def denoised(z: Tensor, eps_hat: Tensor, gamma: Tensor) -> Tensor:
+    """x0_hat = (z - sigma eps_hat) / alpha; z and eps_hat (B, C, H, W), gamma (B,) or ()."""
+    alpha, sigma = alpha_sigma(gamma, z)
+    return (z - sigma * eps_hat) / alpha
+
+
+def ancestral_step(z: Tensor, eps_hat: Tensor, noise: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Tensor:
+    """z_s ~ p(z_s | z_t): all (B, C, H, W), gammas float64 () with gamma_s < gamma_t."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(gamma_t, z), alpha_sigma(gamma_s, z)
+    share = -torch.expm1(gamma_s - gamma_t)  # 1 - SNR(t) / SNR(s), exact where the two are close
+    mean = alpha_s / alpha_t * (z - share.float() * sigma_t * eps_hat)
+    return mean + sigma_s * share.sqrt().float() * noise
+
+
+def shortcut_step(z: Tensor, eps_hat: Tensor, noise: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Tensor:
+    """z_s ~ q(z_s | x0_hat(z_t)): the same arguments."""
+    alpha_s, sigma_s = alpha_sigma(gamma_s, z)
+    return alpha_s * denoised(z, eps_hat, gamma_t) + sigma_s * noise
+
+
+CHAINS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "ancestral": ancestral_step,
+    "shortcut": shortcut_step,
+}
+
+
+@dataclass
+class VDMPipelineOutput(BaseOutput):
+    """B images, and k states on the way to them where `trajectory=k` asked for them.
+
+    "pil": a list of B images, k lists of B images. "np": (B, H, W, C), (k, B, H, W, C). "pt": (B, C, H, W),
+    (k, B, C, H, W). Arrays and tensors are float32 in [0, 1].
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    trajectory: list[list[Image.Image]] | np.ndarray | Tensor | None = None
+
+
+class VDMPipeline(DiffusionPipeline):
+    """Noise -> image.
+
+    class_names: one name for each class of a class-conditional model, None for others. `model_index.json`
+        keeps it as `{"0": name, ...}`: diffusers takes a list there for a component.
+    chain: the chain that is run unless the call names another.
+    timesteps: T, where the model was trained on a bound of T steps; None for continuous time. Sampling may
+        take any number of steps.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        class_names: dict[str, str] | list[str] | tuple[str, ...] | None = None,
+        chain: str = "ancestral",
+        timesteps: int | None = None,
+    ):
+        super().__init__()
+        if class_names is not None and not isinstance(class_names, dict):
+            class_names = {str(k): name for k, name in enumerate(class_names)}
+        _check_chain(chain)
+        self.register_modules(unet=unet)
+        self.register_to_config(class_names=class_names, chain=chain, timesteps=timesteps)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        names = self.config.class_names
+        return None if names is None else tuple(names[str(k)] for k in range(len(names)))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        *,
+        class_labels: str | int | Sequence[str | int | None] | None = None,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        chain: str | None = None,
+        trajectory: int = 0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> VDMPipelineOutput | tuple:
+        """Generate images.
+
+        batch_size: the number of images; follows from `seeds` if they are given.
+        class_labels: names or ids, one for all images or one for each; None is an image of unknown class.
+        seeds: one for each image. All its noise is drawn from it, on the CPU: a seed stands for one image
+            on any device, in any batch and on any number of processes.
+        generator: in place of seeds, one for all images or a list with one for each, as in diffusers.
+        num_inference_steps: any number, 250 by default.
+        chain: ancestral or shortcut; the pipeline's own by default.
+        trajectory: how many states to keep, evenly spaced from the noise to the image.
+        output_type: pil, np or pt.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
+        steps = STEPS if num_inference_steps is None else num_inference_steps
+        if not isinstance(steps, numbers.Integral) or steps < 1:
+            raise ValueError(f"num_inference_steps must be an integer of at least 1; got {steps}")
+        step = CHAINS[_check_chain(chain or self.config.chain)]
+        generator, batch_size = _generators(batch_size, seeds, generator)
+        kept = _evenly_spaced(trajectory, steps)
+
+        config, device = self.unet.config, self._execution_device
+        labels = self._labels(class_labels, batch_size)
+        shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
+        options = dict(generator=generator, device=device, dtype=torch.float32)
+        gamma = self.unet.gamma(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device))
+        z = randn_tensor(shape, **options)
+        states = []
+        for i in self.progress_bar(range(steps)):
+            if i in kept:
+                states.append(z)
+            eps_hat = self.unet(z, gamma[i].expand(batch_size), labels)
+            z = step(z, eps_hat, randn_tensor(shape, **options), gamma[i], gamma[i + 1])
+        image = z / alpha_sigma(gamma[-1], z)[0]
+        self.maybe_free_model_hooks()
+
+        result = VDMPipelineOutput(images=_convert(image, output_type))
+        if trajectory:
+            result["trajectory"] = _convert(torch.stack([*states, image]), output_type)
+        return result if return_dict else result.to_tuple()
+
+    def _labels(
+        self, class_labels: str | int | Sequence[str | int | None] | None, count: int
+    ) -> Tensor | None:
+        """Ids (count,) in 0..K, K for an unknown class; None for a model without classes."""
+        names = self.class_names
+        if names is None:
+            if class_labels is not None:
+                raise ValueError("class_labels were given, but this model has no classes")
+            return None
+        one = class_labels is None or isinstance(class_labels, str | numbers.Integral)
+        wanted = [class_labels] * count if one else list(class_labels)
+        if len(wanted) != count:
+            raise ValueError(
+                f"class_labels must be one for all or one for each of {count} images; got {len(wanted)}"
+            )
+        known = dict(enumerate(names)) | {name: k for k, name in enumerate(names)} | {None: len(names)}
+        ids = []
+        for label in wanted:
+            if label not in known:
+                choices = ", ".join(f"{k} {name!r}" for k, name in enumerate(names))
+                raise ValueError(f"class_labels must be of {choices}, or None; got {label!r}")
+            ids.append(int(label) if isinstance(label, numbers.Integral) else known[label])
+        return torch.tensor(ids, device=self._execution_device)
+
+
+def _check_chain(chain: str) -> str:
+    if chain not in CHAINS:
+        raise ValueError(f"chain must be one of {', '.join(CHAINS)}; got {chain!r}")
+    return chain
+
+
+def _generators(
+    batch_size: int, seeds: Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None
+) -> tuple[torch.Generator | list[torch.Generator] | None, int]:
+    """What the noise is drawn from, and the number of images."""
+    generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers knows lists only
+    if seeds is None:
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"batch_size={batch_size} needs as many generators; got {len(generator)}")
+        return generator, batch_size
+    if generator is not None:
+        raise ValueError("pass seeds or generator, not both")
+    if isinstance(seeds, int) or len(seeds) == 0:
+        raise ValueError(f"seeds must be a sequence of ints, one per image; got {seeds!r}")
+    if batch_size not in (1, len(seeds)):
+        raise ValueError(f"batch_size={batch_size} needs as many seeds; got {len(seeds)}")
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds], len(seeds)
+
+
+def _evenly_spaced(count: int, steps: int) -> set[int]:
+    """The steps before which a state is kept; the image, after the last step, makes them `count`."""
+    if count and not 2 <= count <= steps + 1:
+        raise ValueError(f"trajectory must be 0 or from 2 to {steps + 1} for these steps; got {count}")
+    return set(np.linspace(0, steps, count).round().astype(int)[:-1].tolist())
+
+
+def _convert(images: Tensor, output_type: str) -> list | np.ndarray | Tensor:
+    """(..., C, H, W) in [-1, 1], clipped to it, as `output_type`; PIL images by rounding to the nearest."""
+    images = (images / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return images
+    arrays = images.movedim(-3, -1).cpu().numpy()
+    if output_type == "np":
+        return arrays
+    if arrays.ndim == 5:
+        return [DiffusionPipeline.numpy_to_pil(state) for state in arrays]
+    return DiffusionPipeline.numpy_to_pil(arrays)

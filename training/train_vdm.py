@@ -1,0 +1,30 @@
+"""Train a variational diffusion model, for the likelihood: `accelerate launch training/train_vdm.py`.
+
+Without flags it learns the embedded 8x8 digits in about ten minutes on a busy CPU core. The result is a
+folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
+"""
+
+from functools import partial
+
+from trilemma.training.config import parse
+
+
+def main() -> None:
+    """Parse, then import what needs torch: a mistyped flag answers at once."""
+    config = parse("vdm", __doc__)
+
+    from trilemma.training.launch import make_net, run
+    from trilemma.training.objectives.vdm import VDM, build_vdm
+
+    def objective(config, images):
+        classes = images.require_class_names() if config.objective.class_conditional else None
+        rows = len(classes) + 1 if classes else None
+        build = partial(build_vdm, config=config.objective)
+        net = make_net(config, images, num_class_embeds=rows, build=build)
+        return VDM(net, config.objective, classes)
+
+    run(config, objective)
+
+
+if __name__ == "__main__":
+    main()
