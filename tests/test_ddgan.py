@@ -198,7 +198,7 @@ def test_the_gradient_is_alive_at_the_start(resolution):
     x, x_t = torch.randn(2, 16, 3, resolution, resolution)
     logits = discriminator(x, x_t, torch.randint(1, 5, (16,)), torch.randint(3, (16,)))
     assert logits.shape == (16,)
-    assert logits.std() > 0.1
+    assert logits.std() > 0.05
     torch.nn.functional.softplus(-logits).mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in discriminator.parameters())
 
@@ -394,10 +394,10 @@ def test_what_collapse_looks_like():
 
 HEALTHY = {
     "contrast": 1.0, "diversity": 0.9, "saturated": 0.5, "saturated_data": 0.5, "logit_spread": 2.0,
-    "loss_discriminator": 1.2, "logit_gap": 3.0,
+    "loss_discriminator": 1.2, "loss_generator": 1.0,
 }  # fmt: skip
 BROKEN = {"contrast": 0.01, "diversity": 0.01, "saturated": 0.99, "logit_spread": 1e-4}
-BROKEN |= {"loss_discriminator": 8.0, "logit_gap": 90.0}
+BROKEN |= {"loss_discriminator": 8.0, "loss_generator": 7.0}
 
 
 def watch(dog, numbers, first, steps):

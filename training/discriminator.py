@@ -1,10 +1,12 @@
 """The discriminator of the denoising-diffusion GAN: was this x_{t-1} drawn from the data, given x_t?
 
-Xiao, Kreis & Vahdat 2022 (arXiv 2112.07804), appendix C: residual blocks with the embedding of t in each, the
-deviation over small groups of examples as a further channel, a sum over positions at the end. Average pooling
-stands in the place of their FIR filter (docs/ddgan.md). It is never published: generators sample alone.
+Xiao, Kreis & Vahdat 2022 (arXiv 2112.07804), appendix C: residual blocks with the embedding of t in each, and
+the deviation over small groups of examples as a further channel. Average pooling stands in the place of their
+FIR filter, group norm is added, and the last layer sees every position instead of their sum: docs/ddgan.md
+has the reasons. It is never published: generators sample alone.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,21 +22,28 @@ GROUP = 4
 SMALLEST = 3
 """No block halves an image below this side."""
 
+NORM_GROUPS = 8
+
+FIRST_LOGITS = 0.25
+"""Scale of the last layer at the start; with large first logits, shrinking them is all that is learned."""
+
 
 class Block(nn.Module):
     """(B, inputs, H, W), embedding (B, E) -> (B, outputs, H / 2, W / 2), or (B, outputs, H, W)."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, halve: bool):
         super().__init__()
+        self.norm1 = nn.GroupNorm(math.gcd(inputs, NORM_GROUPS), inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.embed = nn.Linear(embedding, outputs)
+        self.norm2 = nn.GroupNorm(math.gcd(outputs, NORM_GROUPS), outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.halve = halve
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.leaky_relu(x, SLOPE)) + self.embed(embedding)[:, :, None, None]
-        h = F.leaky_relu(h, SLOPE)
+        h = self.conv1(F.leaky_relu(self.norm1(x), SLOPE)) + self.embed(embedding)[:, :, None, None]
+        h = F.leaky_relu(self.norm2(h), SLOPE)
         if self.halve:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         return (self.conv2(h) + self.skip(x)) / 2**0.5
@@ -62,12 +71,10 @@ class Discriminator(nn.Module):
             side = side // 2 if halve else side
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
-        self.head = nn.Linear(widths[-1], 1)
+        self.head = nn.Linear(widths[-1] * side**2, 1)
         self.apply(_initialise)
-        # As if the sum over positions were a mean: else logits start in the tens, and shrinking them is all
-        # that is learned.
         with torch.no_grad():
-            self.head.weight /= side**2
+            self.head.weight *= FIRST_LOGITS
 
     def forward(self, x_before: Tensor, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x_before (x_{t-1}) and x_t (B, C, H, W), t (B,) in 1..T, labels (B,) or None -> logits (B,)."""
@@ -81,7 +88,7 @@ class Discriminator(nn.Module):
             h = block(h, embedding)
         h = torch.cat([h, group_deviation(h)], dim=1)
         h = F.leaky_relu(self.last(h), SLOPE)
-        return self.head(h.sum((2, 3))).squeeze(1)
+        return self.head(h.flatten(1)).squeeze(1)
 
 
 def group_deviation(h: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Sign(NamedTuple):
     remedy: str
 
 
-_WEAKER = "lower --discriminator_learning_rate, or raise --r1_gamma"
+_WEAKER = "lower --discriminator_learning_rate or --discriminator_steps, or raise --r1_gamma"
 
 SIGNS: dict[str, Sign] = {
     "contrast": Sign(
@@ -65,10 +65,10 @@ SIGNS: dict[str, Sign] = {
         "the discriminator's loss is over twice that of tossing a coin, so each of its steps undoes the last",
         _WEAKER,
     ),
-    "logit_gap": Sign(
-        lambda m: abs(m["logit_gap"]) > 30,
-        "the discriminator's logits for real and generated images lie more than 30 apart",
-        f"{_WEAKER}, or lower --r1_interval",
+    "loss_generator": Sign(
+        lambda m: m["loss_generator"] > 4,
+        "the discriminator has outrun the generator, whose images it gives a chance below one in 50",
+        f"{_WEAKER}; or raise --learning_rate",
     ),
 }
 """Name of the log that shows it -> sign."""

@@ -196,6 +196,7 @@ class DDGAN:
         self.net, self.discriminator, self.accelerator = net, discriminator, accelerator
         self.class_names, self.num_classes = class_names, len(class_names) if class_names else None
         self.max_norm, self.r1_interval = optim.max_grad_norm, config.r1_interval
+        self.discriminator_steps = config.discriminator_steps
         process = vp_process(config.ddpm_num_steps, config.beta_min, config.beta_max)
         self.scheduler = few_step_scheduler(process)
         self.pairs = Pairs(net, process.to(accelerator.device), len(class_names or ()))
@@ -217,7 +218,10 @@ class DDGAN:
             for turn, rate in zip(turns, rates, strict=True)
         ]
         # Not given to accelerator.prepare, which would step them once for every process.
-        self.schedules = [lr_schedule(optimizer, optim, total_steps) for optimizer in optimizers]
+        self.schedules = [
+            lr_schedule(optimizers[0], optim, total_steps * config.discriminator_steps),
+            lr_schedule(optimizers[1], optim, total_steps),
+        ]
         self.turns = [accelerator.prepare(turn) for turn in turns]
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
 
@@ -226,31 +230,34 @@ class DDGAN:
         self.pairs.denoise = torch.compile(self.net.forward)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
-        """The discriminator's turn, then the generator's, on one batch."""
+        """The discriminator's turns, then the generator's, each with times and noise of its own."""
         labels = labels if self.class_names else None
         self.steps += 1
-        losses, logs = self.turns[0](x0, labels, self.steps % self.r1_interval == 0)
-        logs["gradient_norm_discriminator"] = self._update(0, losses)
+        logs: Logs = {}
+        for turn in range(self.discriminator_steps):
+            penalise = turn == 0 and self.steps % self.r1_interval == 0
+            losses, turn_logs = self.turns[0](x0, labels, penalise)
+            logs |= turn_logs | self._update(0, losses)
         self.discriminator.requires_grad_(False)
-        losses, generator_logs = self.turns[1](x0, labels)
-        logs |= generator_logs
-        logs["gradient_norm_generator"] = self._update(1, losses)
+        losses, turn_logs = self.turns[1](x0, labels)
+        logs |= turn_logs | self._update(1, losses)
         self.discriminator.requires_grad_(True)
         logs["loss"] = logs["loss_discriminator"] + logs["loss_generator"]
         logs["learning_rate"] = torch.tensor(self.schedules[1].get_last_lr()[0])
         self.watchdog.watch(logs, self.steps)
         return logs
 
-    def _update(self, turn: int, losses: Tensor) -> Tensor:
-        """One step of one optimizer; returns the norm of the gradient."""
+    def _update(self, turn: int, losses: Tensor) -> Logs:
+        """One step of one optimizer; logs the norm of the gradient, unless fp16 overflowed."""
         optimizer, schedule = self.optimizers[turn], self.schedules[turn]
         self.accelerator.backward(losses.mean())
         norm = self._clip(turn)
         optimizer.step()
-        if not optimizer.step_was_skipped:
-            schedule.step()
         optimizer.zero_grad()
-        return norm
+        if optimizer.step_was_skipped:
+            return {}
+        schedule.step()
+        return {f"gradient_norm_{('discriminator', 'generator')[turn]}": norm}
 
     def _clip(self, turn: int) -> Tensor:
         """Clip one network's gradient, and return its norm."""

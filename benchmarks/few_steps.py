@@ -1,0 +1,103 @@
+"""Few steps against many: `python benchmarks/few_steps.py outputs/ddgan-digits outputs/unconditional-digits`.
+
+Scores the denoising-diffusion GAN, in its own steps, and a diffusion model in 1,000 ancestral steps and in 50
+and 4 of DDIM, against the images that the first was trained on, under the classifier. Then the time of an
+image beside that of as many bare forwards of the same network on the same batch, interleaved, medians.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from trilemma.eval.config import SamplingConfig
+from trilemma.eval.drawing import Drawing, load_model
+from trilemma.eval.evaluation import load_images_of, trained_on
+from trilemma.eval.scoring import score, yardsticks
+from trilemma.training.data import cache_folder
+from trilemma.training.sampling import with_sampler
+
+METRICS = ("fd", "prdc", "modes")
+SHOWN = ("fd", "coverage", "recall", "modes", "confident_share")
+ROUNDS = 9
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ddgan", help="folder of a denoising-diffusion GAN without classes")
+    parser.add_argument("ddpm", help="folder of an unconditional diffusion model")
+    parser.add_argument("--num_samples", type=int, default=1000)
+    parser.add_argument("--ddpm_steps", type=int, nargs="+", default=[1000, 50, 4])
+    parser.add_argument("--cpu_threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.cpu_threads)
+    accelerator = Accelerator(cpu=True)
+    few, many = (load_model(path, accelerator.device) for path in (options.ddgan, options.ddpm))
+
+    data, seed = trained_on(options.ddgan)
+    reference = load_images_of(data, None, seed, accelerator)
+    sticks = yardsticks(METRICS, "classifier", reference, accelerator, cache_folder(data.cache_dir))
+    name = Path(options.ddpm).name
+    rows = [(f"{Path(options.ddgan).name}, T steps", few, None)]
+    for steps in options.ddpm_steps:
+        sampler = "ddpm" if steps == many.scheduler.config.num_train_timesteps else "ddim"
+        rows.append((f"{name}, {steps} of {sampler}", with_sampler(many, sampler), steps))
+    print(f"{options.num_samples} samples, seeds 0.., against {len(reference.images):,} images")
+    print("| model | " + " | ".join(SHOWN) + " | seconds per image |")
+    print("|---|" + "---|" * (len(SHOWN) + 1))
+    for title, pipeline, steps in rows:
+        pipeline.set_progress_bar_config(disable=True)
+        sampling = SamplingConfig(num_samples=options.num_samples, num_inference_steps=steps)
+        drawing = Drawing(pipeline, title, sampling, 250, accelerator)
+        measured = {}
+        for part in score(sticks, drawing, options.num_samples, accelerator, force=True).values():
+            measured |= part
+        cells = " | ".join(_cell(measured[metric]) for metric in SHOWN)
+        print(f"| {title} | {cells} | {drawing.seconds / options.num_samples:.5f} |", flush=True)
+    overhead(few)
+
+
+def overhead(pipeline: DiffusionPipeline, batch: int = 250) -> None:
+    """Print how much longer the pipeline takes than its network alone, called as often."""
+    steps, net = pipeline.scheduler.config.num_train_timesteps, pipeline.unet
+    side, channels = net.config.sample_size, net.config.in_channels
+    x = torch.randn(batch, channels, side, side)
+    t = torch.zeros(batch, dtype=torch.long)
+    z = torch.randn(batch, 4 * net.config.block_out_channels[0])
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(steps):
+            net(x, t, z)
+
+    def whole() -> None:
+        pipeline(seeds=range(batch), output_type="pt")
+
+    times: dict[Callable[[], None], list[float]] = {bare: [], whole: []}
+    for number in range(ROUNDS + 1):
+        for row in (bare, whole) if number % 2 else (whole, bare):
+            began = time.process_time()
+            row()
+            times[row].append(time.process_time() - began)
+    network, image = (statistics.median(each[1:]) for each in times.values())
+    print(
+        f"process time of {batch} images: {image:.4f} s, of {steps} bare forwards {network:.4f} s, "
+        f"ratio {image / network:.3f}"
+    )
+
+
+def _cell(measurement) -> str:
+    text = f"{measurement.value:.4g}"
+    if measurement.interval:
+        text += f" [{measurement.interval[0]:.3g}, {measurement.interval[1]:.3g}]"
+    return text
+
+
+if __name__ == "__main__":
+    main()
