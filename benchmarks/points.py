@@ -1,0 +1,152 @@
+"""Few steps in the plane, and a bound beside the truth: `python benchmarks/points.py`.
+
+Trains, each by its entry point unless it is there already, three models of the swirl for the same number of
+network calls: a variational diffusion model in T = 200 steps, one with the shortcut chain of K = 10 beside
+the bound (11 calls in an optimizer step), and one of K = 200; and one of the mixture, in continuous time.
+
+Of the swirl it prints the energy distance of each model's chains to the law, which 4,880 points of the test
+split stand for, in grey levels (the square is 255 wide): the mean over SETS sets of points, each from a seed
+of its own, and its 95% interval (Student's t); beside them fresh points of the law, which no model can beat.
+Of the mixture it prints the bound and the true negative log-likelihood of the same test points. Pictures go
+to the output folder.
+"""
+
+import argparse
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor
+
+from trilemma.eval.drawing import load_model
+from trilemma.eval.frechet import BLOCKS, T_QUANTILE
+from trilemma.eval.pairwise import kernel_distance, negative_distance
+from trilemma.eval.point_plots import chain, fields, scatters, ways
+from trilemma.eval.precise_bound import precise_bpd
+from trilemma.eval.sample_metric import NORMAL_QUANTILE
+from trilemma.training.data import to_float, to_uint8
+from trilemma.training.points import MIXTURE, POINTS
+from trilemma.training.sampling import with_sampler
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = BLOCKS  # as many as the groups of the jackknife, whose quantile of Student's t serves
+SET_SIZE = 512
+LEVELS = (-6.0, -2.0, 0.0)
+"""gamma of the pictures of the field."""
+BOUND_POINTS, BOUND_TIMES = 4000, 400
+
+
+class Run(NamedTuple):
+    """A preset, K of its shortcut chain (0 for none), and the chains (name, steps) that are scored."""
+
+    preset: str
+    k: int
+    chains: tuple[tuple[str, int], ...]
+
+
+RUNS = {
+    "VDM": Run("swirl", 0, (("ancestral", 10), ("ancestral", 200), ("shortcut", 10))),
+    "K = 10": Run("swirl-shortcut", 10, (("shortcut", 10), ("ancestral", 10), ("ancestral", 200))),
+    "K = 200": Run("swirl-shortcut", 200, (("shortcut", 10), ("shortcut", 200))),
+}
+
+
+def train(folder: Path, preset: str, steps: int, *flags: str) -> DiffusionPipeline:
+    """The model of a preset after so many optimizer steps, trained now or before."""
+    if not (folder / "model_index.json").is_file():
+        script = [sys.executable, str(ROOT / "training" / "train_vdm.py"), "--preset", preset]
+        places = ["--output_dir", str(folder), "--max_train_steps", str(steps), "--cpu_threads", "1"]
+        subprocess.run([*script, *places, *flags], check=True)
+    return load_model(str(folder), torch.device("cpu"))
+
+
+def energies(points: Tensor, law: Tensor) -> Tensor:
+    """Energy distance to the law of each of SETS sets, that follow each other in `points`: (SETS,)."""
+    member = torch.eye(SETS).repeat_interleave(len(points) // SETS, 0)
+    of_sets = kernel_distance(law.flatten(1), points.flatten(1), member, negative_distance)
+    return torch.tensor([of_sets(one) for one in torch.eye(SETS)])
+
+
+def row(name: str, how: str, values: Tensor) -> str:
+    """A line of the table."""
+    mean, half = float(values.mean()), T_QUANTILE * float(values.std()) / SETS**0.5
+    return f"| {name} | {how} | {mean:.3f} | {mean - half:.3f} .. {mean + half:.3f} |"
+
+
+def draw(pipeline: DiffusionPipeline, steps: int) -> Tensor:
+    """SETS sets of points, uint8 (SETS * SET_SIZE, 2, 1, 1)."""
+    sets = []
+    for seed in range(SETS):
+        generator = torch.Generator().manual_seed(seed)
+        made = pipeline(SET_SIZE, generator=generator, num_inference_steps=steps, output_type="pt")
+        sets.append(to_uint8(made.images))
+    return torch.cat(sets)
+
+
+def score_swirl(output: Path, calls: int) -> None:
+    """Train, draw, score and picture the models of the swirl."""
+    data, law = (torch.from_numpy(POINTS["swirl"].split(split)[0]) for split in ("train", "test"))
+    fresh, law = law[: SETS * SET_SIZE], law[SETS * SET_SIZE :]
+    print("| model | chain | energy distance | 95% interval |\n| --- | --- | --- | --- |")
+    print(row("fresh points", "", energies(fresh, law)), flush=True)
+    panels, lines = {}, {}
+    for name, run in RUNS.items():
+        flags = ("--shortcut_steps", str(run.k)) if run.k else ()
+        pipeline = train(output / f"swirl-{run.k}", run.preset, calls // (1 + run.k), *flags)
+        for kind, steps in run.chains:
+            sampler = with_sampler(pipeline, kind)
+            sampler.set_progress_bar_config(disable=True)
+            drawn = draw(sampler, steps)
+            values = energies(drawn, law)
+            print(row(name, f"{kind}, {steps} steps", values), flush=True)
+            panels[f"{name}: {kind}, {steps} steps\n{float(values.mean()):.2f}"] = drawn[: 2 * SET_SIZE]
+            if steps == 10:
+                lines[f"{name}: {kind}, 10 steps"] = chain(sampler, range(200), 10)
+        noise = {
+            f"gamma = {level:g}": partial(predict, pipeline.unet, torch.tensor(level, dtype=torch.float64))
+            for level in LEVELS
+        }
+        fields(noise, data).savefig(output / f"field-{run.k}.png", dpi=80)
+    scatters(panels, data).savefig(output / "samples.png", dpi=80)
+    ways(lines, data).savefig(output / "ways.png", dpi=80)
+
+
+def predict(net: ModelMixin, gamma: Tensor, z: Tensor) -> Tensor:
+    """The noise in z (N, 2, 1, 1) of level gamma ()."""
+    return net(z, gamma.expand(len(z)))
+
+
+def score_mixture(output: Path, steps: int) -> None:
+    """Train on the mixture; the bound beside the truth, point by point."""
+    pipeline = train(output / "mixture", "mixture", steps)
+    points = torch.from_numpy(POINTS["mixture"].split("test")[0])[:BOUND_POINTS]
+    truth = float(MIXTURE.true_bpd(points).mean())
+    bound, error = precise_bpd(pipeline.unet, to_float(points), times=BOUND_TIMES)
+    half, (start, end) = NORMAL_QUANTILE * error, pipeline.unet.gamma.ends().tolist()
+    print(f"Mixture, bits per dimension of {len(points)} test points: truth {truth:.4f}, bound {bound:.4f}")
+    print(f"bound - truth {bound - truth:.4f} +- {half:.4f}; gamma {start:.2f} .. {end:.2f}\n", flush=True)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = draw(pipeline, 200)
+    scatters({"test points": points, "200 steps": drawn}, points).savefig(output / "mixture.png", dpi=80)
+
+
+def main() -> None:
+    """Both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/points"))
+    parser.add_argument("--network_calls", type=int, default=13_200, help="of each training on the swirl")
+    parser.add_argument("--mixture_steps", type=int, default=6000, help="of the training on the mixture")
+    given = parser.parse_args()
+    given.output_dir.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        score_mixture(given.output_dir, given.mixture_steps)
+        score_swirl(given.output_dir, given.network_calls)
+
+
+if __name__ == "__main__":
+    main()
