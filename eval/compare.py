@@ -1,0 +1,45 @@
+"""Compare trained models of any family: `python eval/compare.py --models outputs/a outputs/b`.
+
+One table of the trilemma (quality, coverage, speed) with likelihood and cost, from the files of the output
+folders alone; numbers that were not measured alike are marked. Charts of the bound while training, and of
+quality against time per image.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from trilemma.training.options import option, parse_flags
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Which models, and what is asked of them."""
+
+    models: tuple[str, ...] | None = option(None, "output folders; savings are against the first")
+    target: tuple[str, ...] | None = option(
+        None, "metric=value ...: how many images of training it took each model to get there"
+    )
+    output_dir: str = option("comparison", "where comparison.md and its charts go")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """`eval/compare.py`."""
+
+    comparison: ComparisonConfig
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse and compare."""
+    config = parse_flags(CompareConfig, __doc__, sys.argv[1:] if argv is None else argv)
+
+    from trilemma.eval.comparing import compare
+
+    try:
+        compare(config.comparison)
+    except (ValueError, OSError) as problem:
+        raise SystemExit(f"error: {problem}") from problem
+
+
+if __name__ == "__main__":
+    main()

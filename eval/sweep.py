@@ -1,0 +1,73 @@
+"""Train or sample a grid and draw what it shows: `python eval/sweep.py --question losses -- --preset digits`.
+
+Every point is trained by its own entry point into `<output_dir>/<point>/`, or, with --model, is a way to
+sample that model. All are scored alike into one `results.jsonl`, with one figure. What follows `--` are flags
+of the training. Run the same command again: points that are done are left alone, an interrupted one goes on.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from trilemma.eval.config import ModelConfig, SamplingConfig, ScoreConfig
+from trilemma.eval.questions import SWEEPS
+from trilemma.training.config import FAMILIES
+from trilemma.training.options import option, parse_flags
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Which points there are, and where they go."""
+
+    question: Literal[tuple(SWEEPS)] | None = option(None, "a row of eval/questions.py")
+    grid: tuple[str, ...] | None = option(None, "in its place a grid of your own: flag=value,value ...")
+    family: Literal[tuple(FAMILIES)] = option(
+        "unconditional", "training/train_<family>.py trains it, unless --model is given", needs=("grid", ...)
+    )
+    output_dir: str | None = option(None, "where everything goes; outputs/sweep-<question> if not given")
+    launcher: str | None = option(
+        None, "what starts a point, such as 'accelerate launch --num_processes 8'; this Python if not given"
+    )
+    dry_run: bool = option(False, "list the points, which are done, and the commands of the others")
+
+
+@dataclass(frozen=True)
+class PointSamplingConfig(SamplingConfig):
+    """How images are drawn, at every point alike; what is not given may be set by the question."""
+
+    num_samples: int = option(2000, "images to score at every point", low=1)
+
+
+@dataclass(frozen=True)
+class PointScoreConfig(ScoreConfig):
+    """What is measured, at every point alike."""
+
+    metrics: tuple[str, ...] | None = option(None, "metrics of docs/metrics.md; the question's if not given")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """`eval/sweep.py`."""
+
+    grid: GridConfig
+    model: ModelConfig
+    sampling: PointSamplingConfig
+    score: PointScoreConfig
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Split at `--`, parse, sweep."""
+    argv = sys.argv[1:] if argv is None else argv
+    end = argv.index("--") if "--" in argv else len(argv)
+    config = parse_flags(SweepConfig, __doc__, argv[:end])
+
+    from trilemma.eval.sweeping import sweep
+
+    try:
+        sweep(config, argv[end + 1 :])
+    except (ValueError, OSError) as problem:
+        raise SystemExit(f"error: {problem}") from problem
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The body of `eval/sweep.py`: which points are done, making the others, and what is written of them.
+
+A point is done when the sweep's `results.jsonl` has lines with the settings that it has now: the flags of its
+training that differ from their defaults and may change weights, and those of its scoring. Everything else is
+left to the entry points, which resume what was interrupted and refuse a folder that was trained otherwise.
+This process starts them one after another and needs no torch.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trilemma.eval import charts, results
+from trilemma.eval.questions import SWEEPS, Flags, Point, Sweep, own_sweep, typed, words
+from trilemma.training.config import parse
+from trilemma.training.options import flags_of, flatten
+
+INTERRUPTED = os.EX_TEMPFAIL
+"""Exit code after a signal, as that of a training: run the same command again."""
+
+SHOWN_LOG_LINES = 10
+PANELS = ("fd", "energy", "coverage", "class_accuracy", "bpd_test")
+FACTS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+"""Variables by which a launcher of this process would mislead the processes that it starts."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A point, the commands that make it, and the settings by which its lines are known."""
+
+    point: Point
+    folder: Path
+    train: list[str] | None
+    score: list[str]
+    settings: dict[str, Any]
+
+    @property
+    def log(self) -> Path:
+        """What the commands print; beside the folder, which is the training's own."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+
+def sweep(config, training: Sequence[str]) -> None:
+    """Do what the flags of `eval/sweep.py` ask for; `training` are those that followed `--`."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "start eval/sweep.py as one process; --launcher 'accelerate launch --num_processes 8' gives as "
+            "many to each point"
+        )
+    name, row = chosen(config, training)
+    folder = Path(config.grid.output_dir or f"outputs/sweep-{name}")
+    jobs = [plan(point, row, folder, config, training) for point in row.points()]
+    if len({job.folder for job in jobs}) < len(jobs):
+        raise ValueError("--grid gives two points one name; write their values differently")
+    if config.grid.dry_run:
+        for job in jobs:
+            done = bool(lines_of(job, folder))
+            commands = [] if done else [job.train, job.score]
+            print(f"{job.point.name}: {'done' if done else 'to do'}")
+            print("".join(f"  {shlex.join(command)}\n" for command in commands if command), end="")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = make_all(jobs, folder)
+    report(name, row, jobs, folder)
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(jobs)} points failed: {', '.join(failed)}")
+
+
+def chosen(config, training: Sequence[str]) -> tuple[str, Sweep]:
+    """Name and row of the question that is asked."""
+    grid, model = config.grid, config.model.model
+    if (grid.question is None) == (grid.grid is None):
+        raise ValueError("give one of --question and --grid")
+    row = SWEEPS[grid.question] if grid.question else own_sweep(grid.grid, None if model else grid.family)
+    if row.family is None and model is None:
+        raise ValueError(f"--question {grid.question} samples a model that is there: give its --model")
+    if row.family and model:
+        raise ValueError(f"--question {grid.question} trains its models; --model has no effect on it")
+    if model and training:
+        raise ValueError(f"with --model nothing is trained, so {training[0]!r} has no effect")
+    if any(word.split("=")[0] == "--output_dir" for word in training):
+        raise ValueError("the sweep's own --output_dir, before the `--`, says where its points go")
+    return grid.question or "-".join(row.grid), row
+
+
+def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]) -> Job:
+    """The commands and the settings of a point; exits where its training would refuse its flags."""
+    launcher = shlex.split(config.grid.launcher) if config.grid.launcher else [sys.executable]
+    place = folder / point.name
+    threads = {"cpu_threads": str(config.model.cpu_threads)}
+    scoring = scoring_flags(point, row, config)
+    if point.family:
+        own = [*words(threads), *training, *words(point.flags)]
+        train = [*launcher, "-m", f"trilemma.training.train_{point.family}", *own, "--output_dir", str(place)]
+        settings = {"family": point.family, "training": trained_flags(point, own)}
+    else:
+        train, settings = None, {"model": config.model.model, "training": run_facts(Path(config.model.model))}
+    run = {"model": str(place) if train else config.model.model, "output": str(place / results.RESULTS)}
+    run |= threads | {"batch_size": str(config.model.batch_size)}
+    run |= {"trust_remote_code": "true"} if config.model.trust_remote_code else {}
+    run |= {"force": "true"} if config.score.force else {}
+    score = [*launcher, "-m", "trilemma.eval.evaluate", *words(run), *words(scoring)]
+    plain = json.loads(json.dumps({**settings, "scoring": scoring}))  # as it will be read back
+    return Job(point, place, train, score, plain)
+
+
+def scoring_flags(point: Point, row: Sweep, config) -> Flags:
+    """Flags of `eval/evaluate.py` on which a point's numbers depend."""
+    values = asdict(config.sampling) | asdict(config.score)
+    values.pop("force")  # it lets a number through and does not change it
+    given = {name: typed(value) for name, value in values.items() if value is not None}
+    flags = {**row.sampling, "metrics": typed(row.metrics), **given}
+    return flags if point.family else {**flags, **point.flags}
+
+
+def trained_flags(point: Point, command_line: Sequence[str]) -> dict[str, Any]:
+    """Flags that differ from their defaults and may change the weights of a point."""
+    try:
+        config = parse(point.family, "", [*command_line])
+    except SystemExit as refused:
+        if refused.code:
+            print(f"(the flags of point {point.name}: {shlex.join(command_line)})", file=sys.stderr)
+        raise
+    flags, values = flags_of(type(config)), flatten(config)
+    return {n: v for n, v in values.items() if not flags[n].meta["free"] and v != flags[n].field.default}
+
+
+def run_facts(model: Path) -> dict[str, Any]:
+    """By what a model is told from another one that was trained into the same folder."""
+    path = model / "run.json"
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: facts[name] for name in ("steps", "images_seen", "seconds") if name in facts}
+
+
+def lines_of(job: Job, folder: Path) -> list[dict[str, Any]]:
+    """The lines of a point in the sweep's results; [] until it is done."""
+    return [line for line in results.read(folder / results.RESULTS) if line.get("settings") == job.settings]
+
+
+def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
+    """Make what is not done, one after another; the names of those that failed. SystemExit after a signal."""
+    children, failed = Children(), []
+    for number, job in enumerate(jobs, 1):
+        where = f"[{number}/{len(jobs)}] {job.point.name}"
+        if lines_of(job, folder):
+            print(f"{where}: done before", flush=True)
+            continue
+        print(f"{where}: {'training' if job.train else 'scoring'}, log in {job.log}", flush=True)
+        problem = make(job, folder, children)
+        if problem:
+            failed.append(job.point.name)
+            print(f"{where} FAILED: {problem}", flush=True)
+        else:
+            print(results.table(lines_of(job, folder)), flush=True)
+    return failed
+
+
+def make(job: Job, folder: Path, children: "Children") -> str | None:
+    """Train and score a point and add its lines to the sweep's; what went wrong, or None."""
+    own = job.folder / results.RESULTS
+    job.log.unlink(missing_ok=True)
+    for command in filter(None, (job.train, job.score)):
+        before = len(results.read(own))
+        code = children.run(command, job.log)
+        if children.stopped or code == INTERRUPTED:
+            print("interrupted; run the same command again to go on", flush=True)
+            raise SystemExit(INTERRUPTED)
+        if code:
+            return f"exit code {code} from\n  {shlex.join(command)}\n{last_lines(job.log)}"
+    facts = run_facts(job.folder) if job.train else job.settings["training"]
+    told = {"point": job.point.name, "training_seconds": facts.get("seconds"), "settings": job.settings}
+    results.append(folder / results.RESULTS, [{**line, **told} for line in results.read(own)[before:]])
+    return None
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log, a progress bar as it last was."""
+    text = log.read_text(errors="replace").splitlines()
+    lines = [line.rstrip().rsplit("\r", 1)[-1] for line in text if line.strip()]
+    return "".join(f"  | {line}\n" for line in lines[-SHOWN_LOG_LINES:])
+
+
+class Children:
+    """Runs commands one at a time, each in a session of its own, and passes on the signals that end this one.
+
+    So Ctrl-C reaches a training as the SIGTERM after which it writes a checkpoint, and not as an interrupt.
+    """
+
+    def __init__(self):
+        self.stopped = False
+        self.process: subprocess.Popen | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._pass_on)
+
+    def run(self, command: Sequence[str], log: Path) -> int:
+        """Exit code of a command whose output is added to `log`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
+        with open(log, "ab") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        if self.stopped:  # by a signal that came before there was anyone to pass it on to
+            self._pass_on()
+        return self.process.wait()
+
+    def _pass_on(self, *_) -> None:
+        self.stopped = True
+        if self.process is not None and self.process.returncode is None:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(self.process.pid, signal.SIGTERM)
+
+
+def report(name: str, row: Sweep, jobs: Sequence[Job], folder: Path) -> None:
+    """Write the figure and the table of the points that are done."""
+    found = [(job.point, {results.kind(line): line for line in lines_of(job, folder)}) for job in jobs]
+    found = [(point, lines) for point, lines in found if lines]
+    if not found:
+        return
+    kinds = [kind for kind in results.HIGHER_IS_BETTER if any(kind in lines for _, lines in found)]
+    rows = [
+        [
+            point.name,
+            *(results.with_interval(lines[kind]) if kind in lines else "" for kind in kinds),
+            *(results.cell(next(iter(lines.values())), key) for key in FACTS),
+        ]
+        for point, lines in found
+    ]
+    table = results.markdown(["point", *kinds, *FACTS], rows)
+    (folder / f"{name}.md").write_text(f"# {row.about}\n\n{table}\n{results.protocol(found[0][1])}\n")
+
+    panels = [kind for kind in PANELS if kind in kinds] or kinds[:1]
+    charts.sweep(found, panels, row.x, row.about).savefig(folder / f"{name}.png", dpi=150)
+    print(f"{table}\nin {folder / name}.md, figure in {folder / name}.png", flush=True)

@@ -1,0 +1,217 @@
+"""Sweeps: grids become points, done points are left alone, failures and signals leave the rest whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from entry import ROOT, environment, run
+
+from trilemma.eval.questions import SWEEPS, Point, own_sweep, typed, words
+from trilemma.eval.results import KEYS, read
+from trilemma.eval.sweeping import Job, make_all, trained_flags
+from trilemma.training.nets import NETS
+from trilemma.training.process import SCHEDULES
+from trilemma.training.sampling import SAMPLER_NAMES
+
+SCRIPT = "eval/sweep.py"
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_point_of_every_question_is_accepted_by_its_entry_point(name):
+    row = SWEEPS[name]
+    points = row.points()
+    assert len({point.name for point in points}) == len(points) > 2
+    for point in points:
+        if point.family:
+            trained_flags(point, words(point.flags))  # which exits where a flag is refused
+        assert point.flags.get("sampler", "ddim") in SAMPLER_NAMES
+        assert point.flags.get("net", "conv") in NETS
+        assert point.flags.get("ddpm_beta_schedule", "linear") in SCHEDULES
+
+
+def test_a_grid_is_all_combinations_the_last_flag_fastest():
+    sweep = own_sweep(["loss_type=l2,l1", "ddpm_num_steps=10,100"], "unconditional")
+    names = [point.name for point in sweep.points()]
+    assert names == [f"loss_type={loss},ddpm_num_steps={t}" for loss in ("l2", "l1") for t in (10, 100)]
+    assert sweep.x == "ddpm_num_steps"
+    assert own_sweep(["loss_type=l2,l1"], "unconditional").x is None
+    assert own_sweep(["guidance_scale=1,1.5"], None).family is None
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("loss_typ=l2", "Did you mean loss_type"),
+        ("loss_type", "flag=value"),
+        ("loss_type=l2,,l1", "flag=value"),
+        ("random_flip=yes,no", "true or false"),
+        ("loss_type=true", "switches"),
+    ],
+)
+def test_bad_grids_are_refused_by_name(grid, message):
+    with pytest.raises(ValueError, match=message):
+        own_sweep([grid], "unconditional")
+    with pytest.raises(ValueError, match="no flag of how a model is sampled"):
+        own_sweep(["loss_type=l2"], None)
+
+
+def test_flags_go_to_a_command_line_and_back():
+    assert words({"random_flip": "false", "compile": "true", "classes": "0 1"}) == [
+        "--no-random_flip", "--compile", "--classes", "0", "1",
+    ]  # fmt: skip
+    for value in (True, ("a", "b c"), "a b", 0.5, ("x",)):
+        flat = [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+        assert words({"flag": typed(value)})[1:] == ([] if value is True else flat)
+
+
+def line(value):
+    return dict.fromkeys(KEYS) | {
+        "metric": "fd_pixels", "feature_extractor": "pixels", "value": value, "interval": None, "floor": None,
+        "n": 9, "forced": False,
+    }  # fmt: skip
+
+
+def job(folder, name, *, train="pass", value=1.0, **settings):
+    """A point whose commands are this Python: `train`, then a line in its results and a mark that it ran."""
+    place = folder / name
+    told = json.dumps(line(value))
+    score = f"""
+import pathlib
+place = pathlib.Path({str(place)!r})
+place.mkdir(exist_ok=True)
+(place / "ran").open("a").write("x")
+(place / "results.jsonl").open("a").write({told + chr(10)!r})
+"""
+    commands = [[sys.executable, "-S", "-c", code] for code in (train, score)]
+    return Job(Point("unconditional", {"a": name}, name), place, *commands, settings)
+
+
+@pytest.fixture
+def signals():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, capsys, signals):
+    bad = "import sys\nfor i in range(30): print('line', i)\nsys.exit('the disk is full')"
+    jobs = [job(tmp_path, "one", s=1), job(tmp_path, "two", train=bad, s=2), job(tmp_path, "three", s=3)]
+    assert make_all(jobs, tmp_path) == ["two"]
+    said = capsys.readouterr().out
+    assert "the disk is full" in said
+    assert "line 29" in said
+    assert "line 5\n" not in said
+    assert [told["point"] for told in read(tmp_path / "results.jsonl")] == ["one", "three"]
+    jobs[1] = job(tmp_path, "two", s=2)
+    assert make_all(jobs, tmp_path) == []
+    assert [told["point"] for told in read(tmp_path / "results.jsonl")] == ["one", "three", "two"]
+    assert [(tmp_path / name / "ran").read_text() for name in ("one", "two", "three")] == ["x"] * 3
+
+
+def test_other_settings_are_measured_anew_and_only_new_lines_are_taken(tmp_path, signals):
+    make_all([job(tmp_path, "one", value=1.0, num_samples=10)], tmp_path)
+    make_all([job(tmp_path, "one", value=2.0, num_samples=20)], tmp_path)
+    found = read(tmp_path / "results.jsonl")
+    assert [(told["value"], told["settings"]) for told in found] == [
+        (1.0, {"num_samples": 10}),
+        (2.0, {"num_samples": 20}),
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_training_as_sigterm_and_nothing_else_is_begun(tmp_path, number):
+    """A stand-in for a training: it says that it runs, waits for SIGTERM, and ends as a training does."""
+    training = f"""
+import os, pathlib, signal, time
+def stop(number, frame):
+    pathlib.Path({str(tmp_path / "checkpoint")!r}).write_text(str(number))
+    os._exit(75)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path({str(tmp_path / "started")!r}).touch()
+time.sleep(60)
+"""
+    code = f"""
+import sys
+from pathlib import Path
+from trilemma.eval.sweeping import Job, Point, make_all
+folder = Path({str(tmp_path)!r})
+python = [sys.executable, "-S", "-c"]
+jobs = [Job(Point(None, {{}}, n), folder / n, [*python, {training!r}], [*python, "pass"], {{}}) for n in "ab"]
+make_all(jobs, folder)
+"""
+    sweep = subprocess.Popen([sys.executable, "-c", code], env=environment(), start_new_session=True)
+    while not (tmp_path / "started").exists():
+        assert sweep.poll() is None
+        time.sleep(0.01)
+    os.kill(sweep.pid, number)
+    assert sweep.wait() == 75
+    assert (tmp_path / "checkpoint").read_text() == str(int(signal.SIGTERM))
+    assert {path.name for path in tmp_path.iterdir()} == {"started", "checkpoint", "a.log"}
+
+
+def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
+    """A point that is trained, the same command again, and a way to sample what came out."""
+    (tmp_path / "digits.yaml").write_text("dataset_name: digits\n")
+    out = tmp_path / "out"
+    score = ["--metrics", "fd", "--feature_extractor", "pixels", "--num_samples", "70"]
+    grid = ["--grid", "train_batch_size=8", "gradient_accumulation_steps=1"]
+    sweep = [*grid, *score, "--output_dir", str(out)]
+    flags = ["--", "--config", str(tmp_path / "digits.yaml"), *tiny, "--max_train_steps", "2"]
+    first = run(SCRIPT, *sweep, "--sampler", "ddim", "--num_inference_steps", "2", *flags)
+    (told,) = read(out / "results.jsonl")
+    name = "train_batch_size=8,gradient_accumulation_steps=1"
+    assert (told["point"], told["metric"], told["n"], told["nfe"]) == (name, "fd_pixels", 70, 2)
+    assert told["training_seconds"] > 0
+    assert told["settings"]["training"]["max_train_steps"] == 2
+    assert (out / name / "model_index.json").is_file()
+    assert f"| {name} |" in first.output
+    question = "train_batch_size-gradient_accumulation_steps"
+    assert (out / f"{question}.png").is_file()
+    assert name in (out / f"{question}.md").read_text()
+
+    again = run(SCRIPT, *sweep, "--sampler", "ddim", "--num_inference_steps", "2", *flags)
+    assert "done before" in again.output
+    assert len(read(out / "results.jsonl")) == 1
+    listed = run(SCRIPT, *sweep, "--dry_run", *flags)
+    assert f"{name}: to do" in listed.output  # another sampler
+
+    grid = ["--model", str(out / name), "--grid", "sampler=ddim", "num_inference_steps=2"]
+    run(SCRIPT, *grid, *score, "--output_dir", str(tmp_path / "samplers"))
+    (other,) = read(tmp_path / "samplers" / "results.jsonl")
+    assert other["value"] == pytest.approx(told["value"])
+    assert (tmp_path / "samplers" / "sampler-num_inference_steps.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "one of --question and --grid"),
+        (["--question", "samplers"], "give its --model"),
+        (["--question", "losses", "--model", "x"], "--model has no effect"),
+        (["--question", "losses", "--", "--output_dir", "x"], "the sweep's own --output_dir"),
+        (["--question", "losses", "--", "--learning_rat", "1"], "Did you mean --learning_rate"),
+        (["--question", "losss"], "--question"),
+    ],
+)
+def test_bad_commands_are_refused_before_anything_runs(tmp_path, flags, message):
+    command = [sys.executable, str(ROOT / SCRIPT), *flags]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False
+    )
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_are_refused(tmp_path):
+    command = [sys.executable, str(ROOT / SCRIPT), "--question", "losses"]
+    wrong = environment(WORLD_SIZE="2")
+    done = subprocess.run(command, capture_output=True, text=True, env=wrong, cwd=tmp_path, check=False)
+    assert "--launcher" in done.stderr
