@@ -1,8 +1,13 @@
-"""Does a card tell the results of `results.jsonl`? By row of its table and entry of its `model-index`."""
+"""Does a card tell the results of `results.jsonl`? By row of its table and entry of its `model-index`.
+
+A card that was rendered must also be, line by line, what its folder's files give; the model's id is taken
+from the card, since a copied or downloaded folder has another name.
+"""
 
 import json
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import yaml
@@ -10,6 +15,12 @@ from huggingface_hub import EvalResult, ModelCard
 
 from trilemma.model_cards.figures import COLUMNS, HEADER, TOLD, cells, evaluations
 from trilemma.model_cards.folder import CARD, RENDERED, read_folder
+from trilemma.model_cards.render import render_card
+
+REMEDY = "the card is not what the files give: python -m trilemma.model_cards.card {folder} renders it again"
+
+ID = re.compile(r'from_pretrained\("([^"\\]+)"')
+"""How the code on a card names the model."""
 
 FLAT = ("metric", "value", "split", *TOLD)
 
@@ -17,7 +28,7 @@ FLAT = ("metric", "value", "split", *TOLD)
 def check_card(folder: Path) -> tuple[int, list[str]]:
     """How many figures the card shows, and in what it disagrees with the newest lines of `results.jsonl`.
 
-    A card of somebody's own need not show them all; one that was rendered must.
+    A card of somebody's own may say more and need not show them all; one that was rendered must be as it was.
     """
     text, lines = (folder / CARD).read_text(encoding="utf-8"), read_folder(folder).lines
     try:
@@ -29,9 +40,19 @@ def check_card(folder: Path) -> tuple[int, list[str]]:
     problems = [f"table: {_difference(row, wanted, COLUMNS)}" for row in rows if row not in wanted]
     problems += [f"model-index: {_difference(one, known, FLAT)}" for one in told if one not in known]
     if RENDERED in text:
-        problems += [f"table: {row[0]} {row[1]} is missing" for row in wanted if row not in rows]
-        problems += [f"model-index: {one[0]} {one[1]} is missing" for one in known if one not in told]
+        named = ID.search(text)
+        problems += _edits(text, render_card(folder, named and named[1]))
     return len(rows) + len(told), problems
+
+
+def _edits(text: str, rendered: str) -> list[str]:
+    """Where a card is not as it is rendered."""
+    here, there, found = text.splitlines(), rendered.splitlines(), []
+    for kind, a, b, c, d in SequenceMatcher(None, here, there, autojunk=False).get_opcodes():
+        if kind != "equal":
+            found += [f"line {i + 1} is not from the files: {here[i]}" for i in range(a, b)]
+            found += [f"line {a + 1} should be: {line}" for line in there[c:d]]
+    return found
 
 
 def _rows(text: str) -> list[tuple[str, ...]]:

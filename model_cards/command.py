@@ -8,12 +8,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trilemma.model_cards.text import public_name
 from trilemma.training.config import FAMILIES
-from trilemma.training.options import flags_of
+from trilemma.training.options import flags_of, public
 from trilemma.training.presets import PRESETS
-
-PLACES = ("train_data_dir", "init_from", "model_config_name_or_path")
 
 
 def changed(family: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -46,8 +43,7 @@ def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     """Values and defaults of the flags that matter, as YAML has them."""
     flags = {name: flag for name, flag in flags_of(FAMILIES[family]).items() if not flag.meta["free"]}
     defaults = {name: _plain(flag.field.default) for name, flag in flags.items() if not flag.meta["secret"]}
-    values = {name: config.get(name, default) for name, default in defaults.items()}
-    values |= {name: public_name(values[name]) for name in PLACES if values[name]}
+    values = public({name: config.get(name, default) for name, default in defaults.items()})
     return values, defaults
 
 
@@ -62,7 +58,7 @@ def _nearest_preset(family: str, config: Mapping[str, Any]) -> tuple[str | None,
     possible = {}
     for name, options in candidates.items():
         base = defaults | {key: _plain(value) for key, value in options.items() if key in defaults}
-        if values["model_config_name_or_path"]:
+        if values.get("model_config_name_or_path"):
             base["net"] = None
         flags = {key: value for key, value in values.items() if value != base[key]}
         if None not in flags.values():  # a preset's value cannot be taken back on the command line

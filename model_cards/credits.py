@@ -20,6 +20,12 @@ DATA = {
         "E. Alpaydin and C. Kaynak 1998, UCI Machine Learning Repository",
         "CC BY 4.0",
     ),
+    "swirl": DataSet("Swirl, points of the plane made by this toolkit", "the Trilemma authors", "Apache-2.0"),
+    "mixture": DataSet(
+        "Mixture of five Gaussians, points of the plane made by this toolkit",
+        "the Trilemma authors",
+        "Apache-2.0",
+    ),
     "ylecun/mnist": DataSet("MNIST", "Y. LeCun, C. Cortes and C. J. C. Burges 1998", "CC BY-SA 3.0"),
     "zalando-datasets/fashion_mnist": DataSet(
         "Fashion-MNIST", "H. Xiao, K. Rasul and R. Vollgraf 2017, arXiv 1708.07747", "MIT"
@@ -39,7 +45,7 @@ DATA = {
         "ImageNet's terms of access: non-commercial research",
     ),
 }
-"""Hub id, or `digits` -> what is known."""
+"""Hub id, or the name of embedded data -> what is known."""
 
 PAPERS = {
     "ddpm": """@inproceedings{ho2020denoising,

@@ -22,7 +22,7 @@ class Family(NamedTuple):
 def _stock(saved: Saved, model_id: str) -> Usage:
     total, few = saved.scheduler["num_train_timesteps"], saved.few_steps
     # Stock DDIM does not take the variance that some networks learn beside the noise.
-    plain = saved.unet["out_channels"] == saved.unet["in_channels"]
+    plain = saved.network["out_channels"] == saved.network["in_channels"]
     pipeline, steps = ("DDIMPipeline", few) if few and plain else ("DDPMPipeline", total)
     trust = "" if saved.index["unet"][0] == "diffusers" else ", trust_remote_code=True"
     # Otherwise stock DDIM keeps the noise of an x_0 that it has clipped.
@@ -80,6 +80,20 @@ images[0].save("sample.png")"""
     )
 
 
+def _autoencoder(saved: Saved, model_id: str) -> Usage:
+    code = f"""from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({literal(model_id)}, trust_remote_code=True)
+images = pipeline(seeds=[0, 1]).images
+images[0].save("sample.png")
+again = pipeline.reconstruct(images)  # or images of your own, of the same size
+between = pipeline.interpolate(images[:1], images[1:], steps=8)[0]"""
+    return code, (
+        "An image is one call of the decoder, and a seed stands for the same image in any batch. The code "
+        "that loads is the Python file beside this page and the one beside the weights."
+    )
+
+
 FAMILIES = {
     "DDPMPipeline": Family("unconditional", "unconditional diffusion model", ["ddpm"], _stock),
     "ClassConditionalPipeline": Family(
@@ -90,7 +104,7 @@ FAMILIES = {
     ),
     "DDGANPipeline": Family("ddgan", "denoising-diffusion GAN", ["ddgan"], _seeded),
     "VDMPipeline": Family("vdm", "variational diffusion model", ["vdm"], _seeded),
-    "VAEPipeline": Family("vae", "variational autoencoder", ["vae"], _seeded),
+    "VAEPipeline": Family("vae", "variational autoencoder", ["vae"], _autoencoder),
 }
 """Class of the saved pipeline -> what is said of it."""
 

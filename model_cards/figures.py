@@ -9,7 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from trilemma.model_cards.text import escape, public_name
+from trilemma.model_cards.text import escape
+from trilemma.training.options import public_name
 
 Line = Mapping[str, Any]
 
@@ -19,14 +20,14 @@ COLUMNS = (
 )  # fmt: skip
 HEADER = f"| {' | '.join(COLUMNS)} |"
 SAME = (
-    "metric", "n", "sampler", "num_inference_steps", "guidance_scale", "feature_extractor", "reference",
-    "reference_split",
+    "metric", "n", "sampler", "num_inference_steps", "guidance_scale", "classes", "feature_extractor",
+    "reference", "reference_split",
 )  # fmt: skip
 """Two lines that agree in these measure the same thing; the newer one counts."""
 
 TOLD = (
     "n", "seeds", "interval", "floor", "sampler", "num_inference_steps", "nfe", "guidance_scale",
-    "seconds_per_image", "feature_extractor", "reference_n", "judge_accuracy",
+    "classes", "seconds_per_image", "feature_extractor", "reference_n", "judge_accuracy",
 )  # fmt: skip
 """What the front matter says of a figure, where it is known."""
 
@@ -70,7 +71,11 @@ def evaluations(lines: Iterable[Line], task: str) -> list[EvalResult]:
 def cells(line: Line) -> tuple[str, ...]:
     """The row of a line, in the order of COLUMNS."""
     steps = line["num_inference_steps"]
-    of_sampler = [line["sampler"], steps and f"{steps} {'steps' if line['sampler'] else 'noise levels'}"]
+    of_sampler = [
+        line["sampler"],
+        steps and f"{steps} {'steps' if line['sampler'] else 'noise levels'}",
+        line["classes"] and f"only classes {line['classes']}",
+    ]
     images = line["reference_n"] and f"{line['reference_n']} images"
     of_reference = [public_name(line["reference"] or ""), line["reference_split"], images]
     extractor, judge = line["feature_extractor"], line["judge_accuracy"]

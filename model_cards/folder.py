@@ -17,10 +17,12 @@ FEW = 50  # the most steps of DDIM that are recommended
 
 @dataclass(frozen=True)
 class Saved:
-    """What the pipeline's own files say: its index, the configurations of its network and sampler."""
+    """What the pipeline's own files say: its index, the configurations of its network and its sampler, if it
+    has one.
+    """
 
     index: Mapping[str, Any]
-    unet: Mapping[str, Any]
+    network: Mapping[str, Any]
     scheduler: Mapping[str, Any]
 
     @property
@@ -50,34 +52,37 @@ class Saved:
 
 @dataclass(frozen=True)
 class Folder:
-    """An output folder, read."""
+    """An output folder, read, and the id under which its card names the model."""
 
     path: Path
+    model_id: str
     saved: Saved
     config: Mapping[str, Any]
     run: Mapping[str, Any]
     lines: list[Line]
 
-    @property
-    def model_id(self) -> str:
-        """How the page names the model: the Hub id of the flags, or the folder's name."""
-        return self.config.get("hub_model_id") or self.path.resolve().name
 
+def read_folder(path: str | Path, model_id: str | None = None) -> Folder:
+    """Read an output folder; ValueError if it holds no pipeline.
 
-def read_folder(path: str | Path) -> Folder:
-    """Read an output folder; ValueError if it holds no pipeline."""
+    model_id: the Hub id of the flags, or the folder's name, if not given.
+    """
     path = Path(path)
     if not (path / "model_index.json").is_file():
         raise ValueError(f"{path} holds no pipeline (model_index.json): give a training's output folder")
+    index = _json(path / "model_index.json")
+    parts = [name for name, value in index.items() if isinstance(value, list) and name != "_class_name"]
+    network = next((name for name in parts if name != "scheduler"), "unet")
     saved = Saved(
-        _json(path / "model_index.json"),
-        _json(path / "unet" / "config.json"),
+        index,
+        _json(path / network / "config.json"),
         _json(path / "scheduler" / "scheduler_config.json"),
     )
     config = read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {}
     run = _json(path / "run.json")
     lines = shown(results.read(path / results.RESULTS), run.get("steps"))
-    return Folder(path, saved, config, run, lines)
+    model_id = model_id or config.get("hub_model_id") or path.resolve().name
+    return Folder(path, model_id, saved, config, run, lines)
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ on n by themselves are not judged then.
 """
 
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,22 +19,26 @@ from huggingface_hub import snapshot_download
 from trilemma.eval import results
 from trilemma.eval.config import ModelConfig, SamplingConfig
 from trilemma.eval.drawing import labels_like, open_drawing
-from trilemma.eval.evaluation import trained_on
+from trilemma.eval.evaluation import load_images_of, trained_on
 from trilemma.eval.metrics import NEAREST_QUANTILES
 from trilemma.eval.sample_metric import Measurement
 from trilemma.eval.scoring import Reference, score, yardsticks
 from trilemma.model_cards.check import check_card
 from trilemma.model_cards.figures import Line
 from trilemma.model_cards.folder import read_folder
-from trilemma.model_cards.text import public_name
-from trilemma.training.data import hold_out, load_images
-from trilemma.training.sampling import SAMPLERS
+from trilemma.training.machine import PROCESS_GROUP
+from trilemma.training.options import public_name
+from trilemma.training.sampling import SAMPLER_NAMES
+
+DRAW = (*results.SAMPLING, "seeds", "reference", "reference_split")
+"""Lines that agree in these were measured on one set of samples."""
 
 RELATIVE, OF_INTERVAL, IMAGES = 0.01, 0.1, 2
 
 MEASURES = {
     "fd": ("fd",),
     "kid": ("kid",),
+    "energy": ("energy",),
     "is": ("is", "is_std"),
     "prdc": ("precision", "recall", "density", "coverage"),
     "class_accuracy": ("class_accuracy",),
@@ -46,7 +51,7 @@ MEASURES = {
 }
 """Name in METRICS -> names of what it measures."""
 
-FREE_OF_N = ("fd", "kid", "class_accuracy", "confident_share", "diversity")
+FREE_OF_N = ("fd", "kid", "energy", "class_accuracy", "confident_share", "diversity")
 """Measures whose interval is for the same number whatever n is."""
 
 
@@ -70,12 +75,12 @@ def recheck(model: str, num_samples: int | None = None, reference: str | None = 
     folder = Path(model if is_folder else snapshot_download(model, ignore_patterns=["logs/*"]))
     _, problems = check_card(folder)
     if problems:
-        raise ValueError("\n".join(problems))
-    accelerator = Accelerator()
+        hint = "the card is not what its files give (one of another version: render a copy, --verify that)"
+        raise ValueError("\n".join([*problems, hint]))
+    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
     groups: dict[tuple, list[Line]] = {}
     for line in read_folder(folder).lines:
-        draw = ("sampler", "num_inference_steps", "guidance_scale", "seeds", "reference", "reference_split")
-        groups.setdefault(tuple(line[name] for name in draw), []).append(line)
+        groups.setdefault(tuple(line[name] for name in DRAW), []).append(line)
     return [
         check
         for lines in groups.values()
@@ -101,9 +106,10 @@ def _check_draw(
     sampling = SamplingConfig(
         num_samples=n,
         seed=first,
-        sampler=sampler if sampler in SAMPLERS else None,  # else it is the name of the model's own scheduler
+        sampler=sampler if sampler in SAMPLER_NAMES else None,  # else it names the model's own scheduler
         num_inference_steps=measured[0]["num_inference_steps"],
         guidance_scale=measured[0]["guidance_scale"],
+        classes=tuple(shlex.split(measured[0]["classes"] or "")) or None,
     )
     images = _open_reference(model, reference, measured[0], accelerator)
     cache = Path(os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
@@ -145,23 +151,13 @@ def _open_reference(model: str, place: str | None, line: Line, accelerator: Acce
     """What a line was measured against, as `eval/evaluate.py` takes it; ValueError if it is not there."""
     data, seed = trained_on(model)
     data = replace(data, train_split=line["reference_split"], cache_dir=None)
-    if place:
-        local = Path(place).is_dir()
-        data = replace(data, train_data_dir=place if local else None)
-        data = data if local else replace(data, dataset_name=place)
-    with accelerator.local_main_process_first():
-        images, held_out = load_images(data), None
-        if data.validation_split:
-            alike = replace(data, channels=images.channels, resolution=images.resolution)
-            held_out = load_images(alike, data.validation_split)
-        elif data.validation_size:
-            images, held_out = hold_out(images, data.validation_size, seed)
-    if images.fingerprint != line["data_fingerprint"]:
+    reference = load_images_of(data, place, seed, accelerator)
+    if reference.images.fingerprint != line["data_fingerprint"]:
         raise ValueError(
             f"{line['metric']} was measured against other images than are here: by --reference, name the Hub "
             f"id or the folder of what was {public_name(line['reference'])!r} there"
         )
-    return Reference(images, held_out)
+    return reference
 
 
 def _compare(line: Line, measure: str, sha256: str | None, now: Measurement, all_seeds: bool) -> Check:
@@ -175,7 +171,9 @@ def _compare(line: Line, measure: str, sha256: str | None, now: Measurement, all
     if measure not in FREE_OF_N or interval is None or now.interval is None:
         return Check(line, now, None, "needs all seeds")
     agrees = now.interval[0] <= interval[1] and interval[0] <= now.interval[1]
-    return Check(line, now, agrees, "intervals overlap" if agrees else "DIFFERS: intervals do not overlap")
+    told = " and ".join(f"{low:.4g} .. {high:.4g}" for low, high in (interval, now.interval))
+    why = "intervals overlap" if agrees else "DIFFERS: intervals do not overlap"
+    return Check(line, now, agrees, f"{why}: {told}")
 
 
 def report(checks: Iterable[Check]) -> str:

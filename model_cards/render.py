@@ -18,13 +18,16 @@ from trilemma.model_cards.command import changed, train_command
 from trilemma.model_cards.credits import DATA, PAPERS, UNKNOWN
 from trilemma.model_cards.families import FAMILIES, OTHER, Family
 from trilemma.model_cards.folder import CARD, RENDERED, Folder, read_folder
-from trilemma.model_cards.text import escape, literal, public_name
+from trilemma.model_cards.text import escape, literal
 from trilemma.training.config import FAMILIES as ENTRIES
+from trilemma.training.options import public_name
 
 TEMPLATE = Path(__file__).with_name("template.md")
 PICTURES = {
     "samples.png": "samples, not selected",
     "process.png": "the process both ways: images noised, and images made from noise",
+    "reconstructions.png": "images, and below them what their codes decode to",
+    "interpolations.png": "from an image's code to another's, decoded on the way",
     "scores.png": "results during training",
 }
 SHOWN_CLASSES = 100
@@ -37,9 +40,9 @@ def write_card(folder: str | Path) -> Path:
     return path
 
 
-def render_card(folder: str | Path) -> str:
-    """The text of README.md."""
-    told = read_folder(folder)
+def render_card(folder: str | Path, model_id: str | None = None) -> str:
+    """The text of README.md, for a model of this id if given."""
+    told = read_folder(folder, model_id)
     family = _family(told)
     snippet, usage = family.usage(told.saved, told.model_id)
     body = TEMPLATE.read_text(encoding="utf-8").format(
@@ -56,11 +59,6 @@ def render_card(folder: str | Path) -> str:
         citation="\n\n".join(PAPERS[name] for name in (*family.papers, "trilemma")),
     )
     return f"---\n{_front_matter(told).to_yaml()}\n---\n\n{body}"
-
-
-def named(card: str, folder: str | Path, model_id: str) -> str:
-    """The card under the id that the model is published as, in the place of the one it was rendered with."""
-    return card.replace(literal(read_folder(folder).model_id), literal(model_id))
 
 
 def _family(told: Folder) -> Family:
@@ -90,8 +88,8 @@ def _kept_license(folder: Path) -> str | None:
 
 
 def _summary(told: Folder) -> str:
-    what, unet = _family(told).what, told.saved.unet
-    side, channels = unet.get("sample_size"), unet.get("in_channels")
+    what, network = _family(told).what, told.saved.network
+    side, channels = network.get("sample_size"), network.get("in_channels")
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
     size = f" of {side}x{side} {kind} images" if side else ""
     article = "An" if what[0] in "aeiou" else "A"
@@ -210,7 +208,7 @@ def _limitations(told: Folder) -> list[str]:
             "The classifier that judges was trained on the same data; its accuracy, in the table, bounds "
             "what its numbers can tell."
         )
-    name = f"{config.get('train_data_dir')} {config.get('dataset_name')}".lower()
+    name = f"{public_name(config.get('train_data_dir') or '')} {config.get('dataset_name')}".lower()
     if "jpeg" in name or "jpg" in name:
         found.append(
             "It was trained on a JPEG copy: its images have JPEG's artefacts, as its reference does."

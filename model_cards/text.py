@@ -5,7 +5,6 @@ import json
 import re
 
 MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~!$])")
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def escape(text: object) -> str:
@@ -16,8 +15,3 @@ def escape(text: object) -> str:
 def literal(text: str) -> str:
     """A string literal of Python."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def public_name(place: str) -> str:
-    """A Hub id as it is; of a path on this machine the last part only."""
-    return place if HUB_ID.fullmatch(place) else re.split(r"[\\/]", place.rstrip("\\/"))[-1]

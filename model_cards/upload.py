@@ -7,16 +7,19 @@ sent again, and a push without changes makes no commit: a push that was cut is s
 
 from pathlib import Path
 
+import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import filter_repo_objects
 
 from trilemma.eval import results
-from trilemma.model_cards.check import check_card
-from trilemma.model_cards.folder import CARD
-from trilemma.model_cards.render import named
+from trilemma.model_cards.check import REMEDY, check_card
+from trilemma.model_cards.folder import CARD, RENDERED, read_folder
+from trilemma.model_cards.render import render_card
+from trilemma.training.options import public, read_yaml
 
 IGNORED = ("best/*", "checkpoints/*", "*__pycache__/*", ".*", "*/.*")
 WEIGHTS = ".safetensors"
+CONFIG = "config.yaml"
 
 
 class PublishError(RuntimeError):
@@ -35,9 +38,10 @@ def publish(
 ) -> str:
     """Create the repository if need be and upload `folder`; returns the address of the model or pull request.
 
-    `token` is by default the one of `HF_TOKEN` or `hf auth login`. `tag` names the pushed commit. The card is
-    sent under the model's id. A model without card or results is refused (results: unless
-    `allow_unevaluated`), and so is a card with others, or an existing public repository if `private`.
+    `token` is by default the one of `HF_TOKEN` or `hf auth login`. `tag` names the pushed commit. A rendered
+    card is rendered again for the model's id, and config.yaml sent without the paths of this machine. A model
+    without card or results is refused (results: unless `allow_unevaluated`), and so is a card with others, or
+    an existing public repository if `private`.
     """
     folder, token = Path(folder), token or get_token()
     if create_pr and tag:
@@ -62,8 +66,12 @@ def _push(api: HfApi, folder: Path, model_id: str, private: bool, create_pr: boo
     name = address.repo_id
     if private and not api.repo_info(name).private:
         raise PublishError(f"{name} exists and is public; make it private on its page or take another name")
-    card = named((folder / CARD).read_text(encoding="utf-8"), folder, name)
+    card = (folder / CARD).read_text(encoding="utf-8")
+    if RENDERED in card:
+        card = render_card(folder, name)
     additions = {path: folder / path for path in _sent(folder)} | {CARD: card.encode()}
+    if CONFIG in additions:
+        additions[CONFIG] = yaml.safe_dump(public(read_yaml(folder / CONFIG)), sort_keys=False).encode()
     commit = api.create_commit(
         name,
         [CommitOperationAdd(path, content) for path, content in additions.items()],
@@ -75,6 +83,8 @@ def _push(api: HfApi, folder: Path, model_id: str, private: bool, create_pr: boo
         if tags.get(tag, commit.oid) != commit.oid:
             raise PublishError(f"uploaded {commit.oid}, but --tag {tag} is {tags[tag]}; take another tag")
         api.create_tag(name, tag=tag, revision=commit.oid, exist_ok=True)
+    if create_pr and commit.pr_url is None:
+        return f"{address} has all of this already: nothing changed, and no pull request was opened"
     return commit.pr_url or str(address)
 
 
@@ -89,17 +99,14 @@ def _check_folder(folder: Path, allow_unevaluated: bool) -> None:
         raise ValueError(f"{folder} holds no pipeline (model_index.json): give a training's output folder")
     if not (folder / CARD).is_file():
         raise ValueError(f"{folder} has no {CARD}: python -m trilemma.model_cards.card {folder} makes it")
-    if not results.read(folder / results.RESULTS) and not allow_unevaluated:
+    if not read_folder(folder).lines and not allow_unevaluated:
         raise ValueError(
-            f"{folder / results.RESULTS} has no results: measure the model with eval/evaluate.py --model "
-            f"{folder}, or publish it without numbers by --allow_unevaluated"
+            f"{folder / results.RESULTS} has no results of the final weights: measure them with "
+            f"eval/evaluate.py --model {folder}, or publish it without numbers by --allow_unevaluated"
         )
     _, problems = check_card(folder)
     if problems:
-        raise ValueError(
-            "\n".join(problems) + f"\nThe card and {results.RESULTS} disagree: "
-            f"python -m trilemma.model_cards.card {folder} renders it again"
-        )
+        raise ValueError("\n".join([*problems, REMEDY.format(folder=folder)]))
 
 
 def _check_token_stays_here(folder: Path, token: str | None) -> None:

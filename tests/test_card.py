@@ -13,18 +13,18 @@ from conftest import TINY
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import ModelCard
 
-from trilemma.eval.results import Origin, append, lines
+from trilemma.eval.results import KEYS, Origin, append, lines, read
 from trilemma.eval.sample_metric import Measurement
 from trilemma.model_cards.bundle import save_bundle
 from trilemma.model_cards.card import main
 from trilemma.model_cards.check import check_card
 from trilemma.model_cards.command import train_command
 from trilemma.model_cards.families import FAMILIES as PIPELINES
-from trilemma.model_cards.render import named, read_folder, render_card, write_card
-from trilemma.model_cards.text import escape, public_name
+from trilemma.model_cards.render import read_folder, render_card, write_card
+from trilemma.model_cards.text import escape
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.training.config import FAMILIES, parse
-from trilemma.training.options import flags_of, flatten
+from trilemma.training.options import flags_of, flatten, public, public_name
 from trilemma.training.presets import PRESETS
 
 HOSTILE = [
@@ -146,8 +146,7 @@ def test_the_snippets_run_as_they_stand(saved, tmp_path):
         assert card.index("```python") < min(
             card.index(f"## {part}") for part in ("Samples", "Results", "Training")
         )
-        (snippet,) = code(card, "python")
-        snippets.append(named(snippet, saved / name, str(saved / name)))
+        snippets += code(render_card(saved / name, str(saved / name)), "python")
         assert str(saved / name) in snippets[-1]
     assert "from diffusers import DDIMPipeline" in snippets[0]
     assert "num_inference_steps=50" in snippets[0]
@@ -189,10 +188,14 @@ def test_only_the_newest_of_the_finished_model_is_shown(folder):
         result(6.0, n=1000),
         result(7.0, num_inference_steps=10),
         result(8.0) | {"seeds": None, "step": None},  # a folder of images
+        result(9.0, classes="3 'a b'"),
     ])  # fmt: skip
     text = render_card(folder)
-    assert [float(row[1]) for row in rows(text)] == [3, 4, 5, 6, 7]
-    assert [r.metric_value for r in ModelCard(text).data.eval_results] == [3, 4, 5, 6, 7]
+    assert [float(row[1]) for row in rows(text)] == [3, 4, 5, 6, 7, 9]
+    assert rows(text)[-1][5] == "ddim, 50 steps, only classes 3 'a b'"
+    told = ModelCard(text).data.eval_results
+    assert [r.metric_value for r in told] == [3, 4, 5, 6, 7, 9]
+    assert told[-1].metric_args["classes"] == "3 'a b'"
 
 
 def test_a_row_tells_the_protocol(folder):
@@ -239,7 +242,43 @@ def test_a_row_without_its_line_is_found(folder):
     (folder / "README.md").write_text(card.replace(row, f"{row}\n{row.replace('kid', 'fid')}"))
     assert any("metric fid" in problem for problem in check_card(folder)[1])
     (folder / "README.md").write_text(card.replace(row + "\n", ""))
-    assert any("table: kid 1 is missing" in problem for problem in check_card(folder)[1])
+    assert any(f"should be: {row}" in problem for problem in check_card(folder)[1])
+
+
+@pytest.mark.parametrize("edit", [
+    ("  name: kid", "  name: fid"),
+    ("      name: data", "      name: ylecun/mnist"),
+    ("  - task:\n      type: unconditional", "  - task:\n      type: text-to"),
+    ("## Data\n", "| metric | value |\n| --- | --- |\n| fid | 1.02 |\n\n## Data\n"),
+    ("## Use", "Better than GPT.\n\n## Use"),
+    ("- It knows nothing but its data", "- It knows all"),
+    ("A <Processor>".replace("<", "&lt;").replace(">", "&gt;"), "A watch"),
+])  # fmt: skip
+def test_an_edit_of_a_rendered_card_is_found(folder, edit):
+    append(folder / "results.jsonl", [result(1.0)])
+    card = write_card(folder).read_text()
+    assert card.count(edit[0]) == 1
+    (folder / "README.md").write_text(card.replace(*edit))
+    problems = check_card(folder)[1]
+    assert problems
+    for line in set(edit[1].splitlines()) - set(card.splitlines()):
+        assert any("is not from the files: " in problem and line in problem for problem in problems)
+    table = "\n".join(["", *[line for line in card.splitlines() if line.startswith(("| metric", "| kid"))]])
+    (folder / "README.md").write_text(card + table.replace("| 1 |", "| 0.5 |"))
+    assert check_card(folder)[1], "a second copy of the table"
+
+
+def test_a_card_in_a_copied_or_pulled_folder_is_as_it_was(folder, tmp_path):
+    places = ["--train_data_dir", "/home/me/jpeg/cats", "--model_config_name_or_path", "/home/me/x.json"]
+    fill(folder, "unconditional", *places)
+    append(folder / "results.jsonl", [result(1.0)])
+    card = render_card(folder, "user/model")
+    assert "--model_config_name_or_path user/model" in card
+    assert '"out"' not in card
+    (folder / "README.md").write_text(card)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(public(values)))
+    assert check_card(folder.rename(tmp_path / "other")) == (2, [])
 
 
 def test_a_card_that_is_older_than_the_results_is_found(folder):
@@ -248,9 +287,37 @@ def test_a_card_that_is_older_than_the_results_is_found(folder):
     append(folder / "results.jsonl", [result(2.0), result(3.0, n=1000)])
     problems = check_card(folder)[1]
     assert any("value 1 (there 2)" in problem for problem in problems)
-    assert any("model-index: " in problem and "3.0 is missing" in problem for problem in problems)
+    assert any(re.fullmatch(r"line \d+ should be: +value: 3\.0", problem) for problem in problems)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Somebody's own\n")
     assert check_card(folder) == (0, [])
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("[1]", "not a JSON object"),
+    ("null", "not a JSON object"),
+    ('{"metric": ', "not JSON"),
+    (json.dumps({k: v for k, v in result(1.0).items() if k not in ("n", "step")}), "lacks n, step;"),
+    (json.dumps(result("1.0")), "value '1.0', which is no number"),
+    (json.dumps(result(None)), "value None"),
+    (json.dumps(result(1.0) | {"interval": [1]}), "neither two numbers nor null"),
+])  # fmt: skip
+def test_a_damaged_line_of_results_is_named(folder, capsys, text, told):
+    append(folder / "results.jsonl", [result(1.0)])
+    with open(folder / "results.jsonl", "a") as file:
+        file.write(f"\n{text}\n")
+    with pytest.raises(SystemExit) as stop:
+        main([str(folder)])
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {folder / 'results.jsonl'}, line 3 ")
+    assert told in message
+
+
+def test_a_blank_line_of_results_is_nothing(folder):
+    append(folder / "results.jsonl", [result(1.0)])
+    (folder / "results.jsonl").write_text((folder / "results.jsonl").read_text() + "\n  \n")
+    (line,) = read(folder / "results.jsonl")
+    assert line.keys() == KEYS
 
 
 def test_no_path_of_the_machine_is_told(saved, folder):

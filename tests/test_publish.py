@@ -4,11 +4,13 @@ And whether a number that is not the published model's own is found.
 """
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
 
 import pytest
+import yaml
 from diffusers import DDPMScheduler
 from huggingface_hub import HfApi, constants, snapshot_download
 from loopback_hub import LoopbackHub
@@ -21,9 +23,11 @@ from trilemma.eval.sample_metric import Measurement
 from trilemma.model_cards import recheck, upload
 from trilemma.model_cards.bundle import save_bundle
 from trilemma.model_cards.publish import main
-from trilemma.model_cards.render import write_card
+from trilemma.model_cards.render import render_card, write_card
 from trilemma.model_cards.upload import PublishError, publish
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
+from trilemma.training.config import parse
+from trilemma.training.launch import check_publishable
 from trilemma.training.options import build
 
 NAME = "tester/model"
@@ -96,6 +100,26 @@ def test_a_second_push_without_changes_makes_no_commit(hub, folder):
         publish(folder, NAME, tag="v1")
 
 
+def test_the_paths_of_this_machine_are_not_published(hub, folder):
+    values = {"output_dir": "/home/me/out/", "train_data_dir": "/a/cats", "init_from": "user/base", "seed": 3}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    publish(folder, NAME)
+    sent = yaml.safe_load(hub.repos[NAME].files()["config.yaml"])
+    assert sent == {"output_dir": "out", "train_data_dir": "cats", "init_from": "user/base", "seed": 3}
+
+
+def test_a_push_without_results_is_refused_before_the_training(tmp_path):
+    flags = ["--push_to_hub", "--output_dir", str(tmp_path / "out"), "--dataset_name", "user/data"]
+    with pytest.raises(ValueError, match="--eval_steps, or give --allow_unevaluated"):
+        check_publishable(parse("unconditional", "", flags), 60)
+    for more in (["--eval_steps", "10"], ["--allow_unevaluated"]):
+        check_publishable(parse("unconditional", "", [*flags, *more]), 60)
+    append(tmp_path / "out" / "results.jsonl", [result(3.2, "fid")])
+    check_publishable(parse("unconditional", "", flags), 60)
+    with pytest.raises(ValueError, match="--eval_steps"):  # those are not of the final weights
+        check_publishable(parse("unconditional", "", flags), 100)
+
+
 def test_a_name_without_a_user_goes_to_ones_own(hub, folder):
     assert publish(folder, "model").endswith(NAME)
     assert NAME in hub.repos
@@ -114,6 +138,9 @@ def test_a_pull_request_leaves_main_as_it_is(hub, folder):
     assert publish(folder, NAME, create_pr=True).endswith("/discussions/1")
     assert set(hub.repos[NAME].files("main")) == {".gitattributes"}
     assert set(hub.repos[NAME].files("refs/pr/1")) == PUBLISHED
+    publish(folder, "tester/other")
+    message = publish(folder, "tester/other", create_pr=True)
+    assert "nothing changed, and no pull request was opened" in message
     with pytest.raises(ValueError, match="--create_pr"):
         publish(folder, NAME, create_pr=True, tag="v1")
 
@@ -145,8 +172,12 @@ def test_a_push_that_is_cut_is_run_again(hub, folder, cut):
     assert len(hub.repos[NAME].log) == 2, "the initial commit and one push"
 
 
-@pytest.mark.parametrize("results", [None, ""])
+@pytest.mark.parametrize("results", [
+    None, "", json.dumps(result(1.0, step=59)), json.dumps(result(1.0) | {"seeds": None})
+])  # fmt: skip
 def test_a_model_without_results_is_refused(hub, folder, results):
+    """None at all, of an earlier step, of a folder of images."""
+    (folder / "run.json").write_text(json.dumps({"steps": 60}))
     (folder / "results.jsonl").unlink()
     if results is not None:
         (folder / "results.jsonl").write_text(results)
@@ -164,11 +195,18 @@ def test_a_folder_without_a_card_is_refused(hub, folder):
 
 
 def test_the_card_is_sent_under_the_name_of_the_model(hub, folder):
-    card = 'from_pretrained("out") # not "outer" nor out'
-    (folder / "README.md").write_text(card)
+    """Whatever the folder was called when it was rendered; somebody's own card is sent as it is."""
+    index = {"unet": ["diffusers", "UNet2DModel"], "_class_name": "DDGANPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    card = write_card(folder).read_text()
+    assert 'from_pretrained("out"' in card
+    folder = folder.rename(folder.with_name("copy"))
     publish(folder, NAME)
-    assert hub.repos[NAME].files()["README.md"].decode() == card.replace('"out"', f'"{NAME}"')
+    assert hub.repos[NAME].files()["README.md"].decode() == render_card(folder, NAME) != card
     assert (folder / "README.md").read_text() == card
+    (folder / "README.md").write_text('from_pretrained("out")')
+    publish(folder, NAME)
+    assert hub.repos[NAME].files()["README.md"] == b'from_pretrained("out")'
 
 
 def test_a_card_with_other_results_is_refused(hub, folder):
@@ -272,7 +310,7 @@ def test_the_numbers_of_a_published_model_come_out_again(hub, copy, tmp_path, mo
         assert check.now.value == pytest.approx(check.line["value"], rel=1e-4)
     main(["--verify", NAME, "--num_samples", "60", "--reference", "digits"])
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "intervals overlap" in rows["fd_pixels"]
+    assert re.search(r"intervals overlap: \S+ \.\. \S+ and \S+ \.\. \S+$", rows["fd_pixels"])
     assert "needs all seeds" in rows["precision_pixels"]
 
 
@@ -293,10 +331,28 @@ def test_a_number_that_is_not_the_model_s_is_found(copy, capsys):
     assert "the same" in rows["kid_pixels"]
 
 
+def test_samples_of_some_classes_are_a_row_and_a_draw_of_their_own(measured, copy):
+    values = dict(
+        model=str(copy), num_samples=70, sampler="ddim", num_inference_steps=4, feature_extractor="pixels",
+        metrics=("fd",), classes=("digit 3", "4"), cache_dir=str(measured / "cache"),
+    )  # fmt: skip
+    evaluation.evaluate(build(EvaluateConfig, values))
+    lines = read(copy / "results.jsonl")
+    assert (lines[-1]["classes"], lines[-1]["guidance_scale"]) == ("'digit 3' 4", 1.0)
+    append(copy / "results.jsonl", [lines[-1] | {"classes": "5"}])  # not what was drawn
+    write_card(copy)
+    checks = {(c.line["metric"], c.line["classes"]): c for c in recheck.recheck(str(copy))}
+    assert checks["fd_pixels", None].agrees
+    assert checks["fd_pixels", "'digit 3' 4"].agrees
+    values = {check.now.value for (metric, _), check in checks.items() if metric == "fd_pixels"}
+    assert len(values) == 3, "each from its own samples"
+
+
 def test_another_reference_and_more_samples_than_seeds_are_refused(copy):
     with pytest.raises(ValueError, match=r"--num_samples must be in 2\.\.90"):
         recheck.recheck(str(copy), num_samples=91)
     fill(copy, "class_conditional", "--validation_size", "30")
+    write_card(copy)
     with pytest.raises(ValueError, match="--reference"):
         recheck.recheck(str(copy))
 
