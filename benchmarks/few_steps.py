@@ -1,8 +1,9 @@
 """Few steps against many: `python benchmarks/few_steps.py outputs/ddgan-digits outputs/unconditional-digits`.
 
 Scores the denoising-diffusion GAN, in its own steps, and a diffusion model in 1,000 ancestral steps and in 50
-and 4 of DDIM, against the images that the first was trained on, under the classifier. Then the time of an
-image beside that of as many bare forwards of the same network on the same batch, interleaved, medians.
+and 4 of DDIM, under the classifier, against one data set. Both models may be class-conditional; classes are
+asked for as often as the data have them. Then the time of an image of the first beside that of as many bare
+forwards of its network on the same batch, interleaved, medians.
 """
 
 import argparse
@@ -16,9 +17,10 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from trilemma.eval.config import SamplingConfig
-from trilemma.eval.drawing import Drawing, load_model
-from trilemma.eval.evaluation import load_images_of, trained_on
+from trilemma.eval.drawing import Drawing, labels_like, load_model
+from trilemma.eval.evaluation import load_images_of
 from trilemma.eval.scoring import score, yardsticks
+from trilemma.training.config import DataConfig
 from trilemma.training.data import cache_folder
 from trilemma.training.sampling import with_sampler
 
@@ -30,8 +32,9 @@ ROUNDS = 9
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ddgan", help="folder of a denoising-diffusion GAN without classes")
-    parser.add_argument("ddpm", help="folder of an unconditional diffusion model")
+    parser.add_argument("ddgan", help="folder of a denoising-diffusion GAN")
+    parser.add_argument("ddpm", help="folder of a diffusion model")
+    parser.add_argument("--reference", default="digits", help="'digits', Hub id or folder")
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--ddpm_steps", type=int, nargs="+", default=[1000, 50, 4])
     parser.add_argument("--cpu_threads", type=int, default=1)
@@ -40,9 +43,8 @@ def main() -> None:
     accelerator = Accelerator(cpu=True)
     few, many = (load_model(path, accelerator.device) for path in (options.ddgan, options.ddpm))
 
-    data, seed = trained_on(options.ddgan)
-    reference = load_images_of(data, None, seed, accelerator)
-    sticks = yardsticks(METRICS, "classifier", reference, accelerator, cache_folder(data.cache_dir))
+    reference = load_images_of(DataConfig(), options.reference, 0, accelerator)
+    sticks = yardsticks(METRICS, "classifier", reference, accelerator, cache_folder(None))
     name = Path(options.ddpm).name
     rows = [(f"{Path(options.ddgan).name}, T steps", few, None)]
     for steps in options.ddpm_steps:
@@ -55,6 +57,7 @@ def main() -> None:
         pipeline.set_progress_bar_config(disable=True)
         sampling = SamplingConfig(num_samples=options.num_samples, num_inference_steps=steps)
         drawing = Drawing(pipeline, title, sampling, 250, accelerator)
+        drawing.labels = labels_like(drawing, reference.images)
         measured = {}
         for part in score(sticks, drawing, options.num_samples, accelerator, force=True).values():
             measured |= part

@@ -1,4 +1,4 @@
-"""The options that `eval/generate.py` and `eval/evaluate.py` share; no torch here."""
+"""The options that entry points of this folder share; no torch here."""
 
 from dataclasses import dataclass
 
@@ -27,3 +27,18 @@ class SamplingConfig:
         None, "diffusers' scale: 1 + w of the paper; class-conditional models"
     )
     classes: tuple[str, ...] | None = option(None, "draw only these classes, by name or number")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """What is measured."""
+
+    feature_extractor: str | None = option(
+        None,
+        "inception, dinov2, clip, classifier or pixels; inception if its weights are there, else classifier",
+    )
+    extractor_weights: str | None = option(None, "file, folder or Hub id of the extractor's weights")
+    metrics: tuple[str, ...] = option(("fd", "kid", "prdc"), "metrics of docs/metrics.md")
+    bpd_timesteps: int | None = option(None, "noise levels drawn per image for bpd; all if not given", low=1)
+    bpd_images: int | None = option(None, "images of each split for bpd; all if not given", low=2)
+    force: bool = option(False, "measure what would mean little, and mark it so")

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,16 @@ from trilemma.eval.config import ModelConfig, SamplingConfig
 from trilemma.eval.results import Origin
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.data import Images
-from trilemma.training.machine import set_cpu_threads
-from trilemma.training.sampling import check_steps, draw_batches, evaluations, usual_steps, with_sampler
+from trilemma.training.machine import PROCESS_GROUP, set_cpu_threads
+from trilemma.training.sampling import (
+    check_steps,
+    draw_batches,
+    evaluations,
+    network_of,
+    sampler_name,
+    usual_steps,
+    with_sampler,
+)
 
 
 def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = False) -> DiffusionPipeline:
@@ -88,22 +98,29 @@ class Drawing:
         """Where these images come from, once they are drawn, and how far training had come; collective."""
         seconds = sum(gather_object([self.seconds]))
         steps, first, n = self.sampling.num_inference_steps, self.sampling.seed, self.sampling.num_samples
-        scheduler = self.pipeline.scheduler
-        guided = self.sampling.guidance_scale not in (None, 1.0)
+        given = self.sampling.guidance_scale
+        guidance = default_guidance(self.pipeline) if given is None else given
+        guided = guidance not in (None, 1.0)
         return Origin(
             source=self.source,
             n=n,
             seeds=f"{first}..{first + n - 1}",
-            sampler=self.sampling.sampler or type(scheduler).__name__,
+            sampler=self.sampling.sampler or sampler_name(self.pipeline),
             num_inference_steps=steps,
             nfe=None if steps is None else evaluations(self.pipeline, steps) * (1 + guided),
-            classes=" ".join(self.sampling.classes) if self.sampling.classes else None,
-            guidance_scale=self.sampling.guidance_scale,
+            classes=shlex.join(self.sampling.classes) if self.sampling.classes else None,
+            guidance_scale=guidance,
             seconds_per_image=seconds / n,
             device=self.accelerator.device.type,
             step=step,
             images_seen=images_seen,
         )
+
+
+def default_guidance(pipeline: DiffusionPipeline) -> float | None:
+    """The guidance scale of its call where none is given; None where it has no guidance."""
+    parameter = signature(pipeline.__call__).parameters.get("guidance_scale")
+    return parameter and parameter.default
 
 
 def trained(model: str) -> tuple[int | None, int | None]:
@@ -136,6 +153,8 @@ def labels_like(drawing: Drawing, images: Images | None) -> list[int] | None:
         if wanted or drawing.sampling.guidance_scale is not None:
             raise ValueError("--classes and --guidance_scale are for class-conditional models; this is none")
         return None
+    if drawing.sampling.guidance_scale is not None and default_guidance(drawing.pipeline) is None:
+        raise ValueError(f"--guidance_scale is nothing that a {type(drawing.pipeline).__name__} has")
     n, names = drawing.sampling.num_samples, [known[str(k)] for k in range(len(known))]
     if wanted:
         numbers = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
@@ -151,7 +170,7 @@ def labels_like(drawing: Drawing, images: Images | None) -> list[int] | None:
 
 def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> None:
     """Draw to a folder of PNGs or to an .npy, each process its share."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
     set_cpu_threads(accelerator, model.cpu_threads)
     drawing = open_drawing(model, sampling, accelerator)
     drawing.labels = labels_like(drawing, None)
@@ -163,7 +182,7 @@ def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> 
 def claim(drawing: Drawing, path: Path, **more: Any) -> None:
     """Note beside the images what they are drawn from; ValueError where others have been begun there."""
     weights = hashlib.sha256()
-    for tensor in drawing.pipeline.unet.state_dict().values():
+    for tensor in network_of(drawing.pipeline).state_dict().values():
         weights.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     wanted = {**asdict(drawing.sampling), "model": drawing.source, "weights": weights.hexdigest(), **more}
     wanted.pop("num_samples")
@@ -202,7 +221,7 @@ def draw_to_array(drawing: Drawing, path: Path) -> None:
     """
     accelerator, n = drawing.accelerator, drawing.sampling.num_samples
     aside, marks = path.with_suffix(".partial.npy"), path.with_suffix(".drawn.npy")
-    config = drawing.pipeline.unet.config
+    config = network_of(drawing.pipeline).config
     shape = (n, config.sample_size, config.sample_size, config.in_channels)
     path.parent.mkdir(parents=True, exist_ok=True)
     note = path.with_suffix(".drawing.json")

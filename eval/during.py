@@ -28,6 +28,7 @@ from trilemma.training.sampling import usual_steps
 BEST = {
     "fd": ("fd", min),
     "kid": ("kid", min),
+    "energy": ("energy", min),
     "is": ("is", max),
     "prdc": ("coverage", max),
     "class_accuracy": ("class_accuracy", max),

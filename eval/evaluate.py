@@ -8,7 +8,7 @@ trained on.
 import sys
 from dataclasses import dataclass
 
-from trilemma.eval.config import ModelConfig, SamplingConfig
+from trilemma.eval.config import ModelConfig, SamplingConfig, ScoreConfig
 from trilemma.training.options import option, parse_flags
 
 
@@ -36,18 +36,9 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
-    """What is measured."""
+class OutputConfig:
+    """Where the numbers go."""
 
-    feature_extractor: str | None = option(
-        None,
-        "inception, dinov2, clip, classifier or pixels; inception if its weights are there, else classifier",
-    )
-    extractor_weights: str | None = option(None, "file, folder or Hub id of the extractor's weights")
-    metrics: tuple[str, ...] = option(("fd", "kid", "prdc"), "metrics of docs/metrics.md")
-    bpd_timesteps: int | None = option(None, "noise levels drawn per image for bpd; all if not given", low=1)
-    bpd_images: int | None = option(None, "images of each split for bpd; all if not given", low=2)
-    force: bool = option(False, "measure what would mean little, and mark it so")
     output: str | None = option(
         None, "results file; results.jsonl of the model's folder, or here, if not given"
     )
@@ -62,6 +53,7 @@ class EvaluateConfig:
     reference: ReferenceConfig
     sampling: SamplingConfig
     score: ScoreConfig
+    output: OutputConfig
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from trilemma.eval.results import Origin
 from trilemma.eval.scoring import Reference, pick_extractor, result_lines, score, yardsticks
 from trilemma.training.config import DataConfig
 from trilemma.training.data import cache_folder, hold_out, load_images
-from trilemma.training.machine import commit, set_cpu_threads
+from trilemma.training.machine import PROCESS_GROUP, commit, set_cpu_threads
 from trilemma.training.options import read_yaml
 
 
@@ -23,7 +23,11 @@ def evaluate(config) -> None:
     """Score what the flags of `eval/evaluate.py` ask for; collective."""
     if (config.model.model is None) == (config.images.images is None):
         raise ValueError("give one of --model and --images")
-    accelerator = Accelerator()
+    if "bpd" in config.score.metrics and config.model.model is None:
+        raise ValueError("--metrics bpd needs a --model")
+    where = Path(config.output.output or default_output(config.model.model))
+    results.check_writable(where)  # an error now, not when all is measured
+    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
     set_cpu_threads(accelerator, config.model.cpu_threads)
     reference = open_reference(config, accelerator)
     names = [name for name in config.score.metrics if name != "bpd"]
@@ -41,7 +45,11 @@ def evaluate(config) -> None:
         statistics = sticks[0].reference
         (statistics.save_npz if target.suffix == ".npz" else statistics.save)(target)
 
-    told = []
+    def tell(told: list[dict]) -> None:
+        if accelerator.is_main_process:
+            results.append(where, told)
+            print(results.table(told), flush=True)
+
     drawing = None
     if config.model.model:
         drawing = open_drawing(config.model, config.sampling, accelerator)
@@ -56,14 +64,10 @@ def evaluate(config) -> None:
                 sticks, own_share(images, accelerator), len(images), accelerator, config.score.force
             )
             origin = Origin(source=Path(config.images.images).name, n=len(images))
-        told += result_lines(scores, origin, config.score.force)
+        tell(result_lines(scores, origin, config.score.force))
     if "bpd" in config.score.metrics:
-        told += likelihood_lines(config, drawing, reference, accelerator)
-    if accelerator.is_main_process:
-        where = config.score.output or default_output(config.model.model)
-        results.append(Path(where), told)
-        print(results.table(told), flush=True)
-        print(f"added to {where}")
+        tell(likelihood_lines(config, drawing, reference, accelerator))
+    accelerator.print(f"added to {where}")
 
 
 def open_reference(config, accelerator: Accelerator) -> Reference:
@@ -72,10 +76,6 @@ def open_reference(config, accelerator: Accelerator) -> Reference:
     if given.reference and Path(given.reference).suffix in READERS:
         return Reference(None, statistics=load_reference(given.reference, given.reference_n))
     data, seed = trained_on(config.model.model) if given.reference is None else (DataConfig(), 0)
-    if given.reference:
-        is_folder = Path(given.reference).is_dir()
-        place = {"train_data_dir": given.reference} if is_folder else {"dataset_name": given.reference}
-        data = replace(data, **place)
     changes = {
         "train_split": given.split,
         "resolution": given.resolution,
@@ -84,9 +84,19 @@ def open_reference(config, accelerator: Accelerator) -> Reference:
         "cache_dir": given.cache_dir,
     }
     data = replace(data, **{name: value for name, value in changes.items() if value is not None})
+    return load_images_of(data, given.reference, seed, accelerator)
+
+
+def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: Accelerator) -> Reference:
+    """The images of these options, from `place` (a folder, or else a Hub id) if given, and held-out ones:
+    those of the validation, or else the test split where there is one.
+    """
+    if place and Path(place).is_dir():
+        data = replace(data, train_data_dir=place)
+    elif place:
+        data = replace(data, train_data_dir=None, dataset_name=place)
     with accelerator.local_main_process_first():
-        images = load_images(data)
-        held_out = None
+        images, held_out = load_images(data), None
         if data.validation_split:
             alike = replace(data, channels=images.channels, resolution=images.resolution)
             held_out = load_images(alike, data.validation_split)
@@ -112,11 +122,11 @@ def trained_on(model: str | None) -> tuple[DataConfig, int]:
 
 
 def likelihood_lines(
-    config, drawing: Drawing | None, reference: Reference, accelerator: Accelerator
+    config, drawing: Drawing, reference: Reference, accelerator: Accelerator
 ) -> list[dict]:
     """Lines of the bits per dimension of the images trained on and of held-out ones."""
-    if drawing is None or reference.images is None:
-        raise ValueError("--metrics bpd needs a --model, and a data set as --reference")
+    if reference.images is None:
+        raise ValueError("--metrics bpd needs a data set as --reference, not a statistics file")
     told = []
     trained_split = config.reference.split or "train"
     for part, images in ((trained_split, reference.images), ("test", reference.held_out)):
@@ -139,6 +149,8 @@ def likelihood_lines(
             sampler=None,
             num_inference_steps=levels,
             nfe=None,
+            classes=None,
+            guidance_scale=None,
             seconds_per_image=None,
         )
         for line in results.lines(named, origin, None, commit=commit()):

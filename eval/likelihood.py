@@ -28,19 +28,14 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from trilemma.eval.noise import normal
 from trilemma.eval.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
+from trilemma.eval.vae_terms import VAETerms
+from trilemma.eval.vdm_terms import VDMTerms
 from trilemma.training.data import Images, to_float
-from trilemma.training.losses import (
-    gaussian_kl,
-    learned_log_variance,
-    log_variance_range,
-    mean_per_example,
-    vlb_term_bpd,
-)
+from trilemma.training.losses import learned_log_variance, log_variance_range, prior_bpd, vlb_term_bpd
 from trilemma.training.process import SCHEDULES, TARGETS, GaussianProcess, NoiseSchedule, Target
-from trilemma.training.sampling import shard
-
-NATS = float(np.log(2))  # of one bit
+from trilemma.training.sampling import network_of, shard
 
 
 class Terms(Protocol):
@@ -122,12 +117,6 @@ def bits_per_image(
     return metric
 
 
-def normal(generators: Sequence[np.random.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """N(0, 1) of `shape` from each of B generators: float32 (B, *shape), drawn on the CPU."""
-    drawn = np.stack([generator.standard_normal(tuple(shape), dtype=np.float32) for generator in generators])
-    return torch.from_numpy(drawn).to(device)
-
-
 def bits_per_dim(
     pipeline: DiffusionPipeline,
     images: Images,
@@ -138,9 +127,10 @@ def bits_per_dim(
     accelerator: Accelerator | None = None,
     indices: Sequence[int] | None = None,
 ) -> dict[str, Measurement]:
-    """Bits per dimension of images under a Gaussian-process model: `bpd` and its three terms.
+    """Bits per dimension of images under a model: `bpd` and the terms of its bound.
 
-    pipeline: `unet` and `scheduler`, as published; class-conditional ones score an image given its label.
+    pipeline: a row of `TERMS`, or `unet` and `scheduler` as published; class-conditional ones score an image
+        given its label.
     timesteps: how many of the T - 1 terms of the diffusion sum each image gets, by systematic sampling: a
         Monte Carlo estimate without bias, whose error is part of the interval. None takes them all.
     batch_size: images in one forward of the network, each at its own t. Changes no number.
@@ -149,7 +139,8 @@ def bits_per_dim(
     """
     _check_images(pipeline, images)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    terms, net = GaussianTerms.of(pipeline, timesteps, batch_size), pipeline.unet
+    terms_of = TERMS.get(type(pipeline).__name__, GaussianTerms.of)
+    terms, net = terms_of(pipeline, timesteps, batch_size), network_of(pipeline)
     training = net.training
     net.eval()
     try:
@@ -270,7 +261,7 @@ class GaussianTerms:
             terms.append(self._term(x0[at], own_labels, torch.from_numpy(t[chunk]).to(x0.device), noise))
         terms = torch.cat(terms).double().view(len(x0), -1)
         return {
-            "prior": self._prior(x0),
+            "prior": prior_bpd(self.process, x0),
             "diffusion": terms[:, 1:].mean(1) * (self.process.steps - 1),
             "reconstruction": terms[:, 0],
         }
@@ -293,14 +284,10 @@ class GaussianTerms:
         x0_hat = self.target.to_x0(prediction, x_t, alpha, sigma).clamp(-self.clip, self.clip)
         return vlb_term_bpd(self.process, x0, x_t, t, x0_hat, self.log_variance(rest, self.process, t))
 
-    def _prior(self, x0: Tensor) -> Tensor:
-        abar, zero = self.process.abar[-1], torch.zeros((), dtype=torch.float64, device=x0.device)
-        return mean_per_example(gaussian_kl(abar.sqrt() * x0.double(), (1 - abar).log(), zero, zero)) / NATS
-
 
 def _check_images(pipeline: DiffusionPipeline, images: Images) -> None:
     """Raise unless the images have the network's size and, where it takes labels, labels of its classes."""
-    config = pipeline.unet.config
+    config = network_of(pipeline).config
     size = config.sample_size
     wanted = (config.in_channels, *([size, size] if isinstance(size, int) else size or ()))
     found = (images.channels, images.resolution, images.resolution)[: len(wanted)]
@@ -316,3 +303,10 @@ def _check_images(pipeline: DiffusionPipeline, images: Images) -> None:
         raise ValueError(f"the model needs class labels; {images.name} has none, see --label_column")
     if images.labels.max() >= classes:
         raise ValueError(f"the model has {classes} classes; {images.name} has a label {images.labels.max()}")
+
+
+TERMS: dict[str, Callable[[DiffusionPipeline, int | None, int], Terms]] = {
+    "VDMPipeline": VDMTerms.of,
+    "VAEPipeline": VAETerms.of,
+}
+"""Class of the pipeline -> the terms of its bound, of (pipeline, timesteps, batch_size); others: Gaussian."""

@@ -77,18 +77,34 @@ def prdc(real: Tensor, fake: Tensor) -> Manifolds:
     )
 
 
-def kernel_distance(real: Tensor, fake: Tensor, member: Tensor) -> Callable[[Tensor], float]:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018).
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""x (N, D) and y (M, D), float64 -> the kernel of all pairs, (N, M)."""
 
-    Over all pairs. member (N, BLOCKS) is 1 where a row of `fake` is of a block, else 0; returned is the value
-    as a function of the blocks that are kept, (BLOCKS,) of ones and zeros.
+
+def cubic(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / D + 1)^3, the kernel of KID (Binkowski et al. 2018)."""
+    return (x @ y.T).div_(x.shape[1]).add_(1).pow_(3)
+
+
+def negative_distance(x: Tensor, y: Tensor) -> Tensor:
+    """-|x - y|: with it the kernel distance is the energy distance (Sejdinovic et al. 2013)."""
+    return torch.cdist(x, y).neg_()
+
+
+def kernel_distance(
+    real: Tensor, fake: Tensor, member: Tensor, kernel: Kernel = cubic
+) -> Callable[[Tensor], float]:
+    """Squared maximum mean discrepancy, E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased, over all pairs.
+
+    member (N, BLOCKS) is 1 where a row of `fake` is of a block, else 0; returned is the value as a function
+    of the blocks that are kept, (BLOCKS,) of ones and zeros.
     """
     real, fake, member = real.double(), fake.double(), member.double()
     m = len(real)
-    within_real = sum(kernel.sum() for kernel in _kernels(real, real)) - _self_kernel(real).sum()
-    across = member.T @ torch.cat([kernel.sum(1) for kernel in _kernels(fake, real)])
-    within = member.T @ torch.cat([kernel @ member for kernel in _kernels(fake, fake)])
-    within -= torch.diag(member.T @ _self_kernel(fake))
+    within_real = sum(values.sum() for values in _chunks(kernel, real, real)) - _own(kernel, real).sum()
+    across = member.T @ torch.cat([values.sum(1) for values in _chunks(kernel, fake, real)])
+    within = member.T @ torch.cat([values @ member for values in _chunks(kernel, fake, fake)])
+    within -= torch.diag(member.T @ _own(kernel, fake))
 
     def value(kept: Tensor) -> float:
         kept = kept.double()
@@ -99,10 +115,11 @@ def kernel_distance(real: Tensor, fake: Tensor, member: Tensor) -> Callable[[Ten
     return value
 
 
-def _kernels(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+def _chunks(kernel: Kernel, x: Tensor, y: Tensor) -> Iterator[Tensor]:
     for start in range(0, len(x), CHUNK):
-        yield (x[start : start + CHUNK] @ y.T).div_(x.shape[1]).add_(1).pow_(3)
+        yield kernel(x[start : start + CHUNK], y)
 
 
-def _self_kernel(x: Tensor) -> Tensor:
-    return (x.square().sum(1) / x.shape[1] + 1) ** 3
+def _own(kernel: Kernel, x: Tensor) -> Tensor:
+    """k(x, x) of each row, as the chunks have it: rounding errors of the two then cancel."""
+    return torch.cat([torch.diag(kernel(part, part)) for part in x.split(CHUNK)])

@@ -4,7 +4,8 @@ Every plot returns a `Figure` (a sheet of samples an image); whoever called save
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
@@ -13,8 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from trilemma.pipelines.vdm import alpha_sigma
 from trilemma.training.data import to_uint8
+from trilemma.training.points import are_points, picture
 from trilemma.training.process import SCHEDULES, noise_schedule
+
+_TERM = re.compile("(?!validation_).+_bpd")  # a term of a bound
 
 SHEET_PIXELS = 48
 """Small images are enlarged, pixel by pixel, to about this side."""
@@ -27,7 +32,9 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def sheet(images: Tensor, columns: int | None = None) -> Image.Image:
-    """uint8 (N, C, H, W) as one picture, row by row; the last row is filled with black."""
+    """uint8 (N, C, H, W) as one picture, row by row, the last row filled with black; points as dots."""
+    if are_points(images):
+        return to_pil(picture(images))
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     scale = max(1, SHEET_PIXELS // images.shape[-1])
@@ -41,8 +48,10 @@ def process(forward: Tensor, reverse: Tensor, times: Sequence[float]) -> Figure:
     """Noising of real images above the making of new ones.
 
     forward, reverse: uint8 (images, states, C, H, W), forward from clean to noise, reverse from noise to
-    clean; times: t / T of the forward states.
+    clean; times: t / T of the forward states. All points of a state share one picture.
     """
+    if are_points(forward):
+        forward, reverse = _pictures(forward), _pictures(reverse)
     rows, states = len(forward) + len(reverse), forward.shape[1]
     figure = Figure(figsize=(states, rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, states, squeeze=False)
@@ -62,34 +71,72 @@ def process(forward: Tensor, reverse: Tensor, times: Sequence[float]) -> Figure:
     return figure
 
 
-def process_of(
-    pipeline, x0: Tensor, steps: int | None, labels: list[int] | None = None, most_states: int = 9
-) -> Figure:
+def _pictures(points: Tensor) -> Tensor:
+    """uint8 (N, states, 2, 1, 1) -> uint8 (1, states, 1, H, W)."""
+    return torch.stack([picture(state) for state in points.transpose(0, 1)])[None]
+
+
+def process_of(pipeline, x0: Tensor, steps: int, labels: list[int] | None = None) -> Figure:
     """The process of a pipeline: x0 (B, C, H, W) in [-1, 1] noised, and B new images made in `steps`."""
     scheduler = pipeline.scheduler
     last = scheduler.config.num_train_timesteps
-    states = min(most_states, (steps or last) + 1)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    times = torch.linspace(0, last, states).round().long()  # t in 0..T, of which 0 is the image
+    times = torch.linspace(0, last, _states(steps)).round().long()  # t in 0..T, of which 0 is the image
     forward = torch.stack(
         [x0 if t == 0 else scheduler.add_noise(x0, noise, (t - 1).expand(len(x0))) for t in times], dim=1
     )
+    return _both_ways(pipeline, forward, (times / last).tolist(), steps, labels)
+
+
+def _states(steps: int, most: int = 9) -> int:
+    return min(most, steps + 1)
+
+
+def _both_ways(
+    pipeline, forward: Tensor, times: list[float], steps: int, labels: list[int] | None
+) -> Figure:
+    """forward (B, states, C, H, W) in [-1, 1] at `times`, and as many states of B images made in `steps`."""
     asked = {} if labels is None else {"class_labels": labels}
     made = pipeline(
-        seeds=range(len(x0)), num_inference_steps=steps, trajectory=states, output_type="pt", **asked
+        seeds=range(len(forward)),
+        num_inference_steps=steps,
+        trajectory=len(times),
+        output_type="pt",
+        **asked,
     )
     reverse = made.trajectory.cpu().transpose(0, 1)
-    return process(to_uint8(forward / 2 + 0.5), to_uint8(reverse), (times / last).tolist())
+    return process(to_uint8(forward / 2 + 0.5), to_uint8(reverse), times)
 
 
-def schedules(scheduler) -> Figure:
-    """sqrt(abar_t) and log SNR of a scheduler of diffusers, thick, beside every schedule that can be had with
+def variational_process(pipeline, x0: Tensor, steps: int, labels: list[int] | None = None) -> Figure:
+    """The same for a variational diffusion model, whose noise is a function gamma of continuous time."""
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(0, 1, _states(steps), dtype=torch.float64)
+    gamma = pipeline.unet.gamma(times.to(pipeline.device)).detach().cpu()
+    alpha, sigma = alpha_sigma(gamma, x0[None])
+    forward = (alpha * x0 + sigma * noise).transpose(0, 1)
+    return _both_ways(pipeline, forward, times.tolist(), steps, labels)
+
+
+def variational_schedules(pipeline, x0: Tensor, steps: int, labels: list[int] | None = None) -> Figure:
+    """alpha and log SNR of a variational diffusion model over time, thick, beside the usual schedules."""
+    time = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    gamma = pipeline.unet.gamma(time.to(pipeline.device)).detach().cpu()
+    return _schedules(gamma.neg().sigmoid())
+
+
+def schedules(pipeline, x0: Tensor, steps: int, labels: list[int] | None = None) -> Figure:
+    """sqrt(abar_t) and log SNR of a pipeline's scheduler, thick, beside every schedule that can be had with
     as many steps.
     """
-    steps = scheduler.config.num_train_timesteps
+    return _schedules(pipeline.scheduler.alphas_cumprod)
+
+
+def _schedules(this: Tensor) -> Figure:
+    steps = len(this)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     signal, snr = figure.subplots(1, 2)
-    curves = {"this model": scheduler.alphas_cumprod}
+    curves = {"this model": this}
     for name in SCHEDULES:
         with suppress(ValueError):  # some cannot be had with so few steps
             curves[name] = noise_schedule(name, steps).process().abar[1:]
@@ -104,13 +151,55 @@ def schedules(scheduler) -> Figure:
     return figure
 
 
+def reconstructions(pipeline, x0: Tensor, steps: int, labels: list[int] | None = None) -> Figure:
+    """x0 (B, C, H, W) in [-1, 1] above what an autoencoder makes of it."""
+    images = x0 / 2 + 0.5
+    made = pipeline.reconstruct(images, output_type="pt").cpu()
+    return _rows(torch.stack([images, made]), ["images", "reconstructions"])
+
+
+def interpolations(pipeline, x0: Tensor, steps: int, labels: list[int] | None = None) -> Figure:
+    """From each of x0 (B, C, H, W) in [-1, 1] to the next one, and from the last to the first."""
+    images = x0 / 2 + 0.5
+    return _rows(pipeline.interpolate(images, images.roll(-1, 0), steps=9, output_type="pt").cpu())
+
+
+def _rows(images: Tensor, labels: Sequence[str] = ()) -> Figure:
+    """images (rows, columns, C, H, W) in [0, 1]."""
+    rows, columns = images.shape[:2]
+    figure = Figure(figsize=(columns + (0.4 if labels else 0), rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, image in zip(axes.flat, to_uint8(images.flatten(0, 1)), strict=True):
+        axis.imshow(to_pil(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+    for axis, label in zip(axes[:, 0], labels, strict=False):
+        axis.set_ylabel(label, fontsize=7)
+    return figure
+
+
+SCHEDULED = {"process.png": process_of, "schedules.png": schedules}
+PICTURES: dict[str, dict[str, Callable[..., Figure]]] = {
+    "VDMPipeline": {"process.png": variational_process, "schedules.png": variational_schedules},
+    "VAEPipeline": {"reconstructions.png": reconstructions, "interpolations.png": interpolations},
+}
+"""Class of a pipeline without a scheduler -> the pictures of how it works: name of the file -> function of
+(pipeline, x0 (B, C, H, W) in [-1, 1], steps of its sampler, labels of B images or None).
+"""
+
+
+def pictures_of(pipeline) -> dict[str, Callable[..., Figure]]:
+    """The row of a pipeline."""
+    return PICTURES.get(type(pipeline).__name__, SCHEDULED)
+
+
 def losses(scalars: Sequence[dict[str, float]]) -> Figure:
     """Training and validation loss, and the parts of the former, from lines of `logs/scalars.jsonl`."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     whole, parts = figure.subplots(1, 2)
     names = sorted({name for line in scalars for name in line})
     wholes = [name for name in names if name in ("loss", "validation_loss")]
-    for axis, wanted in ((whole, wholes), (parts, [name for name in names if name.startswith("loss_")])):
+    pieces = [name for name in names if name.startswith("loss_") or _TERM.fullmatch(name)]
+    for axis, wanted in ((whole, wholes), (parts, pieces)):
         for name in wanted:
             points = [(line["step"], line[name]) for line in scalars if name in line]
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1)

@@ -102,6 +102,8 @@ def pick_extractor(reference: Reference, cache: Path) -> str:
     if reference.statistics is not None:
         known = reference.statistics.protocol
         return known.extractor if known else "inception"
+    if reference.images.resolution == 1:  # points of the plane are features as they are
+        return "pixels"
     if os.environ.get(WEIGHTS_VARIABLE) or (cache / WEIGHTS_FILE).is_file():
         return "inception"
     if reference.images.labels is not None:
@@ -185,7 +187,7 @@ def score(
         if "fd" in stick.names and n < stick.extractor.dim and not force:
             raise ValueError(
                 f"a Frechet distance over {stick.extractor.dim} {stick.extractor.name} features means little "
-                f"with {n} samples: take --num_samples {stick.extractor.dim} or more, or --force it, marked"
+                f"with {n} images: take {stick.extractor.dim} or more (--num_samples), or --force it, marked"
             )
         built = build_metrics(stick.names, stick.reference, n)
         metrics[stick] = {name: metric.to(accelerator.device) for name, metric in built.items()}

@@ -218,9 +218,9 @@ def _guided_steps(scheduler: SchedulerMixin, interval: tuple[float, float] | Non
     timesteps = scheduler.timesteps.double().numpy()
     if interval is None:
         return [True] * len(timesteps)
-    low, high = interval
-    if not 0 <= low < high:
+    if not (isinstance(interval, Sequence) and len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise ValueError(f"guidance_interval must be (low, high) with 0 <= low < high; got {interval}")
+    low, high = interval
     try:
         abar = scheduler.alphas_cumprod.double().numpy().clip(1e-20, 1)
     except AttributeError:
@@ -246,6 +246,7 @@ def _generators(
     count: int, seeds: Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None
 ) -> torch.Generator | list[torch.Generator] | None:
     """What the noise is drawn from."""
+    generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers knows lists only
     if seeds is not None:
         if generator is not None:
             raise ValueError("pass seeds or generator, not both")
@@ -268,8 +269,8 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int | None) -> None:
     if steps is None:
         steps = total if isinstance(scheduler, DDPMScheduler) else min(50, total)
     name = f"{type(scheduler).__name__} of {total} steps"
-    if not 1 <= steps <= total:
-        raise ValueError(f"num_inference_steps must be 1 to {total} for a {name}; got {steps}")
+    if not isinstance(steps, numbers.Integral) or not 1 <= steps <= total:
+        raise ValueError(f"num_inference_steps must be 1 to {total} for a {name}, an integer; got {steps}")
     scheduler.set_timesteps(steps)
     spacing = scheduler.config.get("timestep_spacing")
     fixed_stride = isinstance(scheduler, DDIMScheduler | PNDMScheduler) and spacing != "leading"

@@ -170,6 +170,7 @@ def _generators(
     batch_size: int, seeds: Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None
 ) -> tuple[torch.Generator | list[torch.Generator] | None, int]:
     """What the noise is drawn from, and the number of images."""
+    generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers knows lists only
     if seeds is None:
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"batch_size={batch_size} needs as many generators; got {len(generator)}")

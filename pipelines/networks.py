@@ -1,4 +1,5 @@
-"""Networks from configurations: stock `UNet2DModel`s, Ho et al.'s initialisation, the ablation's plain U-Net.
+"""Networks from configurations: stock `UNet2DModel`s with Ho et al.'s initialisation, the ablation's plain
+U-Net, an MLP for points.
 
 Each is called as `net(x_t, t, class_labels).sample` with x_t (B, C, H, W) and t (B,) in diffusers' 0..T-1.
 """
@@ -13,6 +14,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
@@ -90,9 +92,59 @@ class PlainUNet2DModel(ModelMixin, ConfigMixin):
         return self.unet(sample, timestep, class_labels, return_dict=return_dict)
 
 
+class PointMLP(ModelMixin, ConfigMixin):
+    """A residual network for points: images of one pixel, whose channels are the coordinates."""
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 1,
+        in_channels: int = 2,
+        out_channels: int = 2,
+        width: int = 128,
+        layers: int = 4,
+        dropout: float = 0.0,
+        num_class_embeds: int | None = None,
+    ):
+        super().__init__()
+        if sample_size != 1:
+            raise ValueError(f"a PointMLP takes points, images of one pixel; got a side of {sample_size}")
+        self.time_proj = Timesteps(width, flip_sin_to_cos=False, downscale_freq_shift=1)
+        self.time_embedding = TimestepEmbedding(width, width)
+        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, width)
+        self.conv_in = nn.Linear(in_channels, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout),
+                nn.Linear(width, width),
+            )
+            for _ in range(layers)
+        )  # fmt: skip
+        self.conv_out = nn.Linear(width, out_channels)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """sample (B, C, 1, 1), timestep (B,) or one for all, class_labels (B,) -> (B, out_channels, 1, 1)."""
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(class_labels)
+        hidden = self.conv_in(sample.flatten(1))
+        for block in self.blocks:
+            hidden = hidden + block(hidden + embedding)
+        output = self.conv_out(nn.functional.silu(hidden))[:, :, None, None]
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+
 NETWORK_CLASSES: dict[str, type[ModelMixin]] = {
     "UNet2DModel": UNet2DModel,
     "PlainUNet2DModel": PlainUNet2DModel,
+    "PointMLP": PointMLP,
 }
 
 
@@ -159,7 +211,7 @@ def build_network(
             near = difflib.get_close_matches(key, known, n=1) or [", ".join(known)]
             raise ValueError(f"a {name} has no option {key!r}; did you mean {near[0]}?")
     net = NETWORK_CLASSES[name](**values)
-    _check_resolution(resolution, levels=len(net.config.block_out_channels))
+    _check_resolution(resolution, levels=len(net.config.get("block_out_channels", (1,))))
     return ho_init_(net)
 
 
@@ -175,6 +227,16 @@ def _check_resolution(resolution: int, levels: int) -> None:
         )
 
 
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as problem:
+        raise ValueError(f"--model_config_name_or_path: {file} is not JSON: {problem}") from problem
+    if not isinstance(config, dict):
+        raise ValueError(f"--model_config_name_or_path: {file} must map names to values")
+    return config
+
+
 def load_network_config(path_or_id: str) -> dict[str, Any]:
     """A configuration for `build_network`: a .json file, a model's or pipeline's folder, or a Hub id.
 
@@ -186,7 +248,7 @@ def load_network_config(path_or_id: str) -> dict[str, Any]:
         files = [path] if path.suffix == ".json" else [path / "config.json", path / "unet" / "config.json"]
         for file in files:
             if file.is_file():
-                return json.loads(file.read_text())
+                return _read_config(file)
         raise ValueError(f"{option}: no such file as {' or '.join(map(str, files))}")
     for subfolder in (None, "unet"):
         try:

@@ -6,6 +6,7 @@ The state of the sampler is float32 whatever the dtype of the network. On disk t
 
 import copy
 import inspect
+import numbers
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ def _generators(
     batch_size: int, seeds: Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None
 ) -> tuple[torch.Generator | list[torch.Generator] | None, int]:
     """What the noise is drawn from, and the number of images."""
+    generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers knows lists only
     if seeds is None:
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"batch_size={batch_size} needs as many generators; got {len(generator)}")
@@ -168,8 +170,8 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int | None) -> None:
     if steps is None:
         steps = total if isinstance(scheduler, DDPMScheduler) else min(50, total)
     name = f"{type(scheduler).__name__} of {total} steps"
-    if not 1 <= steps <= total:
-        raise ValueError(f"num_inference_steps must be 1 to {total} for a {name}; got {steps}")
+    if not isinstance(steps, numbers.Integral) or not 1 <= steps <= total:
+        raise ValueError(f"num_inference_steps must be 1 to {total} for a {name}, an integer; got {steps}")
     scheduler.set_timesteps(steps)
     spacing = scheduler.config.get("timestep_spacing")
     fixed_stride = isinstance(scheduler, DDIMScheduler | PNDMScheduler) and spacing != "leading"

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from entry import command, environment, run
 from PIL import Image
 from test_distributed import TORCHRUN
 
+from trilemma.eval.config import SamplingConfig
+from trilemma.eval.drawing import labels_like
 from trilemma.eval.results import Origin, lines, metric_name
 from trilemma.eval.sample_metric import Measurement
 from trilemma.training.config import DataConfig
@@ -26,7 +29,7 @@ def model(tmp_path_factory):
     (folder / "tiny.json").write_text(json.dumps(TINY))
     flags = ["--model_config_name_or_path", str(folder / "tiny.json"), "--train_batch_size", "8"]
     flags += ["--eval_batch_size", "16", "--ddpm_num_inference_steps", "5", "--max_train_steps", "6"]
-    flags += ["--eval_steps", "3", "--eval_num_samples", "70", "--eval_metrics", "fd", "modes"]
+    flags += ["--eval_steps", "4", "--eval_num_samples", "70", "--eval_metrics", "fd", "modes"]
     run(TRAIN, *flags, "--output_dir", str(folder / "out"), "--cache_dir", str(folder / "cache"))
     return folder
 
@@ -48,8 +51,8 @@ def test_training_scored_twice_and_kept_the_best(model):
     out = model / "out"
     told = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     distances = [line for line in told if line["metric"] == "fd_classifier"]
-    assert [line["step"] for line in distances] == [3, 6]
-    assert [line["images_seen"] for line in distances] == [24, 48]
+    assert [line["step"] for line in distances] == [4, 6], "every four steps, and at the end"
+    assert [line["images_seen"] for line in distances] == [32, 48]
     assert all(line["seeds"] == "0..69" and line["nfe"] == 5 for line in distances)
     scalars = [json.loads(line) for line in (out / "logs" / "scalars.jsonl").read_text().splitlines()]
     assert [line["fd_classifier"] for line in scalars if "fd_classifier" in line] == [
@@ -256,6 +259,14 @@ def test_flags_of_conditional_models_are_refused_elsewhere(model, tmp_path):
         assert done.wait() != 0
         assert "class-conditional" in done.output
         assert "Traceback" not in done.output
+
+
+def test_guidance_is_refused_where_the_pipeline_has_none():
+    attributes = {"config": {"class_names": {"0": "a"}}, "__call__": lambda self, seeds: None}
+    pipeline = type("DDGANPipeline", (), attributes)()
+    drawing = SimpleNamespace(pipeline=pipeline, sampling=SamplingConfig(guidance_scale=2.0))
+    with pytest.raises(ValueError, match="--guidance_scale is nothing that a DDGANPipeline has"):
+        labels_like(drawing, None)
 
 
 def test_a_part_of_the_split_is_not_the_literatures_reference():

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trilemma.pipelines.networks import PlainUNet2DModel, build_network, load_network_config
 from trilemma.training.nets import NETS, net_for
 
-SIZES = {"unet_8": 8, "unet_16": 16, "unet_cifar10": 32, "unet_64": 64, "unet_128": 128}
+SIZES = {"mlp": 1, "unet_8": 8, "unet_16": 16, "unet_cifar10": 32, "unet_64": 64, "unet_128": 128}
 ABLATION = ["simple", "conv", "resnet", "resnet_attention"]
 TINY = {
     "block_out_channels": [8, 16],
@@ -156,7 +156,7 @@ def test_data_and_flags_replace_the_configuration():
 
 
 def test_errors_name_the_remedy():
-    with pytest.raises(ValueError, match="UNet2DModel, PlainUNet2DModel; got 'UNet2DConditionModel'"):
+    with pytest.raises(ValueError, match="PlainUNet2DModel, PointMLP; got 'UNet2DConditionModel'"):
         build_network({"_class_name": "UNet2DConditionModel"}, channels=1, resolution=8)
     with pytest.raises(ValueError, match="no option 'layer_per_block'; did you mean layers_per_block"):
         build_network({**TINY, "layer_per_block": 1}, channels=1, resolution=8)

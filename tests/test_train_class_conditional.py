@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from diffusers import UNet2DModel
 from entry import environment, run, start
 from PIL import Image
 from test_train_unconditional import assert_same, signal_at, weights
 
+from trilemma.training.launch import saved_config, take_weights
 from trilemma.training.objectives.ddpm import LabelDropout
 
 SCRIPT = "training/train_class_conditional.py"
@@ -67,6 +69,7 @@ def test_evaluation_asks_for_the_datas_classes(model):
     assert [line["metric"] for line in told] == ["class_accuracy"]
     assert 0 <= told[0]["value"] <= 1
     assert told[0]["judge_accuracy"] > 0.95
+    assert (told[0]["guidance_scale"], told[0]["nfe"]) == (1.0, 5), "the pipeline's own default"
     assert Image.open(model / "out" / "samples.png").width == 10 * 50  # a column a class
 
 
@@ -97,5 +100,61 @@ def test_init_from_another_class_count_is_refused(model, tmp_path):
     (tmp_path / "c.yaml").write_text("dataset_name: digits\n")
     done = run(SCRIPT, *flags, "--output_dir", str(tmp_path / "out"), check=False)
     assert done.wait() != 0
-    assert "class" in done.output
+    assert "--init_new_classes" in done.output
     assert "--init_from" in done.output
+    both = ["--init_new_classes", "--output_dir", str(tmp_path / "out")]
+    done = run(SCRIPT, *flags, "--learning_rate", "1e-12", "--no-use_ema", *both)
+    assert "new: class_embedding.weight with 4 rows" in done.output
+    old, new = weights(model / "out"), weights(tmp_path / "out")
+    assert new["class_embedding.weight"].shape[0] == 4
+    old["class_embedding.weight"] = old["class_embedding.weight"][-1:].expand(4, -1)
+    for name in old:
+        torch.testing.assert_close(new[name], old[name])
+
+
+@pytest.mark.parametrize("before", [None, 4, 6])
+@pytest.mark.parametrize("after", [None, 4])
+def test_with_new_classes_every_label_is_answered_as_none_was(tmp_path, before, after):
+    """Unconditional to conditional, the other way, and other counts: the function starts where it ended."""
+    old, new = saved_net(tmp_path, before), tiny_net(after)
+    if before == after is None:
+        with pytest.raises(ValueError, match="--init_new_classes has no effect"):
+            take_weights(new, str(tmp_path), new_classes=True)
+        return
+    take_weights(new, str(tmp_path), new_classes=True)
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 5, 50, 999])
+    nothing = None if before is None else torch.full((4,), before - 1)
+    wanted = old(x, t, nothing).sample
+    for label in [None] if after is None else range(after):
+        labels = None if label is None else torch.full((4,), label)
+        torch.testing.assert_close(new(x, t, labels).sample, wanted)
+
+
+def test_without_the_flag_a_misfit_names_it_and_the_net_stays_as_it_was(tmp_path):
+    saved_net(tmp_path, 4)
+    net = tiny_net(6)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"class_embedding.weight with \[4, 32\] there and \[6, 32\] here"):
+        take_weights(net, str(tmp_path))
+    assert_same(before, net.state_dict())
+
+
+@pytest.mark.parametrize("load", [saved_config, lambda source: take_weights(tiny_net(None), source)])
+def test_what_is_no_model_is_refused_by_the_name_of_the_option(tmp_path, load):
+    for source in (str(tmp_path), "no/such/place"):
+        with pytest.raises(ValueError, match=f"--init_from '{source}' is neither"):
+            load(source)
+
+
+def saved_net(folder, num_class_embeds):
+    net = tiny_net(num_class_embeds)
+    net.save_pretrained(folder / "unet")
+    (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    return net
+
+
+def tiny_net(num_class_embeds):
+    return UNet2DModel(
+        **{key: value for key, value in TINY.items() if not key.startswith("_")},
+        sample_size=8, in_channels=1, out_channels=1, num_class_embeds=num_class_embeds,
+    ).eval()  # fmt: skip

@@ -65,6 +65,8 @@ def test_quick_start_folder(tmp_path, tiny):
     wanted = "loss learning_rate ema_decay images_per_second gradient_norm validation_loss loss_q1 loss_q4"
     assert set(wanted.split()) <= logged
     assert list((out / "logs").rglob("events.out.tfevents*"))
+    logs = [path.read_bytes() for path in (out / "logs").rglob("*") if path.is_file()]
+    assert not any(str(tmp_path).encode() in log for log in logs), "logs are published"
     assert Image.open(out / "samples.png").size[0] > 50
     assert checkpoint_steps(out / "checkpoints") == [8]
 

@@ -275,6 +275,8 @@ def test_errors_name_the_remedy():
         "from 2 to 10 ": {"num_inference_steps": 5, "trajectory": 11},
         "from 2 to 10  ": {"num_inference_steps": 5, "trajectory": 1},
         "must be 1 to 1000": {"num_inference_steps": 0},
+        "an integer; got 5.0": {"num_inference_steps": 5.0},
+        "batch_size=2 needs as many generators; got 1": {"batch_size": 2, "generator": (generator,)},
     }.items():
         with pytest.raises(ValueError, match=message.strip()):
             pipeline(**options)

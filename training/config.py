@@ -17,7 +17,9 @@ from trilemma.training.presets import PRESETS
 class DataConfig:
     """Which images, and what is done to them before training."""
 
-    dataset_name: str | None = option(None, "Hub data set id, or 'digits' for the embedded 8x8 digits")
+    dataset_name: str | None = option(
+        None, "Hub data set id, or one that is embedded: digits (8x8), swirl or mixture (points)"
+    )
     dataset_config_name: str | None = option(
         None, "configuration of the Hub data set", needs=("dataset_name", ...)
     )
@@ -198,6 +200,11 @@ class RunConfig:
     init_from: str | None = option(
         None, "folder or Hub id whose weights to start from, with a fresh optimizer"
     )
+    init_new_classes: bool = option(
+        False,
+        "start from them with other classes, or none: the class embedding is made anew",
+        needs=("init_from", ...),
+    )
     local_rank: int = option(-1, "set by some launchers; the LOCAL_RANK variable wins", free=True)
 
 
@@ -234,7 +241,7 @@ class EvalConfig:
     """Evaluation during training."""
 
     eval_steps: int | None = option(
-        None, "optimizer steps between evaluations; none during training if not given", free=True, low=1
+        None, "optimizer steps between evaluations, and one at the end; none if not given", free=True, low=1
     )
     eval_num_samples: int = option(
         1000, "samples per evaluation", free=True, low=2, needs=("eval_steps", ...)
@@ -325,6 +332,7 @@ class DDGANConfig:
     discriminator_channels: tuple[int, ...] = option(
         (128, 256, 512, 512), "channels of the discriminator's blocks, the first at full size"
     )
+    discriminator_steps: int = option(1, "turns of the discriminator for each of the generator's", low=1)
     discriminator_learning_rate: float = option(1.25e-4, "peak learning rate of the discriminator", low=0.0)
     r1_gamma: float = option(0.02, "gamma / 2 weighs R1, the penalty on the discriminator's gradient", low=0)
     r1_interval: int = option(15, "steps between penalised ones", low=1, needs=("r1_gamma", ...))
@@ -389,10 +397,127 @@ class DDGANFamilyConfig:
     hub: HubConfig
 
 
+@dataclass(frozen=True)
+class VAEConfig:
+    """The variational autoencoder: its network, and how the two terms of its bound are weighed."""
+
+    latent_dim: int = option(32, "numbers in the code of an image", low=1)
+    vae_channels: tuple[int, ...] = option(
+        (32, 64, 64), "channels of the levels, multiples of 8; each level after the first halves the image"
+    )
+    beta: float = option(1.0, "weight of the KL divergence of codes from the prior; 1 for the bound", low=0)
+    free_bits: float = option(
+        0.0, "nats of each latent dimension that the divergence does not count", low=0, needs=("beta", ...)
+    )
+
+    def __post_init__(self):
+        wrong = [width for width in self.vae_channels if width < 8 or width % 8]
+        if wrong:
+            raise ValueError(f"--vae_channels must be multiples of 8, for the group norm; got {wrong[0]}")
+
+
+@dataclass(frozen=True)
+class DecoderLogConfig(LogConfig):
+    """What is logged and drawn: one call of the decoder, the only sampler there is."""
+
+    sampler: Literal["decoder"] = option("decoder", "the decoder; there is no other", free=True)
+    ddpm_num_inference_steps: Literal[1] | None = option(None, "1; there is no choice", free=True)
+
+
+@dataclass(frozen=True)
+class VAEFamilyConfig:
+    """`training/train_vae.py`."""
+
+    data: DataConfig
+    objective: VAEConfig
+    optim: OptimConfig
+    ema: EMAConfig
+    run: RunConfig
+    log: DecoderLogConfig
+    evaluation: EvalConfig
+    hub: HubConfig
+
+
+@dataclass(frozen=True)
+class VDMConfig:
+    """The variational diffusion model: its noise schedule, its bound, and shortcut MCMC beside it."""
+
+    vdm_timesteps: int = option(0, "T of the bound; 0 for continuous time, infinitely many steps", low=0)
+    gamma: Literal["linear", "learned_linear", "monotone", "monotone_fixed_ends"] = option(
+        "learned_linear",
+        "gamma = -log SNR over time: a line, a line with learned ends, or a monotone network",
+    )
+    gamma_min: float = option(-13.3, "gamma at time 0, at the start of training if it is learned")
+    gamma_max: float = option(5.0, "gamma at time 1, at the start of training if it is learned")
+    fourier_features: tuple[int, ...] | None = option(
+        None, "n of the features sin and cos of 2^n pi z that the network sees beside z; 6 7 in the paper"
+    )
+    class_conditional: bool = option(False, "make images of a wanted class; the data must have labels")
+    p_uncond: float = option(
+        0.1, "chance that an image is trained on as of unknown class", low=0,
+        needs=("class_conditional", (True,)),
+    )  # fmt: skip
+    shortcut_steps: int = option(
+        0, "K of the shortcut chain that is trained beside the bound; 0 for none", low=0,
+        needs=("vdm_timesteps", ...),
+    )  # fmt: skip
+    fidelity_weight: float = option(
+        1.0, "weight of the chain's squared error", low=0.0, needs=("shortcut_steps", ...)
+    )
+
+    def __post_init__(self):
+        if self.gamma_max <= self.gamma_min:
+            raise ValueError(f"--gamma_max must be above --gamma_min; got {self.gamma_min}..{self.gamma_max}")
+        if self.p_uncond > 1:
+            raise ValueError(f"--p_uncond must be in 0..1; got {self.p_uncond}")
+        if self.shortcut_steps > self.vdm_timesteps:
+            raise ValueError(
+                f"--shortcut_steps are drawn from the --vdm_timesteps {self.vdm_timesteps} of a bound in "
+                f"steps and cannot be more; got {self.shortcut_steps}"
+            )
+
+
+@dataclass(frozen=True)
+class VDMOptimConfig(OptimConfig):
+    """Batches, AdamW and the learning rate, as the paper has them for CIFAR-10."""
+
+    adam_beta2: float = option(0.99, "Adam's second decay", low=0)
+    adam_weight_decay: float = option(0.01, "decoupled weight decay", low=0)
+
+
+@dataclass(frozen=True)
+class ChainLogConfig(LogConfig):
+    """What is logged and drawn: a chain of any number of steps."""
+
+    sampler: Literal["ancestral", "shortcut"] = option(
+        "ancestral", "chain of sheets and of evaluation during training", free=True
+    )
+    ddpm_num_inference_steps: int | None = option(
+        None, "steps of that chain; 250 if not given", free=True, low=1
+    )
+
+
+@dataclass(frozen=True)
+class VDMFamilyConfig:
+    """`training/train_vdm.py`."""
+
+    data: DataConfig
+    net: NetConfig
+    objective: VDMConfig
+    optim: VDMOptimConfig
+    ema: EMAConfig
+    run: RunConfig
+    log: ChainLogConfig
+    evaluation: EvalConfig
+    hub: HubConfig
+
+
 FAMILIES = {
     "unconditional": UnconditionalConfig,
     "class_conditional": ClassConditionalConfig,
     "ddgan": DDGANFamilyConfig,
+    "vae": VAEFamilyConfig,
+    "vdm": VDMFamilyConfig,
 }
 """Entry point `training/train_<name>.py` -> its configuration."""
 

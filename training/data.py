@@ -49,7 +49,7 @@ def to_uint8(images: Tensor) -> Tensor:
 class Images:
     """A map-style data set that torch's `DataLoader` reads by the batch, through `__getitems__`."""
 
-    pixels: MemoryMap | Stream  # (M, C, H, W) uint8, of which `rows` are used
+    pixels: MemoryMap | Stream | np.ndarray  # (M, C, H, W) uint8, of which `rows` are used
     digests: np.ndarray  # (M, 32) uint8, sha256 of each image's pixels
     rows: np.ndarray  # (N,) int64
     labels: np.ndarray | None  # (N,) int64 in 0..K-1

@@ -12,7 +12,7 @@ cache, which is opened read-only ever after. The folder is written aside and ren
 absent: a process that is killed leaves nothing that is taken for data, and of two that race the second drops
 its own copy. The folder's name is a hash of what decides the pixels: version of this file, source, rows,
 channels, resolution. Data too large for the disk are read and checked in the same way, but decoded again on
-access.
+access. What comes as pixels, such as points of the plane, is taken as it is.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ class Stream:
 class Decoded(NamedTuple):
     """Pixels, their digests, and what was wrong with the rows that could not be read."""
 
-    pixels: MemoryMap | Stream
+    pixels: MemoryMap | Stream | np.ndarray
     digests: np.ndarray  # (N, 32) uint8: sha256 of each image's pixels
     bad: dict[int, str]  # position -> row, file and what is wrong with it
 
@@ -114,6 +114,9 @@ def decode_once(source: Source, channels: int | None, resolution: int | None, ca
 
     Several processes may call this at once, but each would decode: let one a machine go first.
     """
+    if source.pixels is not None:
+        pixels = source.pixels[source.rows]
+        return Decoded(pixels, np.stack([_digest(image) for image in pixels]), {})
     rows = hashlib.sha256(source.rows.astype("<i8").tobytes()).hexdigest()
     key = json.dumps([VERSION, source.key, source.split, rows, channels, resolution])
     name = re.sub(r"\W+", "-", f"{source.name}-{source.split}")
@@ -179,7 +182,7 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
                 continue
             if mismatch:
                 raise ValueError(f"{source.name}, split '{source.split}', {_where(row, encoded)} {mismatch}")
-            digests[start + index] = np.frombuffer(hashlib.sha256(pixels[index]).digest(), np.uint8)
+            digests[start + index] = _digest(pixels[index])
         if path:  # not through a memory map, where a full disk would kill the process
             with path.open("r+b") as file:
                 file.seek(start * size)
@@ -202,6 +205,10 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
         "bad": dict(sorted(bad.items())),
     }
     (aside / "about.json").write_text(json.dumps(about, indent=1))
+
+
+def _digest(pixels: np.ndarray) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(pixels).digest(), np.uint8)
 
 
 def _look(source: Source, channels: int | None, resolution: int | None) -> tuple[tuple[int, int, int], int]:

@@ -10,28 +10,29 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
     ProjectConfiguration,
     set_seed,
 )
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
+from torch import Tensor
 
 from trilemma.eval import plots, results
 from trilemma.eval.during import Evaluation
 from trilemma.model_cards.bundle import save_bundle
+from trilemma.model_cards.figures import shown
 from trilemma.model_cards.render import write_card
 from trilemma.model_cards.upload import PublishError, publish
 from trilemma.pipelines.networks import build_network, load_network_config
 from trilemma.training.data import Images, batches, hold_out, load_images, to_float
 from trilemma.training.loop import Data, draw, sampling_pipeline, sheet_steps, train
-from trilemma.training.machine import set_cpu_threads
+from trilemma.training.machine import PROCESS_GROUP, set_cpu_threads
 from trilemma.training.methods import GradientDescent, Method, Objective
 from trilemma.training.nets import NETS, net_for
 from trilemma.training.sampling import every_class
@@ -40,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 MakeObjective = Callable[[Any, Images], Objective]
 MakeMethod = Callable[[Any, Images, Accelerator, int], Method]
+
+_CLASSES = "class_embedding.weight"
+
+POINTS_SHOWN = 500
+"""Points of the plane in the pictures of the process, where images are shown in rows of their own."""
 
 OURS = ("checkpoints", "config.yaml", "run.json", "model_index.json")
 """Any of these in a folder shows that a run of ours wrote it."""
@@ -79,6 +85,7 @@ def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) ->
     per_step = optim.train_batch_size * optim.gradient_accumulation_steps * world
     epoch = math.ceil(len(images) / per_step)
     total = config.run.max_train_steps or config.run.num_epochs * epoch
+    check_publishable(config, total)
 
     set_seed(config.run.seed)
     method = make_method(config, images, accelerator, total)
@@ -151,6 +158,11 @@ def make_accelerator(config) -> Accelerator:
     alone there.
     """
     run = config.run
+    known = [str(tracker) for tracker in get_available_trackers()]
+    if config.log.logger not in ("all", *known):
+        raise ValueError(
+            f"--logger {config.log.logger!r} is not installed; what is: {', '.join(known) or 'no tracker'}"
+        )
     if run.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(run.local_rank))
     logs = Path(run.output_dir) / config.log.logging_dir
@@ -161,12 +173,22 @@ def make_accelerator(config) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=run.output_dir, logging_dir=str(logs)),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            # Decoding a large data set on one rank may take longer than the default ten minutes.
-            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+            PROCESS_GROUP,
         ],
     )
     set_cpu_threads(accelerator, run.cpu_threads)
     return accelerator
+
+
+def check_publishable(config, total_steps: int) -> None:
+    """ValueError, before the training, where --push_to_hub would be refused after it for want of results."""
+    hub, folder = config.hub, Path(config.run.output_dir)
+    measured = config.evaluation.eval_steps or shown(results.read(folder / results.RESULTS), total_steps)
+    if hub.push_to_hub and not (measured or hub.allow_unevaluated):
+        raise ValueError(
+            "--push_to_hub publishes results with the model: measure it with --eval_steps, or give "
+            "--allow_unevaluated"
+        )
 
 
 def prepare_folder(config) -> None:
@@ -188,19 +210,21 @@ def make_net(
     out_channels: int | None = None,
     num_class_embeds: int | None = None,
     adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    build: Callable[..., ModelMixin] = build_network,
 ) -> ModelMixin:
     """The network of the flags for images of this size, with Ho et al.'s initialisation or the weights of
-    --init_from; `adapt` changes its configuration to what the family needs.
+    --init_from; `adapt` changes its configuration to what the family needs, and `build` makes it, with the
+    arguments of `build_network`.
     """
     net = config.net
     if net.model_config_name_or_path:
         row = load_network_config(net.model_config_name_or_path)
     elif config.run.init_from and not net.net:
-        row = load_network_config(config.run.init_from)
+        row = saved_config(config.run.init_from)
     else:
         row = NETS[net.net or net_for(images.resolution)]
-    model = build_network(
-        adapt(row),
+    model = build(
+        adapt({key: value for key, value in row.items() if key != "num_class_embeds"}),  # the data's, not its
         channels=images.channels,
         resolution=images.resolution,
         out_channels=out_channels,
@@ -213,27 +237,89 @@ def make_net(
         except (ModuleNotFoundError, ValueError) as problem:
             raise ValueError(f"--enable_xformers_memory_efficient_attention: {problem}") from problem
     if config.run.init_from:
-        take_weights(model, config.run.init_from)
+        take_weights(model, config.run.init_from, config.run.init_new_classes)
     return model
 
 
-def take_weights(net: ModelMixin, source: str) -> None:
-    """Copy the weights of a saved pipeline's network; ValueError names what does not fit."""
-    # Not the whole pipeline: a bundle's would run the code in it.
-    theirs = type(net).from_pretrained(source, subfolder="unet").state_dict()
+def saved_config(source: str) -> dict[str, Any]:
+    """The configuration of the network of --init_from."""
+    try:
+        return dict(UNet2DModel.load_config(source, subfolder=network_folder(source)))
+    except (OSError, ValueError) as problem:
+        raise _no_model(source, problem) from problem
+
+
+def take_weights(net: ModelMixin, source: str, new_classes: bool = False) -> None:
+    """Copy the weights of a saved pipeline's network; ValueError names what does not fit.
+
+    new_classes: its classes may be others, or none; see `answer_as_without_label`.
+    """
+    kind = type(net)
+    try:
+        folder = network_folder(source)
+        found = kind.load_config(source, subfolder=folder)["_class_name"]
+        if found == kind.__name__:
+            # Not the whole pipeline: a bundle's would run the code in it.
+            theirs = kind.from_pretrained(source, subfolder=folder).state_dict()
+    except (OSError, ValueError) as problem:
+        raise _no_model(source, problem) from problem
+    if found != kind.__name__:
+        raise ValueError(f"--init_from {source!r} has a {found}, and this trains a {kind.__name__}")
     ours = net.state_dict()
+    if new_classes:
+        theirs = answer_as_without_label(theirs, ours)
     wrong = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
         n for n in theirs if n not in ours
     ]
     if wrong:
         first = "class_embedding.weight" if "class_embedding.weight" in wrong else wrong[0]
         there, here = (list(state[first].shape) if first in state else "none" for state in (theirs, ours))
-        hint = "another number of classes" if first.startswith("class") else "leave --net out to take it"
+        classes = "other classes: add --init_new_classes to take all but them"
+        hint = classes if _CLASSES in first else "leave --net out, or give the flags of its own training"
         raise ValueError(
             f"--init_from {source!r} has another network ({hint}): {len(wrong)} tensors differ, such as "
             f"{first} with {there} there and {here} here"
         )
     net.load_state_dict(theirs)
+
+
+def answer_as_without_label(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights `theirs` for a network of the names and shapes of `ours`, whose classes are others.
+
+    The class embedding is a row for each class and a last one for no label, and is added to the embedding of
+    t. Each new row starts as the old last one: the other weights have learned what to do with it, on images
+    of all classes, so that the new network begins by answering every label as the old one answers none. From
+    a model without classes the rows start at zero; to one, the old row moves into the bias that it was added
+    to.
+    """
+    names = sorted(name for name in theirs.keys() | ours.keys() if name.endswith(_CLASSES))
+    if not names:
+        raise ValueError("--init_new_classes has no effect: neither network has a class embedding")
+    taken = {name: tensor for name, tensor in theirs.items() if name not in names}
+    for name in names:
+        old = theirs[name][-1] if name in theirs else None
+        if name in ours:
+            taken[name] = ours[name].clone().zero_() if old is None else old.expand_as(ours[name]).clone()
+            start = "zero" if old is None else "the old row for no label"
+            logger.info("new: %s with %d rows, all starting as %s", name, len(taken[name]), start)
+            continue
+        bias = name.removesuffix(_CLASSES) + "time_embedding.linear_2.bias"
+        taken[bias] = theirs[bias] + old
+        logger.info("left out: %s; its row for no label is now part of %s", name, bias)
+    return taken
+
+
+def _no_model(source: str, problem: Exception) -> ValueError:
+    return ValueError(
+        f"--init_from {source!r} is neither a training's output folder nor a model on the Hub: {problem}"
+    )
+
+
+def network_folder(source: str) -> str:
+    """The sub-folder of a saved pipeline, or one on the Hub, that holds its network."""
+    index = DiffusionPipeline.load_config(source)
+    parts = [name for name, value in index.items() if isinstance(value, list | tuple) and name[0] != "_"]
+    return next(name for name in parts if name != "scheduler")
 
 
 def draw_pictures(method: Method, images: Images, config, accelerator: Accelerator) -> None:
@@ -249,11 +335,12 @@ def draw_pictures(method: Method, images: Images, config, accelerator: Accelerat
     if len({line["step"] for line in scores}) > 1:
         plots.scores(scores).savefig(folder / "scores.png")
     pipeline = sampling_pipeline(method, log)
-    plots.schedules(pipeline.scheduler).savefig(folder / "schedules.png")
-    real, _ = images.__getitems__(range(4))
+    rows = 4 if images.resolution > 1 else min(POINTS_SHOWN, len(images))
+    real, _ = images.__getitems__(range(rows))
     labels = every_class(method.num_classes, len(real))
-    figure = plots.process_of(pipeline, to_float(real), sheet_steps(method, log), labels)
-    figure.savefig(folder / "process.png", dpi=150)
+    for name, picture in plots.pictures_of(pipeline).items():
+        figure = picture(pipeline, to_float(real), sheet_steps(method, log), labels)
+        figure.savefig(folder / name, dpi=150)
 
 
 def _is_main() -> bool:

@@ -124,6 +124,7 @@ def train(
                 pair = method.pipeline(method.net), sampling_pipeline(method, log)
                 runlog.write(evaluate(*pair, step, step * images_per_step), step)
         if due.save(step):
+            means.check(accelerator)
             with published(method, ema):
                 save(method.pipeline(method.net))
         if (due.checkpoint(step) or interrupted) and method.healthy():
@@ -161,7 +162,7 @@ class Calendar:
         self.log = self._every(log.logging_steps, last=True)
         self.validate = self._every(log.validation_steps if validates else 0, last=validates)
         self.sample = self._every(sample)
-        self.evaluate = self._every(config.evaluation.eval_steps if evaluates else 0)
+        self.evaluate = self._every(config.evaluation.eval_steps if evaluates else 0, last=evaluates)
         self.save = self._every((log.save_model_epochs or 0) * steps_per_epoch)
         self.checkpoint = self._every(run.checkpointing_steps, last=True)
 

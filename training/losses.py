@@ -158,3 +158,10 @@ def vlb_term_bpd(
     kl = mean_per_example(gaussian_kl(true_mean, true_log, mean, log_variance))
     reconstruction = mean_per_example(discretised_gaussian_nll(x0, mean, log_variance))
     return torch.where(t == 1, reconstruction, kl) / math.log(2)
+
+
+def prior_bpd(process: GaussianProcess, x0: Tensor) -> Tensor:
+    """The bound's term L_T = KL(q(x_T | x_0) || N(0, I)) in bits per dimension, float64 (B,); no network."""
+    abar, zero = process.abar[-1], torch.zeros((), dtype=torch.float64, device=x0.device)
+    kl = gaussian_kl(abar.sqrt() * x0.double(), (1 - abar).log(), zero, zero)
+    return mean_per_example(kl) / math.log(2)

@@ -4,12 +4,17 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=3))
+"""Processes wait for each other; one that decodes a large data set may need more than ten minutes."""
 
 
 def set_cpu_threads(accelerator: Accelerator, wanted: int) -> None:

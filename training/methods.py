@@ -105,6 +105,8 @@ class GradientDescent:
             self.optimizer.step()
             if accelerator.sync_gradients and not self.optimizer.step_was_skipped:
                 self.schedule.step()
+            elif accelerator.sync_gradients:
+                del logs["gradient_norm"]  # fp16 overflowed and its scaler has taken note: no failure
             self.optimizer.zero_grad()
         return logs
 

@@ -93,6 +93,29 @@ NETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Kingma et al. 2021 (arXiv 2107.00630), appendix B: one level, so that no detail is lost to the likelihood;
+# residual blocks down, one more up, and attention in the middle alone.
+_FLAT = {"down_block_types": (_DOWN,), "up_block_types": (_UP,)}
+NETS |= {
+    "vdm_8": _SMALL
+    | _FLAT
+    | {"block_out_channels": (32,), "layers_per_block": 3, "attention_head_dim": 32},
+    "vdm_28_small": _SMALL
+    | _FLAT
+    | {"block_out_channels": (24,), "layers_per_block": 2, "attention_head_dim": 24},
+    "vdm_cifar10": _HO
+    | _FLAT
+    | {
+        "block_out_channels": (128,),
+        "layers_per_block": 32,
+        "attention_head_dim": None,
+        "dropout": 0.1,
+    },
+}
+
+# Points of the plane: images of one pixel.
+NETS["mlp"] = {"_class_name": "PointMLP", "width": 128, "layers": 4}
+
 # The ablation: each row adds one thing to the row before it, at the same depth. The two without residual
 # connections are wider at the bottom, so that all four cost the same FLOPs (within 5%). The last one is
 # unet_28 itself.
@@ -108,5 +131,5 @@ NETS |= {
 
 def net_for(resolution: int) -> str:
     """The row that a missing `--net` stands for: the first one meant for images of this side."""
-    by_side = {8: "unet_8", 16: "unet_16", 28: "unet_28", 32: "unet_cifar10", 64: "unet_64"}
+    by_side = {1: "mlp", 8: "unet_8", 16: "unet_16", 28: "unet_28", 32: "unet_cifar10", 64: "unet_64"}
     return next((name for side, name in by_side.items() if resolution <= side), "unet_128")

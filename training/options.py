@@ -7,14 +7,23 @@ line. Nothing here imports torch, so `--help` and a mistyped flag answer at once
 import argparse
 import dataclasses
 import difflib
+import re
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+PLACES = (
+    "dataset_name", "train_data_dir", "cache_dir", "model_config_name_or_path", "output_dir", "logging_dir",
+    "resume_from_checkpoint", "init_from",
+)  # fmt: skip
+"""Flags that may hold a path."""
 
 
 def option(default, help, *, free=False, secret=False, low=None, needs=None):
@@ -90,6 +99,16 @@ def to_yaml(config) -> str:
     """The resolved configuration as YAML that `--config` reads back."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
     return yaml.safe_dump(plain, sort_keys=False)
+
+
+def public_name(place: str) -> str:
+    """A Hub id as it is; of a path on this machine the last part only."""
+    return place if HUB_ID.fullmatch(place) else re.split(r"[\\/]", place.rstrip("\\/"))[-1]
+
+
+def public(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values for others to see: the same without the paths of this machine."""
+    return {**values, **{name: public_name(values[name]) for name in PLACES if values.get(name)}}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

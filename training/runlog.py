@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from trilemma.training.machine import commit, hardware, versions
 from trilemma.training.methods import Logs
-from trilemma.training.options import flatten, to_yaml
+from trilemma.training.options import flatten, public, to_yaml
+from trilemma.training.points import are_points, picture
 
 IMAGE_OPTIONS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """accelerate's trackers that show images, and what their log_images wants."""
@@ -37,15 +38,17 @@ class Means:
         values = torch.stack([logs[n].detach().to(loss).expand(len(loss)) for n in names]).double()
         pair = torch.stack([values.nansum(1), (~values.isnan()).sum(1)])
         self.sums[names] = self.sums.get(names, 0) + pair
-        bad = torch.where(loss.isfinite().all(), torch.inf, float(step))
+        norms = [logs[name] for name in names if name.startswith("gradient_norm")]
+        finite = torch.stack([x.isfinite().all() for x in (loss, *norms)]).all()
+        bad = torch.where(finite, torch.inf, float(step))
         self.first_bad_step = torch.minimum(self.first_bad_step, bad)
 
     def check(self, accelerator: Accelerator) -> None:
-        """FloatingPointError, on every rank, when a loss on any was not finite since the run began."""
+        """FloatingPointError, on every rank, if a loss or gradient on any was not finite so far."""
         first_bad = float(accelerator.gather(self.first_bad_step[None]).min())
         if first_bad < float("inf"):
             raise FloatingPointError(
-                f"the loss was not finite at step {int(first_bad)}: lower --learning_rate, or take "
+                f"loss or gradient was not finite at step {int(first_bad)}: lower --learning_rate, or take "
                 "--mixed_precision bf16 in place of fp16; the last checkpoint is from before it"
             )
 
@@ -77,10 +80,9 @@ class RunLog:
         self.scalars = folder / logging_dir / "scalars.jsonl"
         self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
         self.bar: tqdm | None = None
-        # TensorBoard takes plain values only.
-        plain = {
-            k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in flatten(config).items()
-        }
+        # Logs are published with the model; and TensorBoard takes plain values only.
+        told = public(flatten(config))
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in told.items()}
         if accelerator.is_main_process:
             write_text(folder / "config.yaml", to_yaml(config))
         accelerator.init_trackers(folder.name, config=plain)
@@ -126,7 +128,8 @@ class RunLog:
         self.bar.set_postfix({n: f"{values[n]:.3g}" for n in show if n in values})
 
     def images(self, name: str, images: Tensor, step: int) -> None:
-        """Show uint8 images (N, C, H, W) in the trackers that can."""
+        """Show uint8 images (N, C, H, W) in the trackers that can; points are dots of one image."""
+        images = picture(images)[None] if are_points(images) else images
         pictures = images.permute(0, 2, 3, 1).numpy()
         pictures = np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
         for tracker in self.accelerator.trackers:

@@ -18,6 +18,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    ModelMixin,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
@@ -50,8 +51,59 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+class OwnSamplers(NamedTuple):
+    """How a pipeline without a scheduler samples.
+
+    configs: name of a sampler -> the entries of the pipeline's configuration that choose it. steps: how many
+    it usually takes, and most: how many it may take; None for any number.
+    """
+
+    configs: Mapping[str, Mapping[str, Any]]
+    steps: int
+    most: int | None = None
+
+
+OWN_SAMPLERS: dict[str, OwnSamplers] = {
+    "VDMPipeline": OwnSamplers({name: {"chain": name} for name in ("ancestral", "shortcut")}, steps=250),
+    "VAEPipeline": OwnSamplers({"decoder": {}}, steps=1, most=1),
+}
+"""Class of a pipeline without a scheduler, by its name: a class that was loaded from a folder is another
+object."""
+
+SAMPLER_NAMES = {*SAMPLERS, *(name for own in OWN_SAMPLERS.values() for name in own.configs)}
+"""Everything that `with_sampler` may be asked for."""
+
+
+def own_samplers(pipeline: DiffusionPipeline) -> OwnSamplers | None:
+    """The samplers of a pipeline without a scheduler; None for one that has a scheduler."""
+    return OWN_SAMPLERS.get(type(pipeline).__name__)
+
+
+def network_of(pipeline: DiffusionPipeline) -> ModelMixin:
+    """The network of a pipeline, each has one, whatever the pipeline calls it."""
+    return next(part for part in pipeline.components.values() if isinstance(part, ModelMixin))
+
+
+def sampler_name(pipeline: DiffusionPipeline) -> str:
+    """What results call the sampler that a pipeline has: a name of its own, or the class of its scheduler."""
+    own = own_samplers(pipeline)
+    if own is None:
+        return type(pipeline.scheduler).__name__
+    return next(name for name, config in own.configs.items() if config.items() <= pipeline.config.items())
+
+
 def with_sampler(pipeline: DiffusionPipeline, name: str) -> DiffusionPipeline:
     """The same pipeline with another sampler of the same noise schedule; the one given stays as it is."""
+    own = own_samplers(pipeline)
+    if own is not None:
+        if name not in own.configs:
+            raise ValueError(
+                f"--sampler must be one of {', '.join(own.configs)} for a {type(pipeline).__name__}; "
+                f"got {name!r}"
+            )
+        other = copy.copy(pipeline)
+        other.register_to_config(**own.configs[name])
+        return other
     if name not in SAMPLERS:
         raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}; got {name!r}")
     row, config = SAMPLERS[name], pipeline.scheduler.config
@@ -67,7 +119,12 @@ def with_sampler(pipeline: DiffusionPipeline, name: str) -> DiffusionPipeline:
 
 
 def usual_steps(pipeline: DiffusionPipeline) -> int:
-    """All T steps for the ancestral sampler, else 50, or the largest divisor of T below."""
+    """All T steps for the ancestral sampler, else 50, or the largest divisor of T below; without a scheduler,
+    those of the table.
+    """
+    own = own_samplers(pipeline)
+    if own is not None:
+        return own.steps
     steps = pipeline.scheduler.config.num_train_timesteps
     if isinstance(pipeline.scheduler, DDPMScheduler):
         return steps
@@ -76,6 +133,12 @@ def usual_steps(pipeline: DiffusionPipeline) -> int:
 
 def check_steps(pipeline: DiffusionPipeline, num_inference_steps: int) -> None:
     """ValueError for a number of steps that the sampler does not have, before anything is drawn."""
+    own = own_samplers(pipeline)
+    if own is not None:
+        if num_inference_steps < 1 or (own.most and num_inference_steps > own.most):
+            wanted = f"in 1..{own.most}" if own.most else "at least 1"
+            raise ValueError(f"--num_inference_steps must be {wanted}; got {num_inference_steps}")
+        return
     steps, n = pipeline.scheduler.config.num_train_timesteps, num_inference_steps
     if not 1 <= n <= steps:
         raise ValueError(f"--num_inference_steps must be in 1..{steps}, the steps of training; got {n}")
@@ -89,6 +152,8 @@ def check_steps(pipeline: DiffusionPipeline, num_inference_steps: int) -> None:
 
 def evaluations(pipeline: DiffusionPipeline, num_inference_steps: int) -> int:
     """How often an image goes through the network (NFE): 2N - 1 for N steps of Heun. Guidance doubles it."""
+    if own_samplers(pipeline) is not None:
+        return num_inference_steps
     scheduler = copy.deepcopy(pipeline.scheduler)
     scheduler.set_timesteps(num_inference_steps)
     return len(scheduler.timesteps)

@@ -1,4 +1,4 @@
-"""Where the rows come from: the embedded digits, a Hub data set, or a local folder.
+"""Where the rows come from: the embedded digits, points of the plane, a Hub data set, or a local folder.
 
 Columns are found by their feature type. `datasets.Image` is an image, `datasets.ClassLabel` a label; failing
 a ClassLabel, an integer column is taken for the label if its name says so (label, class, target, category).
@@ -21,6 +21,7 @@ from PIL import Image
 
 from trilemma.training.config import DataConfig
 from trilemma.training.options import nearest
+from trilemma.training.points import POINTS, SHAPE
 
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 LABEL_NAMES = "label|class|target|categor"
@@ -28,15 +29,19 @@ LABEL_NAMES = "label|class|target|categor"
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one split, still encoded; `rows`, `labels` and what is made from them have the same order."""
+    """Rows of one split, still encoded; `rows`, `labels` and what is made from them have the same order.
+
+    `pixels` is there where nothing needs to be decoded, in the place of `read`.
+    """
 
     name: str
     split: str
     key: str  # changes when the encoded images may have changed; need not be the same on another machine
-    read: Callable[[Sequence[int]], list]  # rows -> PIL images or {"bytes", "path"}; can be pickled
+    read: Callable[[Sequence[int]], list] | None  # rows -> PIL images or {"bytes", "path"}; can be pickled
     rows: np.ndarray  # (N,) int64, rows of the split
     labels: np.ndarray | None  # (N,) int64 in 0..K-1
     class_names: tuple[str, ...] | None  # K names
+    pixels: np.ndarray | None = None  # (M, C, H, W) uint8
 
     def take(self, positions: np.ndarray) -> "Source":
         """The same source with only some of its rows."""
@@ -50,13 +55,15 @@ def open_source(config: DataConfig, split: str) -> Source:
         source = _folder(config, split)
     elif config.dataset_name == "digits":
         source = _digits(split)
+    elif config.dataset_name in POINTS:
+        source = _points(config, split)
     elif config.dataset_name:
         tables = _load(config.dataset_name, "--dataset_name", config)
         source = _table(tables, config.dataset_name, config, split)
     else:
         raise ValueError(
-            "no data: pass --dataset_name (a Hub id such as ylecun/mnist, or digits, which is embedded) or "
-            "--train_data_dir"
+            f"no data: pass --dataset_name (a Hub id such as ylecun/mnist, or digits, {', '.join(POINTS)}, "
+            "which are embedded) or --train_data_dir"
         )
     if config.classes:
         source = _keep_classes(source, config.classes)
@@ -89,6 +96,25 @@ def _digits(split: str) -> Source:
     grey = np.rint(images.astype(np.float64) * 255 / 16).astype(np.uint8)
     names = tuple(str(digit) for digit in range(10))
     return Source("digits", split, "digits", _ArrayReader(grey), np.arange(len(grey)), labels, names)
+
+
+# Points of the plane
+
+
+def _points(config: DataConfig, split: str) -> Source:
+    name, row = config.dataset_name, POINTS[config.dataset_name]
+    given = {
+        "channels": config.channels not in (None, SHAPE[0]),
+        "resolution": config.resolution not in (None, SHAPE[1]),
+        "random_flip": config.random_flip,
+        "image_column": config.image_column is not None,
+        "label_column": config.label_column is not None,
+    }
+    for option in (option for option, wrong in given.items() if wrong):
+        raise ValueError(f"--{option} is for images; {name} has points of the plane. Leave it out")
+    _check_split(name, split, list(row.splits))
+    pixels, labels = row.split(split)
+    return Source(name, split, name, None, np.arange(len(pixels)), labels, row.class_names, pixels)
 
 
 # Hub data sets and folders
@@ -159,9 +185,7 @@ def _table(tables, name: str, config: DataConfig, split: str) -> Source:
 def _check_split(name: str, split: str, splits: list[str]) -> None:
     if split not in splits:
         found = ", ".join(splits)
-        raise ValueError(
-            f"{name} has no split '{split}' (--train_split); it has {found}.{nearest(split, splits)}"
-        )
+        raise ValueError(f"{name} has no split '{split}'; it has {found}.{nearest(split, splits)}")
 
 
 def _listing(features) -> str:

@@ -20,6 +20,7 @@ from trilemma.training.losses import (
     learned_log_variance,
     min_snr,
     p2,
+    prior_bpd,
     vlb_term_bpd,
 )
 from trilemma.training.methods import Logs, Objective
@@ -86,7 +87,7 @@ class DDPM(Objective):
             term = self.process.steps * vlb_term_bpd(self.process, x0, x_t, t, x0_hat, log_variance)
             self.times.observe(t, term.detach())
             losses = losses + self.loss.vlb_weight * importance * term
-            logs["vlb_bpd"] = importance * term.detach()
+            logs["bpd"] = importance * term.detach() + prior_bpd(self.process, x0).float()
         return losses, logs | by_quartile(losses.detach(), t, self.process.steps)
 
     def pipeline(self, net: nn.Module) -> DiffusionPipeline:
