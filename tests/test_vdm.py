@@ -431,7 +431,7 @@ def one_rank(rank, port, queue):
 @pytest.mark.distributed
 def test_two_ranks_are_one_model_and_one_gamma():
     """Continuous time with classes, and discrete time with the chain; each rank has its own images."""
-    context = mp.get_context("fork")  # spares the imports
+    context = mp.get_context("spawn")  # a fork of a process that has used autograd hangs in it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
