@@ -46,6 +46,8 @@ def scipy_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 class Seconds(NamedTuple):
+    """Time of one run of a row."""
+
     wall: float
     process: float  # of all threads; says more where other programs share the machine
 
@@ -62,6 +64,7 @@ def seconds(rows: dict[str, Callable[[], object]], rounds: int) -> dict[str, lis
 
 
 def report(title: str, times: dict[str, list[Seconds]], ours: str, other: str) -> None:
+    """Print the medians of two rows and their ratios."""
     medians = {}
     for name in (ours, other):
         medians[name] = Seconds(*(statistics.median(column) for column in zip(*times[name], strict=True)))
@@ -155,6 +158,7 @@ def memory_of_a_fresh_process() -> None:
 
 
 def main() -> None:
+    """Print all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the distances")
     parser.add_argument("--update_rounds", type=int, default=9, help="rounds of the streaming updates")

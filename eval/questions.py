@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from trilemma.eval.config import SamplingConfig
-from trilemma.training.config import FAMILIES
+from trilemma.training.families import FAMILIES
 from trilemma.training.options import Flag, flags_of, nearest
 
 Flags = Mapping[str, str]

@@ -11,7 +11,7 @@ from typing import Literal
 
 from trilemma.eval.config import ModelConfig, SamplingConfig, ScoreConfig
 from trilemma.eval.questions import SWEEPS
-from trilemma.training.config import FAMILIES
+from trilemma.training.families import FAMILIES
 from trilemma.training.options import option, parse_flags
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from trilemma.eval import charts, results
 from trilemma.eval.questions import SWEEPS, Flags, Point, Sweep, own_sweep, typed, words
-from trilemma.training.config import parse
+from trilemma.training.families import parse
 from trilemma.training.options import flags_of, flatten
 
 INTERRUPTED = os.EX_TEMPFAIL

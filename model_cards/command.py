@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trilemma.training.config import FAMILIES
+from trilemma.training.families import FAMILIES
 from trilemma.training.options import flags_of, public
 from trilemma.training.presets import PRESETS
 

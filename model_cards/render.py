@@ -19,7 +19,7 @@ from trilemma.model_cards.credits import DATA, PAPERS, UNKNOWN
 from trilemma.model_cards.families import FAMILIES, OTHER, Family
 from trilemma.model_cards.folder import CARD, RENDERED, Folder, read_folder
 from trilemma.model_cards.text import escape, literal
-from trilemma.training.config import FAMILIES as ENTRIES
+from trilemma.training.families import FAMILIES as ENTRIES
 from trilemma.training.options import public_name
 
 TEMPLATE = Path(__file__).with_name("template.md")

@@ -23,7 +23,7 @@ from trilemma.model_cards.families import FAMILIES as PIPELINES
 from trilemma.model_cards.render import read_folder, render_card, write_card
 from trilemma.model_cards.text import escape
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-from trilemma.training.config import FAMILIES, parse
+from trilemma.training.families import FAMILIES, parse
 from trilemma.training.options import flags_of, flatten, public, public_name
 from trilemma.training.presets import PRESETS
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from trilemma.training.config import FAMILIES, parse
+from trilemma.training.families import FAMILIES, parse
 from trilemma.training.losses import LOSSES
 from trilemma.training.options import flags_of, flatten, to_yaml
 from trilemma.training.presets import PRESETS
@@ -136,7 +136,7 @@ def test_tables_and_choices_agree():
 
 
 def test_help_and_errors_answer_without_torch():
-    code = "import sys; from trilemma.training.config import parse\n"
+    code = "import sys; from trilemma.training.families import parse\n"
     code += "try: parse('unconditional', '', ['--oops'])\n"
     code += "except SystemExit: sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

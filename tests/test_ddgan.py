@@ -24,8 +24,8 @@ from trilemma.pipelines import ddgan as pipeline_module
 from trilemma.pipelines import unconditional
 from trilemma.pipelines.ddgan import DDGANPipeline, condition
 from trilemma.training.checkpoints import checkpoint_steps, find_checkpoint
-from trilemma.training.config import DDGANConfig, GANOptimConfig, parse
 from trilemma.training.discriminator import GROUP, Discriminator, group_deviation
+from trilemma.training.families import DDGANConfig, GANOptimConfig, parse
 from trilemma.training.objectives.ddgan import (
     DDGAN,
     DiscriminatorTurn,

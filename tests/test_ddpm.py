@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from trilemma.pipelines.unconditional import UnconditionalPipeline
-from trilemma.training.config import DDPMConfig
+from trilemma.training.families import DDPMConfig
 from trilemma.training.losses import LOSSES, prior_bpd
 from trilemma.training.objectives.ddpm import DDPM, ImportanceTimes, ddpm_scheduler
 from trilemma.training.process import SCHEDULES, TARGETS, noise_schedule

@@ -26,7 +26,7 @@ from trilemma.model_cards.publish import main
 from trilemma.model_cards.render import render_card, write_card
 from trilemma.model_cards.upload import PublishError, publish
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-from trilemma.training.config import parse
+from trilemma.training.families import parse
 from trilemma.training.launch import check_publishable
 from trilemma.training.options import build
 

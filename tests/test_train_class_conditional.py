@@ -13,7 +13,7 @@ from entry import environment, run, start
 from PIL import Image
 from test_train_unconditional import assert_same, signal_at, weights
 
-from trilemma.training.launch import saved_config, take_weights
+from trilemma.training.fine_tuning import saved_config, take_weights
 from trilemma.training.objectives.ddpm import LabelDropout
 
 SCRIPT = "training/train_class_conditional.py"

@@ -23,8 +23,9 @@ from trilemma.pipelines import networks, unconditional, vdm_model
 from trilemma.pipelines import vdm as pipeline_module
 from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
 from trilemma.pipelines.vdm_model import GAMMAS, PointMLP, VDMModel
-from trilemma.training.config import OptimConfig, VDMConfig, parse
-from trilemma.training.launch import take_weights
+from trilemma.training.config import OptimConfig
+from trilemma.training.families import VDMConfig, parse
+from trilemma.training.fine_tuning import take_weights
 from trilemma.training.methods import GradientDescent
 from trilemma.training.nets import NETS
 from trilemma.training.objectives.vdm import VDM, _spread_times, build_vdm

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training import launch
-from trilemma.training.config import parse
+from trilemma.training.families import parse
 from trilemma.training.methods import GradientDescent
 from trilemma.training.objectives.ddpm import DDPM
 from trilemma.training.process import noise_schedule

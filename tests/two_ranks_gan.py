@@ -8,8 +8,8 @@ import torch
 from accelerate.utils import gather_object
 
 from trilemma.training import launch
-from trilemma.training.config import parse
 from trilemma.training.discriminator import Discriminator
+from trilemma.training.families import parse
 from trilemma.training.objectives.ddgan import DDGAN, latent_row
 
 

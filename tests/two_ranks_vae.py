@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from trilemma.pipelines.vae_model import VAEModel
 from trilemma.training import launch
-from trilemma.training.config import parse
+from trilemma.training.families import parse
 from trilemma.training.methods import GradientDescent
 from trilemma.training.objectives.vae import VAE
 

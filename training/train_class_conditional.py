@@ -5,7 +5,7 @@ Without flags it learns the embedded 8x8 digits with their labels in a few minut
 result is a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
 """
 
-from trilemma.training.config import parse
+from trilemma.training.families import parse
 
 
 def main() -> None:

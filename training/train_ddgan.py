@@ -4,7 +4,7 @@ Without flags it learns the embedded 8x8 digits in about fifteen minutes on two 
 folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
 """
 
-from trilemma.training.config import parse
+from trilemma.training.families import parse
 
 
 def main() -> None:

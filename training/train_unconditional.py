@@ -4,7 +4,7 @@ Without flags it learns the embedded 8x8 digits in a few minutes on two CPU core
 a stock `DDPMPipeline.from_pretrained` loads.
 """
 
-from trilemma.training.config import parse
+from trilemma.training.families import parse
 
 
 def main() -> None:

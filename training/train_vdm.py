@@ -6,7 +6,7 @@ folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` 
 
 from functools import partial
 
-from trilemma.training.config import parse
+from trilemma.training.families import parse
 
 
 def main() -> None:

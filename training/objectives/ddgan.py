@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline, condition
-from trilemma.training.config import DDGANConfig, GANOptimConfig
 from trilemma.training.discriminator import Discriminator
+from trilemma.training.families import DDGANConfig, GANOptimConfig
 from trilemma.training.methods import Logs, lr_schedule, resume_schedule
 from trilemma.training.process import GaussianProcess
 from trilemma.training.watchdog import Watchdog
