@@ -42,8 +42,8 @@ BOUND_POINTS, BOUND_TIMES = 4000, 400
 
 
 class Run(NamedTuple):
-    """A preset, K of its shortcut chain (0 for none), what --network_calls is divided by to give its optimizer
-    steps, and the chains (name, steps) that are scored.
+    """A preset, K of its shortcut chain (0 for none), what --network_calls is divided by to give its steps of
+    the optimizer, and the chains (name, steps) that are scored.
     """
 
     preset: str
