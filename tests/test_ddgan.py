@@ -446,6 +446,7 @@ def test_what_the_command_line_refuses(capsys):
     assert "has just been updated" in refused(capsys, "--gradient_accumulation_steps", "2")
     assert "multiple of 4" in refused(capsys, "--train_batch_size", "6")
     assert "--beta_max" in refused(capsys, "--beta_max", "0.05")
+    assert "the first at least 4" in refused(capsys, "--discriminator_channels", "2", "8")
     assert "does not apply here" in refused(capsys, "--prediction_type", "epsilon")
     assert "--sampler" in refused(capsys, "--sampler", "ddim")
     assert "--ddpm_num_steps" in refused(capsys, "--ddpm_num_steps", "1000")

@@ -130,6 +130,12 @@ class DDGANConfig:
     def __post_init__(self):
         if self.beta_max <= self.beta_min:
             raise ValueError(f"--beta_max must be above --beta_min; got {self.beta_min}..{self.beta_max}")
+        widths = self.discriminator_channels
+        if widths[0] < 4 or min(widths) < 1:
+            raise ValueError(
+                f"--discriminator_channels must be positive, and the first at least 4, which embeds t; got "
+                f"{' '.join(map(str, widths))}"
+            )
 
 
 @dataclass(frozen=True)

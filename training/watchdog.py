@@ -51,7 +51,7 @@ SIGNS: dict[str, Sign] = {
         f"{_WEAKER}; or raise --train_batch_size or --ddpm_num_steps",
     ),
     "saturated": Sign(
-        lambda m: m["saturated"] > m["saturated_data"] + 0.4,
+        lambda m: m["saturated"] > m["saturated_data"] + 0.6 * (1 - m["saturated_data"]),
         "far more pixels than in the data are pure black or white",
         f"{_WEAKER}; or lower --learning_rate",
     ),

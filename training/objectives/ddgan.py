@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline, condition
-from trilemma.training.discriminator import Discriminator
+from trilemma.training.discriminator import GROUP, Discriminator
 from trilemma.training.families import DDGANConfig, GANOptimConfig
 from trilemma.training.methods import Logs, lr_schedule, resume_schedule
 from trilemma.training.process import GaussianProcess
@@ -269,6 +269,8 @@ class DDGAN:
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
         """The discriminator's losses on held-out images: far above its own, it knows the data by heart."""
         labels = labels if self.class_names else None
+        whole = len(x0) // GROUP * GROUP or len(x0)  # no group of the minibatch deviation holds both kinds
+        x0, labels = x0[:whole], None if labels is None else labels[:whole]
         bare = self.accelerator.unwrap_model(self.turns[0], keep_torch_compile=False)
         losses, logs = bare(x0, labels, False, generator)
         return {"loss": losses, **logs}
