@@ -11,7 +11,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trilemma.pipelines.networks import PlainUNet2DModel, build_network, load_network_config
+from trilemma.pipelines.networks import PlainUNet2DModel
+from trilemma.training.build_net import build_network, load_network_config
 from trilemma.training.nets import NETS, net_for
 
 SIZES = {"mlp": 1, "unet_8": 8, "unet_16": 16, "unet_cifar10": 32, "unet_64": 64, "unet_128": 128}

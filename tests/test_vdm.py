@@ -19,7 +19,7 @@ from test_train_unconditional import assert_same, scalars, weights
 from torch.testing import assert_close
 
 from trilemma.model_cards.bundle import save_bundle
-from trilemma.pipelines import networks, unconditional, vdm_model
+from trilemma.pipelines import unconditional
 from trilemma.pipelines import vdm as pipeline_module
 from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
 from trilemma.pipelines.vdm_model import GAMMAS, PointMLP, VDMModel
@@ -273,10 +273,6 @@ def test_what_the_pipeline_refuses():
 def test_what_the_pipelines_share_is_the_same_in_both_files(name):
     """Each file is shipped alone, so they share by copy; a change belongs into both."""
     assert inspect.getsource(vars(pipeline_module)[name]) == inspect.getsource(vars(unconditional)[name])
-
-
-def test_the_network_for_points_is_the_same_in_both_files():
-    assert inspect.getsource(vdm_model.PointMLP) == inspect.getsource(networks.PointMLP)
 
 
 def test_a_stranger_has_the_same_gamma_and_draws_the_same_images(tmp_path):

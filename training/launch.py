@@ -28,7 +28,7 @@ from trilemma.model_cards.bundle import save_bundle
 from trilemma.model_cards.figures import shown
 from trilemma.model_cards.render import write_card
 from trilemma.model_cards.upload import PublishError, publish
-from trilemma.pipelines.networks import build_network, load_network_config
+from trilemma.training.build_net import build_network, load_network_config
 from trilemma.training.data import Images, batches, hold_out, load_images, to_float
 from trilemma.training.fine_tuning import saved_config, take_weights
 from trilemma.training.loop import Data, draw, sampling_pipeline, sheet_steps, train

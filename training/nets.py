@@ -1,4 +1,4 @@
-"""The networks, one row each: the configuration that `pipelines/networks.py` makes a model of.
+"""The networks, one row each: the configuration that `training/build_net.py` makes a model of.
 
 Plain values and no torch, so that the command line can list and check the names at once. What is
 missing in a row (`sample_size`, `in_channels`, `out_channels`) comes from the data. Our own small rows

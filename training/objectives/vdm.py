@@ -11,9 +11,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from trilemma.pipelines.networks import build_network
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised, shortcut_step
 from trilemma.pipelines.vdm_model import VDMModel
+from trilemma.training.build_net import build_network
 from trilemma.training.families import VDMConfig
 from trilemma.training.losses import mean_per_example
 from trilemma.training.methods import Logs, Objective

@@ -1,0 +1,139 @@
+"""Networks from configurations, with Ho et al.'s initialisation: the classes of `pipelines/`, by name.
+
+Each is called as `net(x_t, t, class_labels).sample` with x_t (B, C, H, W) and t (B,) in diffusers' 0..T-1.
+"""
+
+import difflib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin, UNet2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from trilemma.pipelines.networks import NoShortcut, PlainUNet2DModel
+from trilemma.pipelines.vdm_model import PointMLP
+
+SILU_POWER = 0.3557
+"""E[silu(z)^2] for z ~ N(0, 1)."""
+
+
+NETWORK_CLASSES: dict[str, type[ModelMixin]] = {
+    "UNet2DModel": UNet2DModel,
+    "PlainUNet2DModel": PlainUNet2DModel,
+    "PointMLP": PointMLP,
+}
+
+
+@torch.no_grad()
+def ho_init_(net: ModelMixin) -> ModelMixin:
+    """Initialise a network in place as Ho et al. 2020 do (nn.py and models/unet.py of their code).
+
+    Convolutions and linear layers: uniform with variance 1 / fan_avg, zero biases. The last convolution of
+    each residual block, the output of each attention and `conv_out`: zero (in their code, a variance of
+    1e-10 / fan_avg). So the first output is 0, and so is what each block and attention adds to its input.
+    Norms and class embeddings keep PyTorch's initialisation.
+
+    Through a block without its residual connection nothing would flow if it ended in zero. Its convolutions
+    get 1 / (fan_avg E[silu(z)^2]) for the variance instead: with no norm, the signal would fade from layer to
+    layer otherwise.
+    """
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if name.split(".")[-1] == "conv_out":
+                nn.init.zeros_(module.weight)
+    for module in net.modules():
+        if isinstance(module, Attention):
+            nn.init.zeros_(module.to_out[0].weight)
+        elif isinstance(module, ResnetBlock2D) and isinstance(module.conv_shortcut, NoShortcut):
+            nn.init.xavier_uniform_(module.conv1.weight, gain=SILU_POWER**-0.5)
+            nn.init.xavier_uniform_(module.conv2.weight, gain=SILU_POWER**-0.5)
+        elif isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+    return net
+
+
+def build_network(
+    config: dict[str, Any],
+    *,
+    channels: int,
+    resolution: int,
+    out_channels: int | None = None,
+    num_class_embeds: int | None = None,
+    dropout: float | None = None,
+) -> ModelMixin:
+    """A network from a row of `NETS` or from a model's config.json, with Ho et al.'s initialisation.
+
+    `channels` and `resolution` are the data's and replace the configuration's; so do the others where given.
+    `out_channels` is `channels` unless given (2 * channels where the variance is learned).
+    """
+    name = config.get("_class_name", "UNet2DModel")
+    if name not in NETWORK_CLASSES:
+        choices = ", ".join(NETWORK_CLASSES)
+        raise ValueError(f"the network's _class_name must be one of {choices}; got {name!r}")
+    given = {"num_class_embeds": num_class_embeds, "dropout": dropout}
+    values = {
+        **{key: value for key, value in config.items() if not key.startswith("_")},
+        **{key: value for key, value in given.items() if value is not None},
+        "in_channels": channels,
+        "out_channels": out_channels or channels,
+        "sample_size": resolution,
+    }
+    known = list(inspect.signature(NETWORK_CLASSES[name]).parameters)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1) or [", ".join(known)]
+            raise ValueError(f"a {name} has no option {key!r}; did you mean {near[0]}?")
+    net = NETWORK_CLASSES[name](**values)
+    _check_resolution(resolution, levels=len(net.config.get("block_out_channels", (1,))))
+    return ho_init_(net)
+
+
+def _check_resolution(resolution: int, levels: int) -> None:
+    """Each level but the last halves the image, and the two halves of the U-Net must meet at equal sizes."""
+    factor = 2 ** (levels - 1)
+    if resolution % factor:
+        below = resolution // factor * factor
+        fits = f"{below} or {below + factor}" if below else f"{factor}"
+        raise ValueError(
+            f"--resolution must be a multiple of {factor} for a network of {levels} levels; "
+            f"got {resolution}. Take {fits}, or a network with fewer levels."
+        )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as problem:
+        raise ValueError(f"--model_config_name_or_path: {file} is not JSON: {problem}") from problem
+    if not isinstance(config, dict):
+        raise ValueError(f"--model_config_name_or_path: {file} must map names to values")
+    return config
+
+
+def load_network_config(path_or_id: str) -> dict[str, Any]:
+    """A configuration for `build_network`: a .json file, a model's or pipeline's folder, or a Hub id.
+
+    A config.json at the top is taken before the one in the sub-folder `unet`.
+    """
+    option = f"--model_config_name_or_path {path_or_id!r}"
+    path = Path(path_or_id)
+    if path.suffix == ".json" or path.is_dir():
+        files = [path] if path.suffix == ".json" else [path / "config.json", path / "unet" / "config.json"]
+        for file in files:
+            if file.is_file():
+                return _read_config(file)
+        raise ValueError(f"{option}: no such file as {' or '.join(map(str, files))}")
+    for subfolder in (None, "unet"):
+        try:
+            return UNet2DModel.load_config(path_or_id, subfolder=subfolder)
+        except OSError as error:
+            last_error = error
+    raise ValueError(f"{option} is no .json file, no folder, and no model on the Hub: {last_error}")
