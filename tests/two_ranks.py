@@ -40,14 +40,19 @@ def main(report: str, *flags: str) -> None:
             return diffuse(x0, t, noise)
 
         method.step, objective.process.diffuse = watched_step, watched_diffuse
-        seen["net"] = objective.net
+        seen["networks"] = {"weights": objective.net}
         return method
 
+    train_and_report(report, config, make_method, seen)
+
+
+def train_and_report(report: str, config, make_method, seen: dict) -> None:
+    """Train, and write what each rank has seen: `seen` with the weights of its `networks`, name -> module."""
     accelerator = launch.make_accelerator(config)
     launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
     launch.train_and_save(config, make_method, accelerator)
-    net = seen.pop("net")
-    seen["weights"] = [float(p.double().sum()) for p in net.parameters()]
+    for name, network in seen.pop("networks").items():
+        seen[name] = [float(p.double().sum()) for p in network.parameters()]
     everyone = gather_object([seen])
     if accelerator.is_main_process:
         Path(report).write_text(json.dumps(everyone))

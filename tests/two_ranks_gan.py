@@ -1,11 +1,9 @@
 """Run by `torchrun` in test_ddgan.py: trains a GAN through the real loop and writes each rank's weights."""
 
-import json
 import sys
-from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from two_ranks import train_and_report
 
 from trilemma.training import launch
 from trilemma.training.discriminator import Discriminator
@@ -29,18 +27,10 @@ def main(report: str, *flags: str) -> None:
             return step(x0, labels)
 
         method.step = watched_step
-        seen["networks"] = net, discriminator
+        seen["networks"] = {"generator": net, "discriminator": discriminator}
         return method
 
-    accelerator = launch.make_accelerator(config)
-    launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
-    launch.train_and_save(config, make_method, accelerator)
-    generator, discriminator = seen.pop("networks")
-    seen["generator"] = [float(p.double().sum()) for p in generator.parameters()]
-    seen["discriminator"] = [float(p.double().sum()) for p in discriminator.parameters()]
-    everyone = gather_object([seen])
-    if accelerator.is_main_process:
-        Path(report).write_text(json.dumps(everyone))
+    train_and_report(report, config, make_method, seen)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 """Run by `torchrun` in test_vae.py: trains a VAE through the real loop and writes what each rank saw."""
 
-import json
 import sys
-from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from two_ranks import train_and_report
 
 from trilemma.pipelines.vae_model import VAEModel
-from trilemma.training import launch
 from trilemma.training.families import parse
 from trilemma.training.methods import GradientDescent
 from trilemma.training.objectives.vae import VAE
@@ -33,17 +30,10 @@ def main(report: str, *flags: str) -> None:
             return net.decode(z)
 
         objective.encode, objective.decode = watched_encode, watched_decode
-        seen["net"] = net
+        seen["networks"] = {"weights": net}
         return GradientDescent(objective, accelerator, config.optim, total_steps)
 
-    accelerator = launch.make_accelerator(config)
-    launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
-    launch.train_and_save(config, make_method, accelerator)
-    net = seen.pop("net")
-    seen["weights"] = [float(p.double().sum()) for p in net.parameters()]
-    everyone = gather_object([seen])
-    if accelerator.is_main_process:
-        Path(report).write_text(json.dumps(everyone))
+    train_and_report(report, config, make_method, seen)
 
 
 if __name__ == "__main__":
