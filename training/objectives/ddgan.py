@@ -152,22 +152,26 @@ class GeneratorTurn(nn.Module):
         x0_hat, fake = pairs.generated(x_t, t, labels)
         losses = F.softplus(-discriminator(fake, x_t, t, labels).float())
         return losses, {"loss_generator": losses.detach()} | compare(
-            x0_hat.detach(), x0, t == pairs.process.steps
+            x0_hat.detach(), x0, t == pairs.process.steps, labels
         )
 
 
-def compare(x0_hat: Tensor, x0: Tensor, noisiest: Tensor) -> Logs:
+def compare(x0_hat: Tensor, x0: Tensor, noisiest: Tensor, labels: Tensor | None = None) -> Logs:
     """What collapse looks like, for generated and real images (B, C, H, W) in [-1, 1]; noisiest (B,) bool.
 
     contrast: deviation of the pixels within an image, as a share of the data's. diversity: deviation of a
-    pixel over the batch, as a share of the data's, among images made from (nearly) pure noise.
+    pixel over the batch, as a share of the data's, among images made from (nearly) pure noise; with labels
+    (B,) int64, among those of one class, since one image for each class would differ enough.
     """
-
-    weights = (noisiest / noisiest.sum()).view(-1, 1, 1, 1)
+    weights = noisiest / noisiest.sum()
+    kinds = F.one_hot(torch.zeros_like(noisiest, dtype=torch.long) if labels is None else labels).to(weights)
+    shares = weights[:, None] * kinds
+    shares = (shares / shares.sum(0)).nan_to_num()  # of each image in the mean of its kind
 
     def spread(x: Tensor) -> Tensor:
-        mean = (weights * x).sum(0)
-        return (weights * (x - mean).square()).sum(0).sqrt().mean()
+        x = x.flatten(1)
+        mean = kinds @ (shares.T @ x)
+        return (weights @ (x - mean).square()).sqrt().mean()
 
     return {
         "contrast": x0_hat.flatten(1).std(1).mean() / x0.flatten(1).std(1).mean(),
