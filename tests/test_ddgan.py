@@ -485,6 +485,7 @@ def scalars(folder):
 def test_a_run_fills_its_folder_and_fine_tunes(tmp_path, flags):
     out = tmp_path / "out"
     more = ["--class_conditional", "--max_train_steps", "6", "--sample_steps", "3"]
+    more += ["--train_batch_size", "64"]  # images of one class, which diversity compares
     run(SCRIPT, *flags, *more, "--output_dir", str(out))
     names = {path.name for path in out.iterdir()}
     assert {"model_index.json", "pipeline_ddgan.py", "samples.png", "process.png", "schedules.png"} <= names
