@@ -22,7 +22,7 @@ from trilemma.eval.frechet import (
     frechet_floor,
     packed_size,
 )
-from trilemma.eval.pairwise import Kernel, cubic, kernel_distance, nearest, negative_distance, prdc
+from trilemma.eval.pairwise import Kernel, cubic, kernel_distance, manifolds, nearest, negative_distance
 from trilemma.eval.reference_stats import ReferenceStatistics
 from trilemma.eval.sample_metric import (
     FixedSubset,
@@ -273,10 +273,34 @@ def _kernel_measurement(
 def measure_prdc(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
     """Precision and recall (k = 3), density and coverage (k = 5) against MAX_ROWS of the reference.
 
-    They depend on both numbers of images: compare only like with like.
+    They depend on both numbers of images: compare only like with like. The intervals are for other sets of as
+    many samples. Recall has none: its balls are those between the samples, and each changes with the others.
     """
-    shares = prdc(reference.features[:MAX_ROWS].to(rows.device), rows)
-    return {name: Measurement(value, len(rows)) for name, value in shares._asdict().items()}
+    member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device)
+    shares = manifolds(reference.features[:MAX_ROWS].to(rows.device), rows, member)
+    n, sizes, around = len(rows), member.sum(0).double(), member.T.double() @ shares.around.double()
+
+    def density(kept: Tensor) -> float:
+        return float(kept @ around / (5 * (kept @ sizes)))
+
+    def coverage(kept: Tensor) -> float:
+        return float((shares.covered.double() @ kept > 0).double().mean())
+
+    def spread(value_of: Callable[[Tensor], float], highest: float) -> Measurement:
+        value = value_of(torch.ones_like(sizes))
+        interval = block_interval(value, sizes, value_of)
+        if interval is not None:  # as wide as the jackknife's, about the value: more samples would cover more
+            half = (interval[1] - interval[0]) / 2
+            interval = max(0.0, value - half), min(highest, value + half)
+        return Measurement(value, n, interval)
+
+    precision = float(shares.precise.double().mean())
+    return {
+        "precision": Measurement(precision, n, share_interval(precision, n)),
+        "recall": Measurement(float(shares.recalled.double().mean()), n),
+        "density": spread(density, highest=float("inf")),
+        "coverage": spread(coverage, highest=1.0),
+    }
 
 
 def measure_memorization(

@@ -41,19 +41,24 @@ def squared_radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
 
 
 class Manifolds(NamedTuple):
-    """Shares of Kynkaanniemi et al. 2019 and Naeem et al. 2020; density may exceed 1."""
+    """What the shares of Kynkaanniemi et al. 2019 and Naeem et al. 2020 are means of."""
 
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    precise: Tensor
+    """(N,) bool: the sample lies in a real image's ball."""
+    recalled: Tensor
+    """(M,) bool: the real image lies in a sample's ball."""
+    around: Tensor
+    """(N,) int64: the real images in whose balls the sample lies."""
+    covered: Tensor
+    """(M, BLOCKS) bool: a sample of the block lies in the real image's ball."""
 
 
-def prdc(real: Tensor, fake: Tensor) -> Manifolds:
-    """How far samples and reality lie within each other's balls to the k-th neighbour.
+def manifolds(real: Tensor, fake: Tensor, member: Tensor) -> Manifolds:
+    """Which of M real images and N samples lie within each other's balls to the k-th neighbour.
 
-    Precision and recall with k = 3 (Kynkaanniemi et al. 2019, eqs. 1 and 2), density and coverage with k = 5
-    (Naeem et al. 2020, eqs. 3 and 4). Balls are closed; a point is not its own neighbour.
+    For precision and recall k = 3 (Kynkaanniemi et al. 2019, eqs. 1 and 2), for density and coverage k = 5
+    (Naeem et al. 2020, eqs. 3 and 4). Balls are closed; a point is not its own neighbour. member (N, BLOCKS)
+    is 1 where a sample is of a block, else 0.
     """
     if min(len(real), len(fake)) < 6:
         raise ValueError(
@@ -62,19 +67,15 @@ def prdc(real: Tensor, fake: Tensor) -> Manifolds:
     real3, real5 = squared_radii(real, (3, 5))
     (fake3,) = squared_radii(fake, (3,))
     precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
-    recalled = covered = within = 0
+    around = torch.zeros(len(fake), dtype=torch.int64, device=fake.device)
+    recalled, covered = [], []
     for rows, squared in squared_distances(real, fake):
         precise |= (squared <= real3[rows, None]).any(0)
-        recalled += (squared <= fake3).any(1).sum()
+        recalled.append((squared <= fake3).any(1))
         inside = squared <= real5[rows, None]
-        within += inside.sum()
-        covered += inside.any(1).sum()
-    return Manifolds(
-        precision=float(precise.double().mean()),
-        recall=int(recalled) / len(real),
-        density=int(within) / (5 * len(fake)),
-        coverage=int(covered) / len(real),
-    )
+        around += inside.sum(0)
+        covered.append(inside.float() @ member.float() > 0)
+    return Manifolds(precise, torch.cat(recalled), around, torch.cat(covered))
 
 
 Kernel = Callable[[Tensor, Tensor], Tensor]

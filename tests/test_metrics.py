@@ -18,7 +18,7 @@ from torchmetrics.image.kid import poly_mmd
 from trilemma.eval import frechet
 from trilemma.eval.frechet import BLOCKS, Gaussian, block_of, frechet_distance, frechet_floor, jackknife
 from trilemma.eval.metrics import EVERYTHING, METRICS, FrechetDistance, build_metrics
-from trilemma.eval.pairwise import kernel_distance, nearest, prdc
+from trilemma.eval.pairwise import kernel_distance, manifolds, nearest
 from trilemma.eval.reference_stats import Protocol, ReferenceCollector, ReferenceStatistics
 from trilemma.eval.sample_metric import Measurement, block_interval, share_interval
 
@@ -324,10 +324,24 @@ def test_precision_recall_density_coverage_are_their_definitions():
         "density": inside.sum() / (5 * 90),
         "coverage": inside.any(1).mean(),
     }
-    result = prdc(torch.from_numpy(real), torch.from_numpy(fake))._asdict()
-    assert result == pytest.approx(expected, abs=1e-12)
-    same = prdc(torch.from_numpy(real), torch.from_numpy(real))
-    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    result = score(reference_of(torch.from_numpy(real)), torch.from_numpy(fake), ("prdc",))
+    assert {name: each.value for name, each in result.items()} == pytest.approx(expected, abs=1e-12)
+    same = score(reference_of(torch.from_numpy(real)), torch.from_numpy(real), ("prdc",))
+    assert [same[name].value for name in ("precision", "recall", "coverage")] == [1, 1, 1]
+    assert same["coverage"].interval[1] == 1
+
+
+@pytest.mark.parametrize("name", ["precision", "density", "coverage"])
+def test_intervals_of_the_shares_hold_what_other_samples_score(name):
+    """The mean over many sets lies in 95% of the intervals."""
+    reference, n = reference_of(normal(200, 3, seed=1)), 200
+    sets = [normal(n, 3, seed=seed) * 1.2 + 0.2 for seed in range(10, 90)]
+    measured = [score(reference, samples, ("prdc",))[name] for samples in sets]
+    truth = np.mean([each.value for each in measured])
+    held = np.mean([each.interval[0] <= truth <= each.interval[1] for each in measured])
+    assert held >= 0.88
+    widths = np.mean([(each.interval[1] - each.interval[0]) / 2 for each in measured])
+    assert widths <= 3 * np.std([each.value for each in measured])
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -336,14 +350,13 @@ def test_chunks_change_nothing(monkeypatch):
 
     def everything() -> tuple:
         kid = kernel_distance(real, fake, member)(torch.ones(BLOCKS))
-        return prdc(real, fake), kid, nearest(fake, real)
+        return *manifolds(real, fake, member), kid, nearest(fake, real)
 
     whole = everything()
     monkeypatch.setattr("trilemma.eval.pairwise.CHUNK", 13)
     parts = everything()
-    assert whole[0] == parts[0]
-    assert_close(whole[1:], parts[1:])
-    assert_close(whole[2], torch.cdist(fake, real).min(1).values)
+    assert_close(whole, parts)
+    assert_close(whole[-1], torch.cdist(fake, real).min(1).values)
 
 
 def test_memorization_tells_copies_from_new_images():
