@@ -20,6 +20,7 @@ from trilemma.eval.config import SamplingConfig
 from trilemma.eval.drawing import Drawing, labels_like, load_model
 from trilemma.eval.evaluation import load_images_of
 from trilemma.eval.scoring import score, yardsticks
+from trilemma.pipelines.ddgan import latent_width
 from trilemma.training.config import DataConfig
 from trilemma.training.data import cache_folder
 from trilemma.training.sampling import with_sampler
@@ -72,7 +73,7 @@ def overhead(pipeline: DiffusionPipeline, batch: int = 250) -> None:
     side, channels = net.config.sample_size, net.config.in_channels
     x = torch.randn(batch, channels, side, side)
     t = torch.zeros(batch, dtype=torch.long)
-    z = torch.randn(batch, 4 * net.config.block_out_channels[0])
+    z = torch.randn(batch, latent_width(net))
 
     @torch.no_grad()
     def bare() -> None:

@@ -114,7 +114,7 @@ class DDGANPipeline(DiffusionPipeline):
         for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if i in kept:
                 states.append(image)
-            z = randn_tensor((batch_size, 4 * config.block_out_channels[0] - classes), **options)
+            z = randn_tensor((batch_size, latent_width(self.unet) - classes), **options)
             vector = condition(z, labels, classes).to(self.unet.dtype)
             x0_hat = self.unet(image.to(self.unet.dtype), timestep, vector).sample.float().tanh()
             image = self.scheduler.step(x0_hat, timestep, image, generator=generator).prev_sample
@@ -154,6 +154,11 @@ class DDGANPipeline(DiffusionPipeline):
                 raise ValueError(f"class_labels must be of {choices}; got {label!r}")
             ids.append(known[label] if isinstance(label, str) else int(label))
         return torch.tensor(ids, device=self._execution_device)
+
+
+def latent_width(unet: UNet2DModel) -> int:
+    """D, the numbers that the network takes beside x_t: added to its embedding of t, they are as many."""
+    return unet.config.time_embedding_dim or 4 * unet.config.block_out_channels[0]
 
 
 def condition(z: Tensor, labels: Tensor | None, classes: int) -> Tensor:

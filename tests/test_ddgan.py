@@ -122,6 +122,14 @@ def test_real_pairs_have_the_law_of_the_chain():
             assert_close(before, torch.full_like(before, 0.5))
 
 
+def test_the_latent_vector_is_as_wide_as_the_networks_embedding_of_t():
+    assert Pairs(make_net(time_embedding_dim=24), vp_process(4, 0.1, 20.0), 3).width == 24
+    pipe = make_pipeline(class_names=CLASSES, time_embedding_dim=24)
+    assert pipe(seeds=[1], output_type="pt").images.shape == (1, 1, 8, 8)
+    with pytest.raises(ValueError, match="40 classes leave no room for z in the 32 numbers"):
+        make_pairs(classes=40)
+
+
 def test_generated_pairs_at_t_1_are_the_prediction_itself():
     pairs = make_pairs()
     x0_hat, before = pairs.generated(torch.randn(4, 1, 8, 8), torch.ones(4, dtype=torch.long), None)
@@ -328,11 +336,11 @@ torch.testing.assert_close(images, torch.load({str(tmp_path / "wanted.pt")!r}), 
 # The method
 
 
-def make_method(class_names=None, **options):
+def make_method(class_names=None, warmup=0, **options):
     accelerator = Accelerator(cpu=True)
     classes = len(class_names or ())
     config = DDGANConfig(**({"watchdog_steps": 0, "r1_interval": 2} | options))
-    optim = GANOptimConfig(train_batch_size=8, learning_rate=1e-3)
+    optim = GANOptimConfig(train_batch_size=8, learning_rate=1e-3, lr_warmup_steps=warmup)
     return DDGAN(make_net(), make_discriminator(classes), accelerator, config, optim, 100, class_names)
 
 
@@ -371,6 +379,14 @@ def test_a_state_goes_on_bit_for_bit():
     assert torch.equal(flat(one.net), flat(other.net))
     assert torch.equal(flat(one.discriminator), flat(other.discriminator))
     assert one.schedules[0].get_last_lr() == other.schedules[0].get_last_lr()
+
+
+def test_both_rates_warm_up_together_whatever_the_turns():
+    method = make_method(warmup=4, discriminator_steps=3, discriminator_learning_rate=2e-3)
+    for _ in range(6):
+        rates = [schedule.get_last_lr()[0] for schedule in method.schedules]
+        assert rates[0] == pytest.approx(2 * rates[1])
+        method.step(torch.rand(8, 1, 8, 8), None)
 
 
 def test_r1_comes_every_so_many_steps():
@@ -416,6 +432,8 @@ def test_each_sign_stops_a_run_that_shows_it_for_long_enough(name):
     dog = Watchdog(5, Accelerator(cpu=True))
     broken = {**HEALTHY, name: BROKEN[name]}
     step = watch(dog, broken, 1, 5 * GRACE)
+    assert not dog.calm  # and so no checkpoint, but at the start that is no failure
+    step = watch(dog, HEALTHY, step, 5)
     assert dog.calm
     step = watch(dog, broken, step, 5 * (PATIENCE - 1))
     assert not dog.calm
@@ -423,6 +441,15 @@ def test_each_sign_stops_a_run_that_shows_it_for_long_enough(name):
     assert dog.calm  # it recovered
     with pytest.raises(CollapsedRun, match=rf"{SIGNS[name].meaning}.*To try: .*--"):
         watch(dog, broken, step, 5 * PATIENCE)
+
+
+def test_a_run_that_never_was_healthy_stops_after_the_start_without_a_checkpoint():
+    dog = Watchdog(5, Accelerator(cpu=True))
+    for step in range(1, 5 * GRACE + 5):
+        watch(dog, HEALTHY | {"contrast": 0.01}, step, 1)
+        assert dog.calm == (step < 5)
+    with pytest.raises(CollapsedRun, match="--overwrite_output_dir"):
+        watch(dog, HEALTHY | {"contrast": 0.01}, 5 * GRACE + 5, 1)
 
 
 def test_what_was_not_seen_in_a_window_is_not_judged():
@@ -454,6 +481,7 @@ def test_what_the_command_line_refuses(capsys):
     assert "does not apply here" in refused(capsys, "--prediction_type", "epsilon")
     assert "--sampler" in refused(capsys, "--sampler", "ddim")
     assert "--ddpm_num_steps" in refused(capsys, "--ddpm_num_steps", "1000")
+    assert "--ddpm_num_steps, 4; got 3" in refused(capsys, "--ddpm_num_inference_steps", "3")
 
 
 @pytest.fixture
@@ -496,8 +524,13 @@ def test_a_run_fills_its_folder_and_fine_tunes(tmp_path, flags):
     assert set(wanted.split()) <= logged
     index = json.loads((out / "model_index.json").read_text())
     assert index["class_names"] == {digit: digit for digit in "0123456789"}
-    more = ["--class_conditional", "--init_from", str(out), "--learning_rate", "1e-12", "--no-use_ema"]
-    run(SCRIPT, *flags, *more, "--max_train_steps", "1", "--output_dir", str(tmp_path / "more"))
+    more = ["--init_from", str(out), "--learning_rate", "1e-12", "--no-use_ema", "--max_train_steps", "1"]
+    without = ["--no-class_conditional", "--output_dir", str(tmp_path / "others")]
+    others = run(SCRIPT, *flags, *more, *without, check=False)
+    assert others.wait() != 0
+    assert "has 10 classes ('0', '1', " in others.output
+    assert "--init_new_classes" in others.output
+    run(SCRIPT, *flags, *more, "--class_conditional", "--output_dir", str(tmp_path / "more"))
     for name, tensor in weights(out).items():
         assert_close(weights(tmp_path / "more")[name], tensor, atol=1e-6, rtol=0)
 

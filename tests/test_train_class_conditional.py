@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from entry import environment, run, start
 from PIL import Image
 from test_train_unconditional import assert_same, signal_at, weights
 
+from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.training.fine_tuning import saved_config, take_weights
 from trilemma.training.objectives.ddpm import LabelDropout
 
@@ -137,6 +138,15 @@ def test_without_the_flag_a_misfit_names_it_and_the_net_stays_as_it_was(tmp_path
     with pytest.raises(ValueError, match=r"class_embedding.weight with \[4, 32\] there and \[6, 32\] here"):
         take_weights(net, str(tmp_path))
     assert_same(before, net.state_dict())
+
+
+def test_as_many_classes_of_other_names_are_others(tmp_path):
+    names = {"0": "cat", "1": "dog"}
+    ClassConditionalPipeline(tiny_net(3), DDPMScheduler(), class_names=names).save_pretrained(tmp_path)
+    take_weights(tiny_net(3), str(tmp_path), ("cat", "dog"))
+    with pytest.raises(ValueError, match=r"has 2 classes \('cat', .*, and .* of 2 classes \('dog', "):
+        take_weights(tiny_net(3), str(tmp_path), ("dog", "cat"))
+    take_weights(tiny_net(3), str(tmp_path), ("dog", "cat"), new_classes=True)
 
 
 @pytest.mark.parametrize("load", [saved_config, lambda source: take_weights(tiny_net(None), source)])

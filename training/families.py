@@ -189,6 +189,11 @@ class DDGANFamilyConfig:
     evaluation: EvalConfig
     hub: HubConfig
 
+    def __post_init__(self):
+        steps, wanted = self.objective.ddpm_num_steps, self.log.ddpm_num_inference_steps
+        if wanted not in (None, steps):
+            raise ValueError(f"--ddpm_num_inference_steps must be --ddpm_num_steps, {steps}; got {wanted}")
+
 
 @dataclass(frozen=True)
 class VAEConfig:

@@ -19,10 +19,13 @@ def saved_config(source: str) -> dict[str, Any]:
         raise _no_model(source, problem) from problem
 
 
-def take_weights(net: ModelMixin, source: str, new_classes: bool = False) -> None:
+def take_weights(
+    net: ModelMixin, source: str, classes: tuple[str, ...] | None = None, new_classes: bool = False
+) -> None:
     """Copy the weights of a saved pipeline's network; ValueError names what does not fit.
 
-    new_classes: its classes may be others, or none; see `answer_as_without_label`.
+    classes: names of the new model's. new_classes: they may be others than the saved model's; see
+    `answer_as_without_label`.
     """
     kind = type(net)
     try:
@@ -36,8 +39,16 @@ def take_weights(net: ModelMixin, source: str, new_classes: bool = False) -> Non
     if found != kind.__name__:
         raise ValueError(f"--init_from {source!r} has a {found}, and this trains a {kind.__name__}")
     ours = net.state_dict()
+    known = _class_names(source)
     if new_classes:
+        if known == classes is None and not any(name.endswith(_CLASSES) for name in theirs | ours):
+            raise ValueError("--init_new_classes has no effect: neither model has classes")
         theirs = answer_as_without_label(theirs, ours)
+    elif known is not None and known != (classes or ()):
+        raise ValueError(
+            f"--init_from {source!r} has {_shown(known)}, and this trains a model of {_shown(classes)}: add "
+            "--init_new_classes to take all but the classes"
+        )
     wrong = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
         n for n in theirs if n not in ours
     ]
@@ -60,11 +71,9 @@ def answer_as_without_label(theirs: dict[str, Tensor], ours: dict[str, Tensor]) 
     t. Each new row starts as the old last one: the other weights have learned what to do with it, on images
     of all classes, so that the new network begins by answering every label as the old one answers none. From
     a model without classes the rows start at zero; to one, the old row moves into the bias that it was added
-    to.
+    to. Without such an embedding (a class in the vector beside z) the weights stay as they are.
     """
     names = sorted(name for name in theirs.keys() | ours.keys() if name.endswith(_CLASSES))
-    if not names:
-        raise ValueError("--init_new_classes has no effect: neither network has a class embedding")
     taken = {name: tensor for name, tensor in theirs.items() if name not in names}
     for name in names:
         old = theirs[name][-1] if name in theirs else None
@@ -83,6 +92,17 @@ def _no_model(source: str, problem: Exception) -> ValueError:
     return ValueError(
         f"--init_from {source!r} is neither a training's output folder nor a model on the Hub: {problem}"
     )
+
+
+def _class_names(source: str) -> tuple[str, ...] | None:
+    """The classes of a saved pipeline, () for none, and None where it does not say."""
+    index = DiffusionPipeline.load_config(source)
+    return tuple((index["class_names"] or {}).values()) if "class_names" in index else None
+
+
+def _shown(classes: tuple[str, ...] | None) -> str:
+    some = ", ".join(map(repr, (classes or ())[:5])) + (", ..." if len(classes or ()) > 5 else "")
+    return f"{len(classes)} classes ({some})" if classes else "no classes"
 
 
 def network_folder(source: str) -> str:

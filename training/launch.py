@@ -207,12 +207,13 @@ def make_net(
     *,
     out_channels: int | None = None,
     num_class_embeds: int | None = None,
+    classes: tuple[str, ...] | None = None,
     adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     build: Callable[..., ModelMixin] = build_network,
 ) -> ModelMixin:
     """The network of the flags for images of this size, with Ho et al.'s initialisation or the weights of
-    --init_from; `adapt` changes its configuration to what the family needs, and `build` makes it, with the
-    arguments of `build_network`.
+    --init_from, whose classes must be `classes` unless others are asked for; `adapt` changes its
+    configuration to what the family needs, and `build` makes it, with the arguments of `build_network`.
     """
     net = config.net
     if net.model_config_name_or_path:
@@ -235,7 +236,7 @@ def make_net(
         except (ModuleNotFoundError, ValueError) as problem:
             raise ValueError(f"--enable_xformers_memory_efficient_attention: {problem}") from problem
     if config.run.init_from:
-        take_weights(model, config.run.init_from, config.run.init_new_classes)
+        take_weights(model, config.run.init_from, classes, config.run.init_new_classes)
     return model
 
 

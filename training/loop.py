@@ -245,8 +245,8 @@ class Checkpoints:
             raise ValueError(
                 f"{path} was trained with other settings, so going on would give neither run's result: "
                 + "; ".join(changed)
-                + ". Take the old settings, or another --output_dir (with --init_from this folder to start "
-                "from its weights)."
+                + ". Take the old settings, or another --output_dir (a finished model gives its weights "
+                "with --init_from), or --overwrite_output_dir to begin anew."
             )
         if self.accelerator.is_main_process:
             set_newer_aside(self.folder, state["step"])

@@ -126,6 +126,16 @@ DDGAN = {
         ),
         "our own small network with Xiao et al.'s objective",
     ),
+    "mnist-cpu": Preset(
+        dict(
+            dataset_name="ylecun/mnist", net="unet_28_small", class_conditional=True,
+            discriminator_channels=(16, 32, 64, 64), discriminator_steps=2, train_batch_size=32,
+            max_train_steps=4000, learning_rate=1.5e-4, discriminator_learning_rate=5e-4, adam_beta2=0.99,
+            r1_gamma=0.05, ema_max_decay=0.999, validation_split="test", validation_size=512,
+            checkpointing_steps=500, sample_steps=1000,
+        ),
+        "the same for an hour of one CPU core; docs/ddgan.md",
+    ),
     "cifar10-16": Preset(
         dict(
             dataset_name="uoft-cs/cifar10", resolution=16, net="unet_16", random_flip=True,
@@ -249,9 +259,7 @@ VDM = {
 }  # fmt: skip
 
 CLASS_CONDITIONAL = {
-    name: Preset(
-        row.options, row.source + "; label drop 0.1: Ho & Salimans 2022 (arXiv 2207.12598), table 1"
-    )
+    name: Preset(row.options, row.source + "; label drop 0.1: Ho & Salimans 2022 (arXiv 2207.12598), table 1")
     for name, row in UNCONDITIONAL.items()
     if "classes" not in row.options
 }

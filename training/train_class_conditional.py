@@ -19,7 +19,7 @@ def main() -> None:
     def objective(config, images):
         names = images.require_class_names()
         channels = output_channels(config.objective, images.channels)
-        net = make_net(config, images, out_channels=channels, num_class_embeds=len(names) + 1)
+        net = make_net(config, images, out_channels=channels, num_class_embeds=len(names) + 1, classes=names)
         dropout = LabelDropout(len(names), config.guidance.p_uncond)
 
         def pipeline(net, scheduler):

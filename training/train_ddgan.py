@@ -17,7 +17,7 @@ def main() -> None:
 
     def method(config, images, accelerator, total_steps):
         classes = images.require_class_names() if config.objective.class_conditional else None
-        net = make_net(config, images, adapt=latent_row)
+        net = make_net(config, images, classes=classes, adapt=latent_row)
         widths = config.objective.discriminator_channels
         discriminator = Discriminator(images.channels, images.resolution, widths, len(classes or ()))
         gan = DDGAN(net, discriminator, accelerator, config.objective, config.optim, total_steps, classes)

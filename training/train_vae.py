@@ -20,7 +20,7 @@ def main() -> None:
         wanted, start = config.objective, config.run.init_from
         net = VAEModel(images.resolution, images.channels, wanted.latent_dim, wanted.vae_channels)
         if start:
-            take_weights(net, start, config.run.init_new_classes)
+            take_weights(net, start, new_classes=config.run.init_new_classes)
         return VAE(net, wanted)
 
     run(config, objective)

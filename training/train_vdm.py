@@ -20,7 +20,7 @@ def main() -> None:
         classes = images.require_class_names() if config.objective.class_conditional else None
         rows = len(classes) + 1 if classes else None
         build = partial(build_vdm, config=config.objective)
-        net = make_net(config, images, num_class_embeds=rows, build=build)
+        net = make_net(config, images, num_class_embeds=rows, classes=classes, build=build)
         return VDM(net, config.objective, classes)
 
     run(config, objective)

@@ -4,6 +4,7 @@ A GAN's losses do not say it: they stay small or fall while every image is black
 and the logits look like. A sign that shows in several windows on end stops the run.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,15 +15,17 @@ from trilemma.training.methods import Logs
 from trilemma.training.runlog import Means
 
 GRACE = 5
-"""Windows at the start that are not judged: every generator begins with grey images."""
+"""Windows at the start in which no run is stopped: every generator begins with grey images."""
 
 PATIENCE = 3
-"""Windows on end that must show one sign."""
+"""Windows on end that must show one sign to stop a run; one is enough for no checkpoint to be written."""
 
 COIN = 2 * math.log(2)
 """The discriminator's loss where every logit is 0."""
 
 Numbers = dict[str, float]
+
+logger = logging.getLogger(__name__)
 
 
 class CollapsedRun(ValueError):
@@ -90,18 +93,20 @@ class Watchdog:
         if step % self.period:
             return
         numbers = self.means.reduce(self.accelerator)
-        if step <= GRACE * self.period:
-            return
         for name, sign in SIGNS.items():
             # Small batches may have had no image to tell it by.
             shows = name in numbers and sign.shows(numbers)
             self.strikes[name] = self.strikes[name] + 1 if shows else 0
-            if self.strikes[name] == PATIENCE:
+            if not shows or step <= GRACE * self.period:
+                continue
+            what = f"{sign.meaning} ({name} {numbers[name]:.3g} for {self.strikes[name] * self.period} steps)"
+            if self.strikes[name] >= PATIENCE:
                 raise CollapsedRun(
-                    f"the run has collapsed by step {step}: {sign.meaning} ({name} {numbers[name]:.3g} for "
-                    f"{PATIENCE * self.period} steps). To try: {sign.remedy}. No checkpoint was written "
-                    "since the sign showed; --watchdog_steps 0 turns this check off."
+                    f"the run has collapsed by step {step}: {what}. To try: {sign.remedy}; with other flags "
+                    "it begins anew, in another --output_dir or with --overwrite_output_dir. No checkpoint "
+                    "was written since the sign showed; --watchdog_steps 0 turns this check off."
                 )
+            logger.warning("step %d: %s. While this lasts, no checkpoint is written.", step, what)
 
     @property
     def calm(self) -> bool:

@@ -6,6 +6,7 @@ discriminator and then the generator, each on pairs (x_{t-1}, x_t) of its own.
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trilemma.pipelines.ddgan import DDGANPipeline, condition
+from trilemma.pipelines.ddgan import DDGANPipeline, condition, latent_width
 from trilemma.training.discriminator import GROUP, Discriminator
 from trilemma.training.families import DDGANConfig, GANOptimConfig
 from trilemma.training.methods import Logs, lr_schedule, resume_schedule
@@ -60,7 +61,12 @@ class Pairs:
 
     def __init__(self, net: UNet2DModel, process: GaussianProcess, num_classes: int):
         self.process, self.num_classes = process, num_classes
-        self.denoise, self.width = net.forward, 4 * net.config.block_out_channels[0]
+        self.denoise, self.width = net.forward, latent_width(net)
+        if num_classes >= self.width:
+            raise ValueError(
+                f"--class_conditional: {num_classes} classes leave no room for z in the {self.width} numbers "
+                "that this --net takes beside x_t; take one with a wider first block"
+            )
 
     def times(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """t uniform in 1..T, one for each of x0 (B, ...)."""
@@ -223,8 +229,10 @@ class DDGAN:
         ]
         # Not given to accelerator.prepare, which would step them once for every process.
         self.schedules = [
-            lr_schedule(optimizers[0], optim, total_steps * config.discriminator_steps),
-            lr_schedule(optimizers[1], optim, total_steps),
+            lr_schedule(
+                optimizer, replace(optim, lr_warmup_steps=turns * optim.lr_warmup_steps), turns * total_steps
+            )
+            for optimizer, turns in zip(optimizers, (config.discriminator_steps, 1), strict=True)
         ]
         self.turns = [accelerator.prepare(turn) for turn in turns]
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
@@ -296,7 +304,6 @@ class DDGAN:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedules": [schedule.last_epoch for schedule in self.schedules],
             "steps": self.steps,
-            "strikes": self.watchdog.strikes,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
@@ -307,7 +314,7 @@ class DDGAN:
         for i, (optimizer, schedule) in enumerate(zip(self.optimizers, self.schedules, strict=True)):
             optimizer.load_state_dict(state["optimizers"][i])
             resume_schedule(schedule, state["schedules"][i])
-        self.steps, self.watchdog.strikes = state["steps"], state["strikes"]
+        self.steps = state["steps"]
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
