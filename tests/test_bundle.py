@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from huggingface_hub import HfApi, constants
 from loopback_hub import LoopbackHub
@@ -16,7 +17,12 @@ import trilemma.model_cards.bundle as bundle_module
 import trilemma.pipelines.class_conditional as class_conditional_module
 from trilemma.model_cards.bundle import check_standalone, save_bundle
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
+from trilemma.pipelines.ddgan import DDGANPipeline
 from trilemma.pipelines.unconditional import UnconditionalPipeline
+from trilemma.pipelines.vae import VAEPipeline
+from trilemma.pipelines.vae_model import VAEModel
+from trilemma.pipelines.vdm import VDMPipeline
+from trilemma.pipelines.vdm_model import VDMModel
 
 TOY_NET = """
 import torch
@@ -52,12 +58,12 @@ from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline
 def load(name):
     return DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
 
-def images(pipe, *args):
+def images(pipe, **options):
     pipe.set_progress_bar_config(disable=True)
-    return pipe(*args, seeds=[3, 4], num_inference_steps=4, output_type="np").images
+    return pipe(seeds=[3, 4], output_type="np", **options).images
 
-def check(name, *args, like):
-    np.testing.assert_allclose(images(load(name), *args), np.load(like), atol=1e-5)
+def check(name, like, options):
+    np.testing.assert_allclose(images(load(name), **options), np.load(like), atol=1e-5)
 """
 
 
@@ -98,9 +104,23 @@ def toy(tmp_path):
     return load_module(tmp_path / "src" / "toy.py", TOY_PIPELINE).ToyPipeline(net, DDPMScheduler())
 
 
-def images(pipe, *args):
+def images(pipe, **options):
     pipe.set_progress_bar_config(disable=True)
-    return pipe(*args, seeds=[3, 4], num_inference_steps=4, output_type="np").images
+    return pipe(seeds=[3, 4], output_type="np", **options).images
+
+
+def every_family(tmp_path):
+    """Name -> pipeline that ships code of its own, and what to call it with."""
+    vdm = VDMModel(TINY, gamma_type="monotone", sample_size=8, in_channels=1)
+    gan = make_unet(class_embed_type="identity", resnet_time_scale_shift="scale_shift")
+    steps = {"num_inference_steps": 4}
+    return {
+        "cc": (class_conditional(), {"class_labels": ["#1", None], **steps}),
+        "toy": (toy(tmp_path), steps),
+        "ddgan": (DDGANPipeline(gan, DDPMScheduler(4, prediction_type="sample")), {}),
+        "vdm": (VDMPipeline(vdm.eval()), steps),
+        "vae": (VAEPipeline(VAEModel(8, 1, 4, (8, 16)).eval()), {}),
+    }
 
 
 def index(folder):
@@ -142,16 +162,16 @@ def test_an_unconditional_pipeline_becomes_a_stock_one(tmp_path):
 
 def test_from_disk_and_from_the_hub_without_the_toolkit(tmp_path, monkeypatch):
     """One stranger reads the folders, bundles what was loaded again; another has only the Hub."""
-    pipes = {"cc": (class_conditional(), ["#1", None]), "toy": (toy(tmp_path),)}
-    for name, (pipe, *args) in pipes.items():
-        np.save(tmp_path / f"{name}.npy", images(pipe, *args))
+    pipes = every_family(tmp_path)
+    for name, (pipe, options) in pipes.items():
+        np.save(tmp_path / f"{name}.npy", images(pipe, **options))
         save_bundle(pipe, tmp_path / name)
     save_bundle(UnconditionalPipeline(make_unet(), DDPMScheduler()), tmp_path / "stock")
     bundle_folder = str(Path(bundle_module.__file__).parent)
+    called = f"root, called = {str(tmp_path)!r}, { {name: options for name, (_, options) in pipes.items()} }"
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with LoopbackHub() as hub:
-        hub.python(STRANGER + f"""
-root = {str(tmp_path)!r}
+        hub.python(STRANGER + called + f"""
 DDIMPipeline.from_pretrained(root + "/stock"), DDPMPipeline.from_pretrained(root + "/stock")
 assert type(DiffusionPipeline.from_pretrained(root + "/stock")) is DDPMPipeline
 try:
@@ -160,20 +180,18 @@ except ValueError as error:
     assert "trust_remote_code" in str(error)
 sys.path.insert(0, {bundle_folder!r})
 from bundle import save_bundle
-first, second = load(root + "/cc"), load(root + "/toy")
-for pipe, name, args in (first, "cc", (["#1", None],)), (second, "toy", ()):
-    np.testing.assert_allclose(images(pipe, *args), np.load(f"{{root}}/{{name}}.npy"), atol=1e-5)
+pipes = {{name: load(f"{{root}}/{{name}}") for name in called}}
+for name, pipe in pipes.items():
+    np.testing.assert_allclose(images(pipe, **called[name]), np.load(f"{{root}}/{{name}}.npy"), atol=1e-5)
     save_bundle(pipe, f"{{root}}/{{name}}-again")
 """, tmp_path / "disk")
         api = HfApi(endpoint=hub.url, token=hub.token)
-        for name in ("cc-again", "toy-again", "stock"):
+        for name in (*(f"{name}-again" for name in pipes), "stock"):
             api.create_repo(f"tester/{name}", private=name == "toy-again")
             api.upload_folder(repo_id=f"tester/{name}", folder_path=tmp_path / name)
-        hub.python(STRANGER + f"""
-root = {str(tmp_path)!r}
-check("tester/cc-again", ["#1", None], like=root + "/cc.npy")
-check("tester/toy-again", like=root + "/toy.npy")
-check("tester/cc-again", ["#1", None], like=root + "/cc.npy")
+        hub.python(STRANGER + called + """
+for name in [*called, "cc"]:
+    check(f"tester/{name}-again", f"{root}/{name}.npy", called[name])
 assert load("tester/cc-again").class_names == ("a: b", "#1", "<script>")
 DDIMPipeline.from_pretrained("tester/stock")
 assert type(DiffusionPipeline.from_pretrained("tester/stock")) is DDPMPipeline
