@@ -99,7 +99,8 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
     threads = {"cpu_threads": str(config.model.cpu_threads)}
     scoring = scoring_flags(point, row, config)
     if point.family:
-        own = [*words(threads), *training, *words(point.flags)]
+        never = {"eval_steps": "0"}  # it is scored when it is done, with the flags of all points
+        own = [*words(threads | never), *training, *words(point.flags)]
         train = [*launcher, "-m", f"trilemma.training.train_{point.family}", *own, "--output_dir", str(place)]
         settings = {"family": point.family, "training": trained_flags(point, own)}
     else:

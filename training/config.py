@@ -196,7 +196,7 @@ class EvalConfig:
     """Evaluation during training."""
 
     eval_steps: int | None = option(
-        None, "optimizer steps between evaluations, and one at the end; none if not given", free=True, low=1
+        None, "optimizer steps between evaluations, and one at the end; 0 for none", free=True, low=0
     )
     eval_num_samples: int = option(
         1000, "samples per evaluation", free=True, low=2, needs=("eval_steps", ...)
