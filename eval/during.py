@@ -95,7 +95,7 @@ class Evaluation:
         wanted, better = BEST[self.config.evaluation.eval_metrics[0]]
         stem = "fid" if wanted == "fd" else wanted
         line = next(t for t in told if t["metric"].startswith((wanted, stem)))
-        alike = ("metric", "n", "seeds", "sampler", "num_inference_steps", "extractor_sha256")
+        alike = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
         earlier = [
             other["value"]
             for other in results.read(self.folder / results.RESULTS)

@@ -100,6 +100,7 @@ def test_dry_run_prints_yaml_and_stops(capsys):
         (["--huber_delta", "2"], ["--huber_delta", "no effect", "--loss_type huber"]),
         (["--ema_power", "1", "--no-use_ema"], ["--ema_power", "--use_ema"]),
         (["--hub_model_id", "a/b"], ["--hub_model_id", "--push_to_hub"]),
+        (["--push_to_hub", "--hub_tag", "v1", "--hub_create_pr"], ["--hub_tag", "--hub_create_pr"]),
         (["--beta_start", "1e-4", "--ddpm_beta_schedule", "squaredcos_cap_v2"], ["--beta_start", "linear"]),
         (["--variance_type", "fixed_small", "--loss_type", "vlb"], ["--variance_type", "--loss_type"]),
         (["--snr_gamma", "5", "--p2_gamma", "1"], ["--snr_gamma", "--p2_gamma"]),

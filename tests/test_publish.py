@@ -120,6 +120,16 @@ def test_a_push_without_results_is_refused_before_the_training(tmp_path):
         check_publishable(parse("unconditional", "", flags), 100)
 
 
+def test_a_training_publishes_with_a_tag(hub, tmp_path, tiny):
+    words = ["train", *tiny, "--max_train_steps", "2", "--output_dir", str(tmp_path / "out")]
+    words += ["--allow_unevaluated"]
+    words += ["--push_to_hub", "--hub_model_id", NAME, "--hub_tag", "v1", "--hub_private_repo"]
+    code = "import runpy, sys\nsys.argv = {}\nrunpy.run_module('trilemma.training.{}', run_name='__main__')"
+    hub.python(code.format(words, "train_unconditional"), tmp_path / "home", token=hub.token)
+    assert hub.repos[NAME].private
+    assert "model_index.json" in hub.repos[NAME].files("v1")
+
+
 def test_a_name_without_a_user_goes_to_ones_own(hub, folder):
     assert publish(folder, "model").endswith(NAME)
     assert NAME in hub.repos

@@ -230,3 +230,11 @@ class HubConfig:
         needs=("push_to_hub", ...),
     )
     hub_private_repo: bool = option(False, "make the model private", free=True, needs=("push_to_hub", ...))
+    hub_create_pr: bool = option(
+        False, "open a pull request, leaving main as it is", free=True, needs=("push_to_hub", ...)
+    )
+    hub_tag: str | None = option(None, "name the pushed commit", free=True, needs=("push_to_hub", ...))
+
+    def __post_init__(self):
+        if self.hub_create_pr and self.hub_tag:
+            raise ValueError("--hub_tag names a commit of main; --hub_create_pr makes none")

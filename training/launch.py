@@ -131,6 +131,8 @@ def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) ->
                 folder,
                 hub.hub_model_id or folder.name,
                 private=hub.hub_private_repo,
+                create_pr=hub.hub_create_pr,
+                tag=hub.hub_tag,
                 allow_unevaluated=hub.allow_unevaluated,
                 token=hub.hub_token,
             )

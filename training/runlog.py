@@ -101,7 +101,7 @@ class RunLog:
             self.scalars.parent.mkdir(parents=True, exist_ok=True)
             # What came after the checkpoint was of weights that are gone.
             for path in (self.scalars, self.folder / "results.jsonl"):
-                keep_lines(path, lambda line: (line["step"] or 0) <= step)
+                keep_lines(path, lambda line: (line.get("step") or 0) <= step)
 
     @property
     def seconds(self) -> float:
@@ -158,14 +158,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def keep_lines(path: Path, wanted) -> None:
-    """Keep the lines of a JSON-lines file that `wanted(line)` accepts, and drop a half-written last one."""
+    """Keep the objects of a JSON-lines file that `wanted(line)` accepts, and drop a half-written last one.
+
+    A line that is no object stays, for whoever reads the file to complain of.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if wanted(json.loads(line)):
-                kept.append(line + "\n")
+            parsed = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if not isinstance(parsed, dict) or wanted(parsed):
+            kept.append(line + "\n")
     write_text(path, "".join(kept))
