@@ -1,10 +1,12 @@
 """The objective as a whole: every target, loss and schedule, on small networks and exact answers."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
+from trilemma.eval.likelihood import GaussianTerms
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.families import DDPMConfig
 from trilemma.training.losses import LOSSES, prior_bpd
@@ -115,6 +117,18 @@ def test_hybrid_adds_the_bound():
     plain, _ = objective(Constant(0.0))(x0, None, generator.manual_seed(0))
     bound = logs["bpd"] - prior_bpd(noise_schedule("linear", 1000).process(), x0)  # the prior trains nothing
     torch.testing.assert_close((hybrid - plain).double(), 0.001 * bound, rtol=1e-3, atol=1e-6)
+
+
+def test_the_bound_of_held_out_images_is_that_of_the_evaluation():
+    """Against the sum over all t, for an untrained network, whose x_0 needs the clipping."""
+    torch.manual_seed(0)
+    x0, generator = torch.rand(256, 1, 8, 8).mul(255).round() / 127.5 - 1, torch.Generator()
+    model = objective(tiny(outputs=2), steps=50, loss_type="hybrid").eval()
+    terms = GaussianTerms.of(model.pipeline(model.net), timesteps=None, batch_size=1000)
+    whole = terms(x0[:40], None, [np.random.default_rng(i) for i in range(40)])
+    wanted = float(sum(values.mean() for values in whole.values()))
+    fixed = [model(x0, None, generator.manual_seed(seed))[1]["bpd"].mean().item() for seed in range(5)]
+    assert fixed == pytest.approx([wanted] * 5, rel=0.05)
 
 
 def test_vlb_of_the_best_constant_is_near_the_entropy_of_uniform_grey_levels():

@@ -17,6 +17,12 @@ MAX_SIGNAL = 0.01
 """Largest sqrt(abar_T): beyond it x_T shows the image, and sampling from N(0, I) starts from another law."""
 
 
+def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise of x's shape on its device, drawn where the generator is."""
+    where = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=where).to(x.device)
+
+
 class GaussianProcess(nn.Module):
     """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) for t in 0..T.
 

@@ -19,7 +19,7 @@ from trilemma.pipelines.ddgan import DDGANPipeline, condition, latent_width
 from trilemma.training.discriminator import GROUP, Discriminator
 from trilemma.training.families import DDGANConfig, GANOptimConfig
 from trilemma.training.methods import Logs, lr_schedule, resume_schedule
-from trilemma.training.process import GaussianProcess
+from trilemma.training.process import GaussianProcess, normal_like
 from trilemma.training.watchdog import Watchdog
 
 FIRST_TIME = 1e-3
@@ -76,20 +76,20 @@ class Pairs:
 
     def real(self, x0: Tensor, t: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """x_{t-1} ~ q(. | x_0) and x_t ~ q(. | x_{t-1}), float32; x_0 itself at t = 1."""
-        before = self.process.diffuse(x0, t - 1, _normal_like(x0, generator))
+        before = self.process.diffuse(x0, t - 1, normal_like(x0, generator))
         beta = self.process.beta(t).view(-1, 1, 1, 1)
-        noise = _normal_like(x0, generator)
+        noise = normal_like(x0, generator)
         return before, (1 - beta).sqrt().float() * before + beta.sqrt().float() * noise
 
     def generated(
         self, x_t: Tensor, t: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """x0_hat in [-1, 1] and x_{t-1} ~ q(. | x_t, x0_hat), float32; x0_hat itself at t = 1."""
-        z = _normal_like(x_t.new_empty(len(x_t), self.width - self.num_classes), generator)
+        z = normal_like(x_t.new_empty(len(x_t), self.width - self.num_classes), generator)
         vector = condition(z, labels, self.num_classes)
         x0_hat = self.denoise(x_t, t - 1, vector).sample.float().tanh()
         mean, variance = self.process.posterior(x0_hat, x_t, t)
-        noise = _normal_like(x_t, generator)
+        noise = normal_like(x_t, generator)
         return x0_hat, mean + variance.sqrt().float().view(-1, 1, 1, 1) * noise
 
 
@@ -317,8 +317,3 @@ class DDGAN:
         self.steps = state["steps"]
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-
-
-def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    where = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=where).to(x.device)

@@ -24,7 +24,7 @@ from trilemma.training.losses import (
     vlb_term_bpd,
 )
 from trilemma.training.methods import Logs, Objective
-from trilemma.training.process import TARGETS, NoiseSchedule, noise_schedule
+from trilemma.training.process import TARGETS, NoiseSchedule, noise_schedule, normal_like
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class DDPM(Objective):
     ) -> tuple[Tensor, Logs]:
         """Losses (B,) for x0 (B, C, H, W) in [-1, 1]; logs the loss by quartile of t."""
         t, importance = self.times.sample(len(x0), x0.device, generator)
-        noise = _normal_like(x0, generator)
+        noise = normal_like(x0, generator)
         x_t = self.process.diffuse(x0, t, noise)
         class_labels = self.condition(labels) if self.condition else None
         # float(): under autocast the network answers in half precision, losses are always float32.
@@ -88,7 +88,30 @@ class DDPM(Objective):
             self.times.observe(t, term.detach())
             losses = losses + self.loss.vlb_weight * importance * term
             logs["bpd"] = importance * term.detach() + prior_bpd(self.process, x0).float()
+            if not self.training:
+                logs["bpd"] = self.precise_bpd(x0, class_labels, generator)
         return losses, logs | by_quartile(losses.detach(), t, self.process.steps)
+
+    def precise_bpd(
+        self, x0: Tensor, class_labels: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """The bound (B,) of x0 (B, C, H, W), with x0_hat clipped as in sampling, of a model with a learned
+        variance.
+
+        Of all T terms the one at t = 1 is far the largest: it is always there, and one of the others stands
+        for the rest. With one t an image, as in training, it would be missing from most and count T times in
+        the others.
+        """
+        rest = self.process.steps - 1
+        others, _ = UniformTimes(max(rest, 1)).sample(len(x0), x0.device, generator)
+        bound = prior_bpd(self.process, x0).float()
+        for t, count in ((torch.ones_like(others), 1), (others + 1, rest))[: 2 if rest else 1]:
+            x_t = self.process.diffuse(x0, t, normal_like(x0, generator))
+            prediction, variance = self.denoise(x_t, t - 1, class_labels).sample.float().chunk(2, dim=1)
+            x0_hat = self.target.to_x0(prediction, x_t, *self.process.signal_and_noise(t, x0)).clamp(-1, 1)
+            log_variance = learned_log_variance(variance, self.process, t)
+            bound = bound + count * vlb_term_bpd(self.process, x0, x_t, t, x0_hat, log_variance)
+        return bound
 
     def pipeline(self, net: nn.Module) -> DiffusionPipeline:
         """A pipeline whose saved scheduler carries this objective's schedule and target."""
@@ -235,8 +258,3 @@ class ImportanceTimes(nn.Module):
 def _integers(high: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     where = device if generator is None else generator.device
     return torch.randint(high, (count,), generator=generator, device=where).to(device)
-
-
-def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    where = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=where).to(x.device)

@@ -18,6 +18,7 @@ from trilemma.training.families import VDMConfig
 from trilemma.training.losses import mean_per_example
 from trilemma.training.methods import Logs, Objective
 from trilemma.training.objectives.ddpm import LabelDropout
+from trilemma.training.process import normal_like
 from trilemma.training.variational import (
     Levels,
     diffusion_bpd,
@@ -51,13 +52,13 @@ class VDM(Objective):
         start, end = self.net.gamma.ends()
         time = _spread_times(len(x0), x0.device, generator)
         levels = levels_at(self.net.gamma, time, self.timesteps)
-        noise = _normal_like(x0, generator)
+        noise = normal_like(x0, generator)
         alpha, sigma = alpha_sigma(levels.gamma, x0)
         eps_hat = self.denoise(alpha * x0 + sigma * noise, levels.gamma, labels)
         diffusion = diffusion_bpd(noise, eps_hat, levels.weight)
         _lessen_variance(levels, diffusion.detach())
         prior = prior_bpd(x0, end).float()
-        reconstruction = reconstruction_bpd(x0, _normal_like(x0, generator), start)
+        reconstruction = reconstruction_bpd(x0, normal_like(x0, generator), start)
         losses = diffusion + prior + reconstruction
         logs: Logs = {
             "bpd": losses.detach(),
@@ -86,13 +87,13 @@ class VDM(Objective):
         times = order.to(x0.device).sort(descending=True).values.double() / self.timesteps
         gamma = self.net.gamma(times).detach()
         alpha, sigma = alpha_sigma(gamma[0], x0)
-        z = alpha * x0 + sigma * _normal_like(x0, generator)
+        z = alpha * x0 + sigma * normal_like(x0, generator)
         errors = []
         for k in range(len(gamma)):
             eps_hat = self.denoise(z, gamma[k].expand(len(x0)), labels)
             errors.append(mean_per_example((x0 - denoised(z, eps_hat, gamma[k])).square()))
             if k + 1 < len(gamma):
-                z = shortcut_step(z, eps_hat, _normal_like(x0, generator), gamma[k], gamma[k + 1])
+                z = shortcut_step(z, eps_hat, normal_like(x0, generator), gamma[k], gamma[k + 1])
         return torch.stack(errors).mean(0)
 
     def pipeline(self, net: VDMModel) -> DiffusionPipeline:
@@ -165,8 +166,3 @@ def _spread_times(count: int, device: torch.device, generator: torch.Generator |
     where = device if generator is None else generator.device
     first = torch.rand(1, generator=generator, device=where, dtype=torch.float64)
     return ((first + torch.arange(count, device=where) / count) % 1).to(device)
-
-
-def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    where = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=where).to(x.device)
