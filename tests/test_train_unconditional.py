@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from entry import ROOT, environment, run, start
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -164,6 +165,20 @@ def test_a_foreign_folder_is_left_alone(tmp_path, tiny):
         assert done.wait() != 0
         assert "--output_dir" in done.output
         assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_that_another_run_fills_is_left_alone(tmp_path, tiny):
+    out = tmp_path / "out"
+    flags = [*tiny, "--max_train_steps", "1", "--output_dir", str(out)]
+    run(SCRIPT, *flags)
+    before = weights(out)
+    with FileLock(out / ".lock"):
+        for more in ([], ["--overwrite_output_dir"]):
+            done = run(SCRIPT, *flags, *more, check=False)
+            assert done.wait() != 0
+            assert "is being filled by another run" in done.output
+    assert_same(before, weights(out))
+    run(SCRIPT, *flags, "--overwrite_output_dir")
 
 
 def test_init_from_starts_from_the_weights_and_names_a_misfit(tmp_path, tiny):

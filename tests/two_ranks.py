@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training import launch
 from trilemma.training.families import parse
+from trilemma.training.folder import own_folder
 from trilemma.training.methods import GradientDescent
 from trilemma.training.objectives.ddpm import DDPM
 from trilemma.training.process import noise_schedule
@@ -50,7 +51,8 @@ def train_and_report(report: str, config, make_method, seen: dict) -> None:
     """Train, and write what each rank has seen: `seen` with the weights of its `networks`, name -> module."""
     accelerator = launch.make_accelerator(config)
     launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
-    launch.train_and_save(config, make_method, accelerator)
+    with own_folder(config.run, accelerator):
+        launch.train_and_save(config, make_method, accelerator)
     for name, network in seen.pop("networks").items():
         seen[name] = [float(p.double().sum()) for p in network.parameters()]
     everyone = gather_object([seen])

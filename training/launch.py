@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from trilemma.model_cards.upload import PublishError, publish
 from trilemma.training.build_net import build_network, load_network_config
 from trilemma.training.data import Images, batches, hold_out, load_images, to_float
 from trilemma.training.fine_tuning import saved_config, take_weights
+from trilemma.training.folder import own_folder
 from trilemma.training.loop import Data, draw, sampling_pipeline, sheet_steps, train
 from trilemma.training.machine import PROCESS_GROUP, set_cpu_threads
 from trilemma.training.methods import GradientDescent, Method, Objective
@@ -44,10 +44,6 @@ MakeMethod = Callable[[Any, Images, Accelerator, int], Method]
 
 POINTS_SHOWN = 500
 """Points of the plane in the pictures of the process, where images are shown in rows of their own."""
-
-OURS = ("checkpoints", "config.yaml", "run.json", "model_index.json")
-"""Any of these in a folder shows that a run of ours wrote it."""
-
 
 def run(config, make_objective: MakeObjective) -> None:
     """Train an Objective by gradient descent and publish it."""
@@ -67,7 +63,8 @@ def run_method(config, make_method: MakeMethod) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         accelerator = make_accelerator(config)
-        train_and_save(config, make_method, accelerator)
+        with own_folder(config.run, accelerator):
+            train_and_save(config, make_method, accelerator)
         accelerator.state.destroy_process_group()
     except (ValueError, OSError, FloatingPointError, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
@@ -76,8 +73,6 @@ def run_method(config, make_method: MakeMethod) -> None:
 def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) -> None:
     """Fill the output folder."""
     folder = Path(config.run.output_dir)
-    with accelerator.main_process_first():
-        prepare_folder(config)
     images, held_out = load_data(config, accelerator)
     optim, world = config.optim, accelerator.num_processes
     per_step = optim.train_batch_size * optim.gradient_accumulation_steps * world
@@ -189,18 +184,6 @@ def check_publishable(config, total_steps: int) -> None:
             "--push_to_hub publishes results with the model: measure it with --eval_steps, or give "
             "--allow_unevaluated"
         )
-
-
-def prepare_folder(config) -> None:
-    """Make the output folder, never over somebody else's files."""
-    folder = Path(config.run.output_dir)
-    if config.run.overwrite_output_dir and any((folder / name).exists() for name in OURS) and _is_main():
-        shutil.rmtree(folder)
-    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in OURS):
-        raise ValueError(
-            f"--output_dir {str(folder)!r} holds files that are not a run's; name an empty or a new folder"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def make_net(
