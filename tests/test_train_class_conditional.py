@@ -149,6 +149,15 @@ def test_as_many_classes_of_other_names_are_others(tmp_path):
     take_weights(tiny_net(3), str(tmp_path), ("dog", "cat"), new_classes=True)
 
 
+def test_weights_of_these_shapes_for_another_function_are_refused(tmp_path):
+    """Shapes do not tell how the network was called: here how t was embedded, which nothing else would say."""
+    saved_net(tmp_path, None)
+    net = tiny_net(None)
+    net.register_to_config(flip_sin_to_cos=False, dropout=0.5, sample_size=16)
+    with pytest.raises(ValueError, match=r"another network .*: flip_sin_to_cos: True there, False here$"):
+        take_weights(net, str(tmp_path))
+
+
 @pytest.mark.parametrize("load", [saved_config, lambda source: take_weights(tiny_net(None), source)])
 def test_what_is_no_model_is_refused_by_the_name_of_the_option(tmp_path, load):
     for source in (str(tmp_path), "no/such/place"):

@@ -99,6 +99,8 @@ def build_network(
 def _check_resolution(resolution: int, levels: int) -> None:
     """Each level but the last halves the image, and the two halves of the U-Net must meet at equal sizes."""
     factor = 2 ** (levels - 1)
+    if resolution == 1 and levels > 1:
+        raise ValueError(f"points are images of one pixel, for --net mlp; this network has {levels} levels")
     if resolution % factor:
         below = resolution // factor * factor
         fits = f"{below} or {below + factor}" if below else f"{factor}"

@@ -147,7 +147,7 @@ class RunConfig:
     )
     compile: bool = option(False, "compile the network with torch.compile")
     cpu_threads: int = option(
-        0, "threads of a process on CPU; 0 for its share of the cores", free=True, low=0
+        0, "threads of a process on CPU, whatever OMP_NUM_THREADS; 0 for its share", free=True, low=0
     )
     checkpointing_steps: int = option(1000, "optimizer steps between checkpoints", free=True, low=1)
     checkpoints_total_limit: int = option(2, "how many checkpoints are kept", free=True, low=1)

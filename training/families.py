@@ -236,6 +236,10 @@ class VAEFamilyConfig:
     hub: HubConfig
 
 
+MAX_FOURIER = 16
+"""2^16 periods across the values of a pixel, of which 8 bits tell 2^7 apart."""
+
+
 @dataclass(frozen=True)
 class VDMConfig:
     """The variational diffusion model: its noise schedule, its bound, and shortcut MCMC beside it."""
@@ -264,6 +268,9 @@ class VDMConfig:
     )
 
     def __post_init__(self):
+        wrong = [n for n in self.fourier_features or () if not 0 <= n <= MAX_FOURIER]
+        if wrong:
+            raise ValueError(f"--fourier_features must be in 0..{MAX_FOURIER}; got {wrong[0]}")
         if self.gamma_max <= self.gamma_min:
             raise ValueError(f"--gamma_max must be above --gamma_min; got {self.gamma_min}..{self.gamma_max}")
         if self.p_uncond > 1:
@@ -323,7 +330,10 @@ FAMILIES = {
 def parse(family: str, description: str, argv: list[str] | None = None):
     """Read the command line of `training/train_<family>.py`; exits on `--help`, `--dry_run` and errors."""
     kind = FAMILIES[family]
-    elsewhere = {name: f"training/train_{other}.py" for other, k in FAMILIES.items() for name in flags_of(k)}
+    elsewhere: dict[str, str] = {}
+    for other, options in FAMILIES.items():
+        for name in flags_of(options):
+            elsewhere.setdefault(name, f"training/train_{other}.py")
     parser = Parser(kind, elsewhere, description)
     known = PRESETS[family]
     parser.add_argument("--preset", help=f"a recipe: {', '.join(known)} (default: digits)", metavar="NAME")

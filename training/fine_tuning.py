@@ -1,6 +1,7 @@
 """--init_from: which weights of a saved model a new one starts from, also where its classes are others."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
@@ -9,6 +10,9 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _CLASSES = "class_embedding.weight"
+
+DATA = {"sample_size", "dropout", "num_class_embeds"}
+"""What a network's configuration says of its data and training, which may be others."""
 
 
 def saved_config(source: str) -> dict[str, Any]:
@@ -33,7 +37,8 @@ def take_weights(
         found = kind.load_config(source, subfolder=folder)["_class_name"]
         if found == kind.__name__:
             # Not the whole pipeline: a bundle's would run the code in it.
-            theirs = kind.from_pretrained(source, subfolder=folder).state_dict()
+            model = kind.from_pretrained(source, subfolder=folder)
+            theirs = model.state_dict()
     except (OSError, ValueError) as problem:
         raise _no_model(source, problem) from problem
     if found != kind.__name__:
@@ -56,12 +61,33 @@ def take_weights(
         first = "class_embedding.weight" if "class_embedding.weight" in wrong else wrong[0]
         there, here = (list(state[first].shape) if first in state else "none" for state in (theirs, ours))
         classes = "other classes: add --init_new_classes to take all but them"
-        hint = classes if _CLASSES in first else "leave --net out, or give the flags of its own training"
+        hint = classes if _CLASSES in first else "give the flags of its own training"
         raise ValueError(
             f"--init_from {source!r} has another network ({hint}): {len(wrong)} tensors differ, such as "
             f"{first} with {there} there and {here} here"
         )
+    if different := unlike(model.config, net.config):
+        raise ValueError(
+            f"--init_from {source!r} has weights of these shapes, but they were trained for another network "
+            f"(give the flags of its own training): {'; '.join(different)}"
+        )
     net.load_state_dict(theirs)
+
+
+def unlike(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """'name: value there, value here' where two configurations make different functions of equal weights."""
+    told = []
+    for name in sorted(theirs.keys() & ours.keys() - DATA):
+        there, here = theirs[name], ours[name]
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            told += unlike(there, here)
+        elif name[0] != "_" and _plain(there) != _plain(here):
+            told.append(f"{name}: {there} there, {here} here")
+    return told
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def answer_as_without_label(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:

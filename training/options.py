@@ -7,6 +7,7 @@ line. Nothing here imports torch, so `--help` and a mistyped flag answer at once
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import sys
 import types
@@ -204,6 +205,8 @@ class Parser(argparse.ArgumentParser):
         """Bounds of every value, and flags on the command line that would have no effect."""
         for name, flag in self.flags.items():
             value, low, needs = values.get(name, flag.field.default), flag.meta["low"], flag.meta["needs"]
+            if isinstance(value, float) and not math.isfinite(value):
+                self.error(f"--{name} must be a finite number; got {value}")
             if low is not None and value is not None:
                 exclusive = isinstance(low, float)
                 if value < low or (exclusive and value == low):
@@ -214,7 +217,8 @@ class Parser(argparse.ArgumentParser):
                 other, allowed = needs
                 actual = values.get(other, self.flags[other].field.default)
                 if (actual in (None, False)) if allowed is ... else (actual not in allowed):
-                    wanted = f"--{other}" + ("" if allowed is ... else " " + " or ".join(map(str, allowed)))
+                    words = "" if allowed in (..., (True,)) else " " + " or ".join(map(str, allowed))
+                    wanted = f"--{other}{words}"
                     self.error(f"--{name} has no effect without {wanted} (--{other} is {actual})")
 
 
