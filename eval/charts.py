@@ -32,7 +32,7 @@ def sweep(
         for floor in floors[:1]:
             (axis.axhline if x else axis.axvline)(floor, color="gray", linestyle=":", label="floor")
         (axis.set_ylabel if x else axis.set_xlabel)(known[0][1]["metric"])
-        if x or floors:
+        if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -59,7 +59,9 @@ def _curves(axis: Axes, known: Sequence[tuple[Point, Line]], x: str) -> None:
         axis.plot(places, [line["value"] for _, line in pairs], "o-", label=name or None, color=f"C{color}")
         intervals = [line["interval"] or [line["value"]] * 2 for _, line in pairs]
         axis.vlines(places, *zip(*intervals, strict=True), color=f"C{color}")
-    axis.set(xlabel=x, xscale="log")
+    everywhere = [place for pairs in series.values() for place, _ in pairs]
+    wide = 0 < 10 * min(everywhere) < max(everywhere)  # a logarithmic axis has no place for 0
+    axis.set(xlabel=x, xscale="log" if wide else "linear")
 
 
 def elbo(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:

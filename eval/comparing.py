@@ -34,6 +34,8 @@ def compare(config) -> None:
         raise ValueError("--models must name output folders")
     wanted = [targets.parse_target(word) for word in config.target or ()]
     models = read_models(config.models)
+    for metric, _ in wanted:
+        targets.check_known(metric, models)
     folder, marks = Path(config.output_dir), Marks()
     standards = standard_protocols(models)
     parts = ["# Comparison", trilemma(models, standards, marks)]

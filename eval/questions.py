@@ -60,10 +60,15 @@ _DDIM = {"sampler": "ddim", "num_inference_steps": "50"}
 
 SWEEPS: dict[str, Sweep] = {
     "schedules": Sweep(
-        "How should noise grow over time?",
+        "How should noise grow over time? (vdm-*: other models, to be compared with each other)",
         "unconditional",
         {"ddpm_beta_schedule": ("linear", "squaredcos_cap_v2", "sigmoid")},
-        others=(Point("vdm", {"gamma": "monotone"}, "learned"),),
+        # By its preset a VDM has another network, target and length of training than the models above, so
+        # what learning the schedule brings is told by these two alone, which differ in nothing else.
+        others=(
+            Point("vdm", {"gamma": "linear"}, "vdm-linear"),
+            Point("vdm", {"gamma": "monotone"}, "vdm-learned"),
+        ),
         # Each model's own ancestral chain, the one sampler that all of them have.
         sampling={"num_inference_steps": "250"},
         metrics=("fd", "prdc", "bpd"),
@@ -125,6 +130,18 @@ def own_sweep(grid: Sequence[str], family: str | None) -> Sweep:
         values[flag] = _typed(known[flag], tuple(dict.fromkeys(listed.split(","))))
     about, last = f"What does {' x '.join(values)} change?", list(values)[-1]
     return Sweep(about, family, values, x=last if _numbers(values[last]) else None)
+
+
+def check_free(row: Sweep, line: Sequence[str]) -> None:
+    """ValueError if a command line has a flag that the points set; it would have no effect."""
+    taken = {flag for point in row.points() for flag in point.flags}
+    for word in line:
+        flag = word.split("=")[0].removeprefix("--").removeprefix("no-")
+        if word.startswith("--") and flag in taken:
+            raise ValueError(
+                f"--{flag} has no effect: the points of this sweep set it; leave it out, or name the values "
+                f"that you want with --grid {flag}=..."
+            )
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     from trilemma.eval.sweeping import sweep
 
     try:
-        sweep(config, argv[end + 1 :])
+        sweep(config, argv[:end], argv[end + 1 :])
     except (ValueError, OSError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 

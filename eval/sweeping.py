@@ -1,9 +1,9 @@
 """The body of `eval/sweep.py`: which points are done, making the others, and what is written of them.
 
-A point is done when the sweep's `results.jsonl` has lines with the settings that it has now: the flags of its
-training that differ from their defaults and may change weights, and those of its scoring. Everything else is
-left to the entry points, which resume what was interrupted and refuse a folder that was trained otherwise.
-This process starts them one after another and needs no torch.
+A point is done when the sweep's `results.jsonl` has all its lines with the settings that it has now: the
+flags of its training that differ from their defaults and may change weights, and those of its scoring. All
+flags are checked before anything is trained. The rest is left to the entry points, which resume what was
+interrupted and refuse a folder that was trained otherwise. This process starts them one after another.
 """
 
 import json
@@ -12,16 +12,17 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trilemma.eval import charts, results
-from trilemma.eval.questions import SWEEPS, Flags, Point, Sweep, own_sweep, typed, words
-from trilemma.training.families import parse
-from trilemma.training.options import flags_of, flatten
+from trilemma.eval.config import SamplingConfig, ScoreConfig
+from trilemma.eval.questions import SWEEPS, Flags, Point, Sweep, check_free, own_sweep, typed, words
+from trilemma.training.families import FAMILIES, parse
+from trilemma.training.options import HUB_ID, flags_of, flatten, nearest, parse_flags
 
 INTERRUPTED = os.EX_TEMPFAIL
 """Exit code after a signal, as that of a training: run the same command again."""
@@ -31,6 +32,14 @@ PANELS = ("fd", "energy", "coverage", "class_accuracy", "bpd_test")
 FACTS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 """Variables by which a launcher of this process would mislead the processes that it starts."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The flags of `eval/evaluate.py` on which a point's numbers depend."""
+
+    sampling: SamplingConfig
+    score: ScoreConfig
 
 
 @dataclass(frozen=True)
@@ -49,18 +58,20 @@ class Job:
         return self.folder.with_name(f"{self.folder.name}.log")
 
 
-def sweep(config, training: Sequence[str]) -> None:
-    """Do what the flags of `eval/sweep.py` ask for; `training` are those that followed `--`."""
+def sweep(config, own: Sequence[str], training: Sequence[str]) -> None:
+    """Do what the flags of `eval/sweep.py` ask for: `own` before and `training` after the `--`."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(
             "start eval/sweep.py as one process; --launcher 'accelerate launch --num_processes 8' gives as "
             "many to each point"
         )
     name, row = chosen(config, training)
+    check_free(row, training if row.family else own)
     folder = Path(config.grid.output_dir or f"outputs/sweep-{name}")
     jobs = [plan(point, row, folder, config, training) for point in row.points()]
     if len({job.folder for job in jobs}) < len(jobs):
         raise ValueError("--grid gives two points one name; write their values differently")
+    check_scoring(jobs, config.model)
     if config.grid.dry_run:
         for job in jobs:
             done = bool(lines_of(job, folder))
@@ -85,6 +96,9 @@ def chosen(config, training: Sequence[str]) -> tuple[str, Sweep]:
         raise ValueError(f"--question {grid.question} samples a model that is there: give its --model")
     if row.family and model:
         raise ValueError(f"--question {grid.question} trains its models; --model has no effect on it")
+    from_hub = model and HUB_ID.fullmatch(model) and not Path(model).exists()
+    if model and not from_hub and not (Path(model) / "model_index.json").is_file():
+        raise ValueError(f"--model {model!r} is neither a folder with a model_index.json nor a Hub id")
     if model and training:
         raise ValueError(f"with --model nothing is trained, so {training[0]!r} has no effect")
     if any(word.split("=")[0] == "--output_dir" for word in training):
@@ -125,14 +139,58 @@ def scoring_flags(point: Point, row: Sweep, config) -> Flags:
 
 def trained_flags(point: Point, command_line: Sequence[str]) -> dict[str, Any]:
     """Flags that differ from their defaults and may change the weights of a point."""
-    try:
+    with refusals_named(point, command_line):
         config = parse(point.family, "", [*command_line])
+    flags, values = flags_of(type(config)), flatten(config)
+    return {n: v for n, v in values.items() if not flags[n].meta["free"] and v != flags[n].field.default}
+
+
+@contextmanager
+def refusals_named(point: Point, command_line: Sequence[str]) -> Iterator[None]:
+    """Says whose flags they were when a parser refuses them, which it does by exiting."""
+    try:
+        yield
     except SystemExit as refused:
         if refused.code:
             print(f"(the flags of point {point.name}: {shlex.join(command_line)})", file=sys.stderr)
         raise
-    flags, values = flags_of(type(config)), flatten(config)
-    return {n: v for n, v in values.items() if not flags[n].meta["free"] and v != flags[n].field.default}
+
+
+def check_scoring(jobs: Sequence[Job], model) -> None:
+    """Refuse what scoring would refuse when a point is trained; of a model on the Hub it is left to scoring.
+
+    model: the ModelConfig of the sweep.
+    """
+    asked = []
+    for job in jobs:
+        line = words(job.settings["scoring"])
+        with refusals_named(job.point, line):
+            asked.append((job.point, parse_flags(Scoring, "", line)))
+
+    import torch  # after every flag was parsed, since it takes seconds and nothing else here needs it
+
+    from trilemma.eval.drawing import load_model
+    from trilemma.eval.metrics import METRICS
+    from trilemma.training.sampling import SAMPLER_NAMES, SAMPLERS, with_sampler
+
+    metrics, pipeline = ("bpd", *METRICS), None
+    if model.model and Path(model.model).is_dir():
+        pipeline = load_model(model.model, torch.device("cpu"))
+    for point, scoring in asked:
+        for name in scoring.score.metrics:
+            if name not in metrics:
+                known = ", ".join(metrics)
+                raise ValueError(f"--metrics must be of {known}; got {name!r}.{nearest(name, metrics)}")
+        sampler = scoring.sampling.sampler
+        if sampler and pipeline:
+            with_sampler(pipeline, sampler)
+        elif sampler:
+            # A family that has samplers of its own names them as the choices of the flag for its sheets.
+            family = FAMILIES.get(point.family)  # None for a model on the Hub
+            able = flags_of(family)["sampler"].choices or SAMPLERS if family else sorted(SAMPLER_NAMES)
+            if sampler not in able:
+                known = ", ".join(able)
+                raise ValueError(f"--sampler must be one of {known} for point {point.name}; got {sampler!r}")
 
 
 def run_facts(model: Path) -> dict[str, Any]:
@@ -143,8 +201,10 @@ def run_facts(model: Path) -> dict[str, Any]:
 
 
 def lines_of(job: Job, folder: Path) -> list[dict[str, Any]]:
-    """The lines of a point in the sweep's results; [] until it is done."""
-    return [line for line in results.read(folder / results.RESULTS) if line.get("settings") == job.settings]
+    """The lines of a point in the sweep's results, the newest of each metric; [] until all are there."""
+    lines = [line for line in results.read(folder / results.RESULTS) if line.get("settings") == job.settings]
+    newest = list({line["metric"]: line for line in lines}.values())
+    return newest if newest and len(newest) == newest[-1].get("lines") else []
 
 
 def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
@@ -178,8 +238,10 @@ def make(job: Job, folder: Path, children: "Children") -> str | None:
         if code:
             return f"exit code {code} from\n  {shlex.join(command)}\n{last_lines(job.log)}"
     facts = run_facts(job.folder) if job.train else job.settings["training"]
+    new = {line["metric"]: line for line in results.read(own)[before:]}.values()
     told = {"point": job.point.name, "training_seconds": facts.get("seconds"), "settings": job.settings}
-    results.append(folder / results.RESULTS, [{**line, **told} for line in results.read(own)[before:]])
+    told["lines"] = len(new)  # by which it is seen when one of them is gone
+    results.append(folder / results.RESULTS, [{**line, **told} for line in new])
     return None
 
 

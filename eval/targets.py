@@ -7,12 +7,14 @@ and the true number is at most that.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from trilemma.eval import results
 from trilemma.eval.results import PROTOCOL, SAMPLING, Marks
 from trilemma.eval.trained import Model
+from trilemma.training.options import nearest
 
 ALIKE = (*PROTOCOL, *SAMPLING, "seeds")
 """What must agree along a curve, and between two of them."""
@@ -38,10 +40,18 @@ class Reached:
 def parse_target(word: str) -> tuple[str, float]:
     """'fd_classifier=5.0' -> its metric and value."""
     metric, _, value = word.partition("=")
-    try:
-        return metric, float(value)
-    except ValueError:
-        raise ValueError(f"--target takes metric=value, such as fd_classifier=5.0; got {word!r}") from None
+    with suppress(ValueError):
+        if metric and math.isfinite(float(value)):
+            return metric, float(value)
+    raise ValueError(f"--target takes metric=value, such as fd_classifier=5.0; got {word!r}")
+
+
+def check_known(metric: str, models: Sequence[Model]) -> None:
+    """ValueError unless at least one of the models has been evaluated with this metric."""
+    known = {line["metric"] for model in models for line in model.lines if line["images_seen"]}
+    if metric not in known:
+        have = f"they have {', '.join(sorted(known))}" if known else "they have no evaluations (--eval_steps)"
+        raise ValueError(f"--target {metric}: no model has such a metric; {have}.{nearest(metric, known)}")
 
 
 def curve_of(lines: Sequence[Line], metric: str) -> list[Line]:

@@ -215,7 +215,7 @@ def test_the_kind_of_a_line_is_what_it_was_measured_as(name, extractor):
     assert kind(told) == name
 
 
-@pytest.mark.parametrize("word", ["fd_classifier", "fd_classifier=", "fd=low"])
+@pytest.mark.parametrize("word", ["fd_classifier", "fd_classifier=", "fd=low", "=5", "fd=nan", "fd=-inf"])
 def test_a_bad_target_is_refused_by_name(word):
     with pytest.raises(ValueError, match="--target"):
         parse_target(word)
@@ -234,3 +234,5 @@ def test_the_command_writes_the_page_and_its_charts(tmp_path, capsys):
     assert "![elbo](elbo.png)" in page
     with pytest.raises(SystemExit, match="--models"):
         main(["--output_dir", str(out)])
+    with pytest.raises(SystemExit, match=r"they have fd_classifier\. Did you mean"):
+        main(["--models", *folders, "--target", "fd_clasifier=5", "--output_dir", str(out)])

@@ -8,11 +8,18 @@ import sys
 import time
 
 import pytest
+from conftest import TINY
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from entry import ROOT, environment, run
 
+from trilemma.eval import charts
 from trilemma.eval.questions import SWEEPS, Point, own_sweep, typed, words
 from trilemma.eval.results import KEYS, read
-from trilemma.eval.sweeping import Job, make_all, trained_flags
+from trilemma.eval.sweep import main
+from trilemma.eval.sweeping import Job, lines_of, make_all, trained_flags
+from trilemma.model_cards.bundle import save_bundle
+from trilemma.pipelines.vdm import VDMPipeline
+from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.nets import NETS
 from trilemma.training.process import SCHEDULES
 from trilemma.training.sampling import SAMPLER_NAMES
@@ -31,6 +38,14 @@ def test_every_point_of_every_question_is_accepted_by_its_entry_point(name):
         assert point.flags.get("sampler", "ddim") in SAMPLER_NAMES
         assert point.flags.get("net", "conv") in NETS
         assert point.flags.get("ddpm_beta_schedule", "linear") in SCHEDULES
+
+
+def test_a_learned_schedule_stands_beside_the_same_model_with_a_fixed_one():
+    models = [point for point in SWEEPS["schedules"].points() if point.family == "vdm"]
+    assert [point.name for point in models] == ["vdm-linear", "vdm-learned"]
+    fixed, learned = (trained_flags(point, words(point.flags)) for point in models)
+    assert (fixed.pop("gamma"), learned.pop("gamma")) == ("linear", "monotone")
+    assert fixed == learned
 
 
 def test_a_grid_is_all_combinations_the_last_flag_fastest():
@@ -75,16 +90,16 @@ def line(value):
     }  # fmt: skip
 
 
-def job(folder, name, *, train="pass", value=1.0, **settings):
-    """A point whose commands are this Python: `train`, then a line in its results and a mark that it ran."""
+def job(folder, name, *, train="pass", value=1.0, metrics=("fd_pixels",), **settings):
+    """A point whose commands are this Python: `train`, then lines in its results and a mark that it ran."""
     place = folder / name
-    told = json.dumps(line(value))
+    told = "".join(json.dumps(line(value) | {"metric": metric}) + "\n" for metric in metrics)
     score = f"""
 import pathlib
 place = pathlib.Path({str(place)!r})
 place.mkdir(exist_ok=True)
 (place / "ran").open("a").write("x")
-(place / "results.jsonl").open("a").write({told + chr(10)!r})
+(place / "results.jsonl").open("a").write({told!r})
 """
     commands = [[sys.executable, "-S", "-c", code] for code in (train, score)]
     return Job(Point("unconditional", {"a": name}, name), place, *commands, settings)
@@ -124,6 +139,30 @@ def test_other_settings_are_measured_anew_and_only_new_lines_are_taken(tmp_path,
     ]
 
 
+def test_a_point_that_has_lost_a_line_is_measured_anew_and_its_old_lines_are_left_out(tmp_path, signals):
+    path, both = tmp_path / "results.jsonl", ("fd_pixels", "coverage_pixels")
+    make_all([job(tmp_path, "one", metrics=both, s=1)], tmp_path)
+    again = job(tmp_path, "one", metrics=both, value=2.0, s=1)
+    assert [told["value"] for told in lines_of(again, tmp_path)] == [1.0, 1.0]
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    assert lines_of(again, tmp_path) == []
+    make_all([again], tmp_path)
+    found = lines_of(again, tmp_path)
+    assert [(told["metric"], told["value"]) for told in found] == [(metric, 2.0) for metric in both]
+    assert len(read(path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("places", "scale"), [((0, 1, 2), "linear"), ((0, 1000), "linear"), ((5, 50), "linear"), ((5, 51), "log")]
+)
+def test_every_point_of_a_curve_is_within_its_axis(places, scale):
+    points = [(Point(None, {"seed": str(place)}), {"fd": line(1.0)}) for place in places]
+    axis = charts.sweep(points, ["fd"], "seed", "?").axes[0]
+    assert axis.get_xscale() == scale
+    low, high = axis.get_xlim()
+    assert low <= min(places) < max(places) <= high
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_training_as_sigterm_and_nothing_else_is_begun(tmp_path, number):
     """A stand-in for a training: it says that it runs, waits for SIGTERM, and ends as a training does."""
@@ -160,18 +199,18 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
     (tmp_path / "digits.yaml").write_text("dataset_name: digits\n")
     out = tmp_path / "out"
     score = ["--metrics", "fd", "--feature_extractor", "pixels", "--num_samples", "70"]
-    grid = ["--grid", "train_batch_size=8", "gradient_accumulation_steps=1"]
+    grid = ["--grid", "adam_beta2=0.99", "gradient_accumulation_steps=1"]
     sweep = [*grid, *score, "--output_dir", str(out)]
     flags = ["--", "--config", str(tmp_path / "digits.yaml"), *tiny, "--max_train_steps", "2"]
     first = run(SCRIPT, *sweep, "--sampler", "ddim", "--num_inference_steps", "2", *flags)
     (told,) = read(out / "results.jsonl")
-    name = "train_batch_size=8,gradient_accumulation_steps=1"
+    name = "adam_beta2=0.99,gradient_accumulation_steps=1"
     assert (told["point"], told["metric"], told["n"], told["nfe"]) == (name, "fd_pixels", 70, 2)
     assert told["training_seconds"] > 0
     assert told["settings"]["training"]["max_train_steps"] == 2
     assert (out / name / "model_index.json").is_file()
     assert f"| {name} |" in first.output
-    question = "train_batch_size-gradient_accumulation_steps"
+    question = "adam_beta2-gradient_accumulation_steps"
     assert (out / f"{question}.png").is_file()
     assert name in (out / f"{question}.md").read_text()
 
@@ -197,17 +236,40 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
         (["--question", "losses", "--", "--output_dir", "x"], "the sweep's own --output_dir"),
         (["--question", "losses", "--", "--learning_rat", "1"], "Did you mean --learning_rate"),
         (["--question", "losss"], "--question"),
+        (["--question", "losses", "--", "--loss_type", "l2"], "--loss_type has no effect"),
+        (["--grid", "random_flip=true,false", "--", "--no-random_flip"], "--random_flip has no effect"),
+        (["--question", "samplers", "--model", "m/m", "--sampler=ddim"], "--sampler has no effect"),
+        (["--grid", "seed=0,1", "--model", "m/m", "--seed", "0"], "--grid seed="),
+        (["--question", "losses", "--metrics", "fd", "covrage"], "--metrics must be of bpd, fd"),
+        (["--question", "losses", "--sampler", "ancestral"], "--sampler must be one of ddpm"),
+        (["--question", "schedules", "--sampler", "ddim"], "one of ancestral, shortcut for point vdm-linear"),
+        (["--grid", "sampler=bogus", "--model", "m/m"], "point sampler=bogus"),
+        (["--grid", "num_inference_steps=2,x", "--model", "m/m"], "the flags of point num_inference_steps=x"),
+        (["--question", "samplers", "--model", "/no/such"], "'/no/such' is neither"),
     ],
 )
-def test_bad_commands_are_refused_before_anything_runs(tmp_path, flags, message):
-    command = [sys.executable, str(ROOT / SCRIPT), *flags]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False
-    )
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_commands_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        main(flags)
+    assert refused.value.code
+    assert message in f"{refused.value}{capsys.readouterr().err}"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sampler_that_the_model_does_not_take_is_refused(tmp_path, capsys):
+    scheduler = DDPMScheduler(prediction_type="sample")
+    DDPMPipeline(UNet2DModel(sample_size=8, **TINY), scheduler).save_pretrained(tmp_path / "model")
+    flags = ["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out"), "--dry_run", "--grid"]
+    main([*flags, "sampler=ddim,heun"])
+    assert capsys.readouterr().out.count("to do") == 2
+    with pytest.raises(SystemExit, match="euler_ancestral cannot sample sample models"):
+        main([*flags, "sampler=ddim,euler_ancestral"])
+    network = {**TINY, "_class_name": "UNet2DModel"}
+    save_bundle(VDMPipeline(VDMModel(network, sample_size=8, in_channels=1)), tmp_path / "vdm")
+    with pytest.raises(SystemExit, match="ancestral, shortcut for a VDMPipeline; got 'ddpm'"):
+        main(["--question", "samplers", "--model", str(tmp_path / "vdm"), *flags[2:5]])
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_processes_are_refused(tmp_path):
