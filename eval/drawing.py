@@ -41,7 +41,7 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
         # A folder is the user's own; code from the Hub runs only where it was allowed.
         trusted = trust_remote_code or Path(path_or_id).is_dir()
         pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=trusted)
-    except (OSError, ValueError) as problem:
+    except (OSError, TypeError, ValueError) as problem:  # TypeError: a part's code is missing
         raise ValueError(f"--model {path_or_id!r} is not a pipeline folder or Hub id: {problem}") from problem
     if isinstance(pipeline, DDPMPipeline):
         pipeline = UnconditionalPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler)
@@ -118,9 +118,11 @@ class Drawing:
 
 
 def default_guidance(pipeline: DiffusionPipeline) -> float | None:
-    """The guidance scale of its call where none is given; None where it has no guidance."""
+    """The guidance scale of its call where none is given; None where it has no guidance, or no classes."""
     parameter = signature(pipeline.__call__).parameters.get("guidance_scale")
-    return parameter and parameter.default
+    if parameter is None or network_of(pipeline).config.get("num_class_embeds") is None:
+        return None
+    return parameter.default
 
 
 def trained(model: str) -> tuple[int | None, int | None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -54,10 +54,7 @@ class DDGANPipeline(DiffusionPipeline):
             raise ValueError(
                 f"unet must take a vector: class_embed_type 'identity', got {unet.config.class_embed_type!r}"
             )
-        if not isinstance(scheduler, DDPMScheduler) or scheduler.config.prediction_type != "sample":
-            raise ValueError(
-                "scheduler must be a DDPMScheduler(prediction_type='sample'), which draws from the posterior"
-            )
+        _check_posterior(scheduler)
         if class_names is not None and not isinstance(class_names, dict):
             class_names = {str(k): name for k, name in enumerate(class_names)}
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -95,6 +92,7 @@ class DDGANPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
+        _check_posterior(self.scheduler)  # it may have been replaced
         steps = self.scheduler.config.num_train_timesteps
         if num_inference_steps not in (None, steps):
             raise ValueError(
@@ -169,6 +167,14 @@ def condition(z: Tensor, labels: Tensor | None, classes: int) -> Tensor:
     if not classes:
         return z
     return torch.cat([F.one_hot(labels, classes).to(z) * classes**0.5, z], dim=1)
+
+
+def _check_posterior(scheduler: SchedulerMixin) -> None:
+    if not isinstance(scheduler, DDPMScheduler) or scheduler.config.prediction_type != "sample":
+        raise ValueError(
+            "scheduler must be a DDPMScheduler(prediction_type='sample'), which draws from the posterior; "
+            f"got a {type(scheduler).__name__}"
+        )
 
 
 def _generators(

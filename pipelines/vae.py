@@ -147,6 +147,8 @@ def _check_output_type(output_type: str) -> None:
 
 def _to_tensor(images: Pictures) -> Tensor:
     """float32 (B, C, H, W) in [-1, 1]."""
+    if not isinstance(images, Image.Image) and len(images) == 0:
+        raise ValueError("images must be at least one; got none")
     if isinstance(images, Tensor):
         x = images
     elif isinstance(images, np.ndarray):
@@ -155,7 +157,7 @@ def _to_tensor(images: Pictures) -> Tensor:
         pictures = [images] if isinstance(images, Image.Image) else images
         arrays = np.stack([np.atleast_3d(np.asarray(picture, dtype=np.float32)) for picture in pictures])
         x = torch.from_numpy(arrays).movedim(-1, -3) / 255
-    if x.ndim != 4 or not x.is_floating_point() or x.min() < 0 or x.max() > 1:
+    if x.ndim != 4 or not x.is_floating_point() or not ((x >= 0) & (x <= 1)).all():  # so that NaN fails
         raise ValueError(
             "images must be PIL images or a batch of floats in [0, 1]: an array (B, H, W, C) or a tensor "
             f"(B, C, H, W); got {x.dtype} of shape {tuple(x.shape)} in {x.min():g}..{x.max():g}"

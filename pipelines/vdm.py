@@ -9,8 +9,11 @@ length, each a draw of z_s given z_t, s < t, by one of two chains:
                steps; the chain of shortcut MCMC (Y. Huang 2022)
 
 The image is z_0 / alpha_0, the most likely value of the 8-bit decoder p(x | z_0) once rounded to its grid.
+A class-conditional model may be guided (Ho & Salimans 2022, arXiv 2207.12598, eq. 6; the paper's w is
+guidance_scale - 1): either chain then takes eps_unknown + guidance_scale (eps_class - eps_unknown) for eps.
 """
 
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +112,7 @@ class VDMPipeline(DiffusionPipeline):
         batch_size: int = 1,
         *,
         class_labels: str | int | Sequence[str | int | None] | None = None,
+        guidance_scale: float = 1.0,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
@@ -121,6 +125,8 @@ class VDMPipeline(DiffusionPipeline):
 
         batch_size: the number of images; follows from `seeds` if they are given.
         class_labels: names or ids, one for all images or one for each; None is an image of unknown class.
+        guidance_scale: diffusers' scale, 1 + w of Ho & Salimans; for models with classes. At 1 the network is
+            not asked for the unknown class at all; 0 is the unconditional model.
         seeds: one for each image. All its noise is drawn from it, on the CPU: a seed stands for one image
             on any device, in any batch and on any number of processes.
         generator: in place of seeds, one for all images or a list with one for each, as in diffusers.
@@ -140,6 +146,7 @@ class VDMPipeline(DiffusionPipeline):
 
         config, device = self.unet.config, self._execution_device
         labels = self._labels(class_labels, batch_size)
+        guided = self._guided(guidance_scale, labels)
         shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
         options = dict(generator=generator, device=device, dtype=torch.float32)
         gamma = self.unet.gamma(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device))
@@ -148,7 +155,7 @@ class VDMPipeline(DiffusionPipeline):
         for i in self.progress_bar(range(steps)):
             if i in kept:
                 states.append(z)
-            eps_hat = self.unet(z, gamma[i].expand(batch_size), labels)
+            eps_hat = self._eps_hat(z, gamma[i], labels, guided, guidance_scale)
             z = step(z, eps_hat, randn_tensor(shape, **options), gamma[i], gamma[i + 1])
         image = z / alpha_sigma(gamma[-1], z)[0]
         self.maybe_free_model_hooks()
@@ -176,11 +183,33 @@ class VDMPipeline(DiffusionPipeline):
         known = dict(enumerate(names)) | {name: k for k, name in enumerate(names)} | {None: len(names)}
         ids = []
         for label in wanted:
-            if label not in known:
+            if label not in known or isinstance(label, bool | float):  # True and 1.0 would pass for 1
                 choices = ", ".join(f"{k} {name!r}" for k, name in enumerate(names))
                 raise ValueError(f"class_labels must be of {choices}, or None; got {label!r}")
             ids.append(int(label) if isinstance(label, numbers.Integral) else known[label])
         return torch.tensor(ids, device=self._execution_device)
+
+    def _guided(self, scale: float, labels: Tensor | None) -> list[int]:
+        """The images that guidance changes: at a scale of 1 none, and none of unknown class."""
+        if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+            raise ValueError(f"guidance_scale must be a finite number; got {scale!r}")
+        if scale == 1:
+            return []
+        if labels is None:
+            raise ValueError(f"guidance_scale must be 1 for a model that has no classes; got {scale}")
+        return [i for i, label in enumerate(labels.tolist()) if label != len(self.class_names)]
+
+    def _eps_hat(
+        self, z: Tensor, gamma: Tensor, labels: Tensor | None, guided: list[int], scale: float
+    ) -> Tensor:
+        """The noise in z (B, C, H, W) at gamma (); both outputs of the `guided` images in one call."""
+        if not guided:
+            return self.unet(z, gamma.expand(len(z)), labels)
+        unknown = labels.new_full((len(guided),), len(self.class_names))
+        both = torch.cat([z, z[guided]]), gamma.expand(len(z) + len(guided)), torch.cat([labels, unknown])
+        eps_hat, unconditional = self.unet(*both).split([len(z), len(guided)])
+        eps_hat[guided] = unconditional + scale * (eps_hat[guided] - unconditional)
+        return eps_hat
 
 
 def _check_chain(chain: str) -> str:

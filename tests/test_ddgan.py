@@ -36,6 +36,7 @@ from trilemma.training.objectives.ddgan import (
     vp_process,
 )
 from trilemma.training.presets import PRESETS
+from trilemma.training.sampling import with_sampler
 from trilemma.training.watchdog import GRACE, PATIENCE, SIGNS, CollapsedRun, Watchdog
 
 SCRIPT = "training/train_ddgan.py"
@@ -298,6 +299,8 @@ def test_what_the_pipeline_refuses():
         pipe(seeds=[1], generator=torch.Generator())
     with pytest.raises(ValueError, match="posterior"):
         DDGANPipeline(pipe.unet, DDIMScheduler(4, prediction_type="sample"))
+    with pytest.raises(ValueError, match="posterior; got a DDIMScheduler"):
+        with_sampler(pipe, "ddim")(seeds=[1])
     with pytest.raises(ValueError, match="identity"):
         DDGANPipeline(make_net(class_embed_type=None), pipe.scheduler)
 

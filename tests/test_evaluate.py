@@ -13,9 +13,11 @@ from PIL import Image
 from test_distributed import TORCHRUN
 
 from trilemma.eval.config import SamplingConfig
-from trilemma.eval.drawing import labels_like
+from trilemma.eval.drawing import default_guidance, labels_like
 from trilemma.eval.results import Origin, lines, metric_name
 from trilemma.eval.sample_metric import Measurement
+from trilemma.pipelines.vdm import VDMPipeline
+from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.config import DataConfig
 from trilemma.training.data import load_images
 
@@ -267,6 +269,16 @@ def test_guidance_is_refused_where_the_pipeline_has_none():
     drawing = SimpleNamespace(pipeline=pipeline, sampling=SamplingConfig(guidance_scale=2.0))
     with pytest.raises(ValueError, match="--guidance_scale is nothing that a DDGANPipeline has"):
         labels_like(drawing, None)
+
+
+def test_models_without_classes_have_no_guidance_by_default():
+    row = {
+        "_class_name": "UNet2DModel", "block_out_channels": (4,), "norm_num_groups": 4,
+        "add_attention": False, "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",),
+    }  # fmt: skip
+    for classes, scale in ((None, None), (["a", "b"], 1.0)):
+        model = VDMModel(row, sample_size=8, in_channels=1, num_class_embeds=classes and 3)
+        assert default_guidance(VDMPipeline(model, classes)) == scale
 
 
 def test_a_part_of_the_split_is_not_the_literatures_reference():

@@ -150,7 +150,7 @@ def test_as_many_classes_of_other_names_are_others(tmp_path):
 
 
 def test_weights_of_these_shapes_for_another_function_are_refused(tmp_path):
-    """Shapes do not tell how the network was called: here how t was embedded, which nothing else would say."""
+    """Shapes do not tell how the network is called: here, how t is embedded."""
     saved_net(tmp_path, None)
     net = tiny_net(None)
     net.register_to_config(flip_sin_to_cos=False, dropout=0.5, sample_size=16)

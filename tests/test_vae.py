@@ -296,6 +296,16 @@ def test_what_the_pipeline_refuses():
         pipe.reconstruct(images * 2 - 1)
     with pytest.raises(ValueError, match="floats in \\[0, 1\\]"):
         pipe.reconstruct((images * 255).to(torch.uint8))
+    for bad in (torch.full((1, 1, 8, 8), torch.nan), np.full((1, 8, 8, 1), np.nan, dtype=np.float32)):
+        with pytest.raises(ValueError, match=r"floats in \[0, 1\].* in nan\.\.nan"):
+            pipe.reconstruct(bad)
+        with pytest.raises(ValueError, match=r"floats in \[0, 1\].* in nan\.\.nan"):
+            pipe.interpolate(images[:1], bad)
+    for none in ([], images[:0], np.zeros((0, 8, 8, 1), np.float32)):
+        with pytest.raises(ValueError, match="images must be at least one; got none"):
+            pipe.reconstruct(none)
+        with pytest.raises(ValueError, match="images must be at least one; got none"):
+            pipe.interpolate(none, none)
     with pytest.raises(ValueError, match=r"\(1, 8, 8\); got \(3, 8, 8\)"):
         pipe.reconstruct(torch.rand(2, 3, 8, 8))
     with pytest.raises(ValueError, match="as many; got 2 and 1"):

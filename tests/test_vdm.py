@@ -1,5 +1,6 @@
 """Variational diffusion: gamma, the chains against diffusers, the gradient of its shape, runs end to end."""
 
+import copy
 import inspect
 import json
 import os
@@ -18,6 +19,8 @@ from entry import environment, run
 from test_train_unconditional import assert_same, scalars, weights
 from torch.testing import assert_close
 
+from trilemma.eval.config import SamplingConfig
+from trilemma.eval.drawing import Drawing, labels_like
 from trilemma.model_cards.bundle import save_bundle
 from trilemma.pipelines import unconditional
 from trilemma.pipelines import vdm as pipeline_module
@@ -254,10 +257,58 @@ def test_classes_by_name_and_number_and_none():
     assert pipe._labels(None, 2).tolist() == [3, 3]
 
 
+@pytest.mark.parametrize("chain", ["ancestral", "shortcut"])
+def test_guidance_mixes_the_noise_of_the_class_and_of_none(chain):
+    """By the pipeline of a network that mixes the two itself, in two calls; the last image has no class."""
+    pipe, labels = make_pipeline(CLASSES), [2, 0, None]
+    mixing, scales = copy.deepcopy(pipe), torch.tensor([2.5, 2.5, 1.0]).view(-1, 1, 1, 1)
+    forward = pipe.unet.forward
+
+    def mixed(z, gamma, labels):
+        unknown = forward(z, gamma, torch.full_like(labels, 3))
+        return unknown + scales * (forward(z, gamma, labels) - unknown)
+
+    mixing.unet.forward = mixed
+    options = dict(class_labels=labels, chain=chain)
+    guided = images_of(pipe, [0, 1, 2], guidance_scale=2.5, **options)
+    assert_close(guided, images_of(mixing, [0, 1, 2], **options), atol=1e-5, rtol=0)
+    assert not torch.allclose(guided[:2], images_of(pipe, [0, 1, 2], **options)[:2], atol=1e-3)
+    none = images_of(pipe, [0, 1, 2], guidance_scale=0, **options)
+    assert_close(none, images_of(pipe, [0, 1, 2], chain=chain), atol=1e-5, rtol=0)
+
+
+def test_only_guided_images_cost_a_second_call():
+    pipe, rows = make_pipeline(CLASSES), []
+    pipe.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    plain = images_of(pipe, [0, 1, 2], 1, class_labels=[2, 0, None])
+    assert torch.equal(images_of(pipe, [0, 1, 2], 1, class_labels=[2, 0, None], guidance_scale=1), plain)
+    images_of(pipe, [0, 1, 2], 1, class_labels=[2, 0, None], guidance_scale=3.0)
+    assert torch.equal(images_of(pipe, [0], 1, guidance_scale=3.0), images_of(pipe, [0], 1))
+    assert rows == [3, 3, 5, 1, 1]
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 2.0])
+def test_an_evaluation_tells_the_calls_that_guidance_costs(scale):
+    pipe, calls = make_pipeline(CLASSES), []
+    pipe.unet.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    sampling = SamplingConfig(num_samples=4, num_inference_steps=3, guidance_scale=scale)
+    drawing = Drawing(pipe, "a model", sampling, batch_size=2, accelerator=Accelerator(cpu=True))
+    drawing.labels = labels_like(drawing, None)
+    for _ in drawing:
+        pass
+    origin = drawing.origin(None, None)
+    assert origin.guidance_scale == (scale or 1.0)
+    assert origin.nfe == sum(calls) / 4
+
+
 def test_what_the_pipeline_refuses():
     for options, message in (
         ({"class_labels": "three"}, "0 'zero', 1 'one', 2 'two', or None; got 'three'"),
         ({"class_labels": [0]}, "one for each of 2 images"),
+        ({"class_labels": True}, "or None; got True"),
+        ({"class_labels": [1.0, 2]}, "or None; got 1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number; got nan"),
+        ({"guidance_scale": True}, "guidance_scale must be a finite number; got True"),
         ({"num_inference_steps": 0}, "at least 1; got 0"),
         ({"num_inference_steps": 5.0}, "an integer of at least 1; got 5.0"),
         ({"chain": "ddim"}, "one of ancestral, shortcut; got 'ddim'"),
@@ -267,6 +318,9 @@ def test_what_the_pipeline_refuses():
             make_pipeline(CLASSES)(2, **options)
     with pytest.raises(ValueError, match="no classes"):
         make_pipeline()(class_labels=1)
+    with pytest.raises(ValueError, match="must be 1 for a model that has no classes; got 2"):
+        make_pipeline()(guidance_scale=2.0)
+    assert torch.equal(images_of(make_pipeline(), [0], guidance_scale=1.0), images_of(make_pipeline(), [0]))
 
 
 @pytest.mark.parametrize("name", ["_generators", "_evenly_spaced", "_convert"])
@@ -396,6 +450,13 @@ def test_terms_are_logged_and_add_up():
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_diverged_gamma_is_a_loss_that_is_not_finite():
+    objective = make_objective()
+    torch.nn.init.constant_(objective.net.gamma.shift, torch.nan)
+    losses, _ = objective(some_images(), None)
+    assert not losses.isfinite().any()
+
+
 def test_labels_are_dropped_to_the_unknown_class():
     seen, labels = [], torch.arange(6) % 3
     for p, training, expected in ((1.0, True, [3] * 6), (1.0, False, labels.tolist())):
@@ -462,6 +523,15 @@ def test_what_the_command_line_refuses(capsys):
     assert "--gamma_max must be above" in refused(capsys, "--gamma_max", "-20")
     assert "does not apply here" in refused(capsys, "--prediction_type", "epsilon")
     assert "--sampler" in refused(capsys, "--sampler", "ddim")
+
+
+def test_a_network_that_does_not_fit_is_named_by_its_option(tmp_path):
+    flags = ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
+    done = run(SCRIPT, "--net", "simple", *flags, check=False)
+    assert done.wait() != 0
+    assert "error: --net or --model_config_name_or_path must be a UNet2DModel or a PointMLP" in done.output
+    assert "--net unet_8, " in done.output
+    assert "got a PlainUNet2DModel" in done.output
 
 
 def test_a_cut_run_goes_on_exactly_and_its_bits_are_measured(tmp_path, tiny):

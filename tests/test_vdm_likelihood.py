@@ -202,6 +202,13 @@ def test_the_reconstruction_looks_at_every_value_that_matters(gamma):
     assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("gamma", "expected"), [(torch.nan,) * 2, (-torch.inf, torch.nan), (torch.inf, 8.0)])
+def test_the_reconstruction_of_a_diverged_gamma_is_told_by_the_loss(gamma, expected):
+    """NaN, not an exception; and 8 bits where nothing is left of the image."""
+    bits = reconstruction_bpd(torch.zeros(2, 1, 1, 3), torch.randn(2, 1, 1, 3), torch.tensor(gamma).double())
+    assert_close(bits, torch.full((2,), expected), equal_nan=True)
+
+
 @pytest.mark.parametrize("gamma", [-1.0, 1.0, 5.0, 9.0])
 def test_the_prior_is_the_divergence_of_two_normals(gamma):
     x0, gamma = torch.rand(5, 1, 3, 3) * 2 - 1, torch.tensor(gamma).double()

@@ -13,14 +13,27 @@ def main() -> None:
     """Parse, then import what needs torch: a mistyped flag answers at once."""
     config = parse("vdm", __doc__)
 
+    from trilemma.pipelines.vdm_model import NETWORKS
     from trilemma.training.launch import make_net, run
+    from trilemma.training.nets import NETS
     from trilemma.training.objectives.vdm import VDM, build_vdm
+
+    def fitting(row):
+        """The row, if its network can be one within a VDMModel."""
+        kind = row.get("network", row).get("_class_name", "UNet2DModel")
+        if kind not in NETWORKS:
+            able = ", ".join(name for name, other in NETS.items() if other["_class_name"] in NETWORKS)
+            raise ValueError(
+                f"--net or --model_config_name_or_path must be a {' or a '.join(NETWORKS)}, as are --net "
+                f"{able}; got a {kind}"
+            )
+        return row
 
     def objective(config, images):
         classes = images.require_class_names() if config.objective.class_conditional else None
         rows = len(classes) + 1 if classes else None
         build = partial(build_vdm, config=config.objective)
-        net = make_net(config, images, num_class_embeds=rows, classes=classes, build=build)
+        net = make_net(config, images, num_class_embeds=rows, classes=classes, adapt=fitting, build=build)
         return VDM(net, config.objective, classes)
 
     run(config, objective)
