@@ -9,16 +9,15 @@ interrupted and refuse a folder that was trained otherwise. This process starts 
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trilemma.eval import charts, results
+from trilemma.eval.children import Children, last_lines
 from trilemma.eval.config import SamplingConfig, ScoreConfig
 from trilemma.eval.questions import SWEEPS, Flags, Point, Sweep, check_free, own_sweep, typed, words
 from trilemma.training.families import FAMILIES, parse
@@ -27,11 +26,8 @@ from trilemma.training.options import HUB_ID, flags_of, flatten, nearest, parse_
 INTERRUPTED = os.EX_TEMPFAIL
 """Exit code after a signal, as that of a training: run the same command again."""
 
-SHOWN_LOG_LINES = 10
 PANELS = ("fd", "energy", "coverage", "class_accuracy", "bpd_test")
 FACTS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
-"""Variables by which a launcher of this process would mislead the processes that it starts."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +221,7 @@ def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
     return failed
 
 
-def make(job: Job, folder: Path, children: "Children") -> str | None:
+def make(job: Job, folder: Path, children: Children) -> str | None:
     """Train and score a point and add its lines to the sweep's; what went wrong, or None."""
     own = job.folder / results.RESULTS
     job.log.unlink(missing_ok=True)
@@ -243,44 +239,6 @@ def make(job: Job, folder: Path, children: "Children") -> str | None:
     told["lines"] = len(new)  # by which it is seen when one of them is gone
     results.append(folder / results.RESULTS, [{**line, **told} for line in new])
     return None
-
-
-def last_lines(log: Path) -> str:
-    """The end of a log, a progress bar as it last was."""
-    text = log.read_text(errors="replace").splitlines()
-    lines = [line.rstrip().rsplit("\r", 1)[-1] for line in text if line.strip()]
-    return "".join(f"  | {line}\n" for line in lines[-SHOWN_LOG_LINES:])
-
-
-class Children:
-    """Runs commands one at a time, each in a session of its own, and passes on the signals that end this one.
-
-    So Ctrl-C reaches a training as the SIGTERM after which it writes a checkpoint, and not as an interrupt.
-    """
-
-    def __init__(self):
-        self.stopped = False
-        self.process: subprocess.Popen | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._pass_on)
-
-    def run(self, command: Sequence[str], log: Path) -> int:
-        """Exit code of a command whose output is added to `log`."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
-        with open(log, "ab") as file:
-            self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
-        if self.stopped:  # by a signal that came before there was anyone to pass it on to
-            self._pass_on()
-        return self.process.wait()
-
-    def _pass_on(self, *_) -> None:
-        self.stopped = True
-        if self.process is not None and self.process.returncode is None:
-            with suppress(ProcessLookupError):  # it has just ended
-                os.killpg(self.process.pid, signal.SIGTERM)
 
 
 def report(name: str, row: Sweep, jobs: Sequence[Job], folder: Path) -> None:
