@@ -226,7 +226,7 @@ class GaussianTerms:
         if config.get("thresholding"):
             raise ValueError("the scheduler has thresholding=True; bits per dimension know only clip_sample")
         if timesteps is not None and not 1 <= timesteps <= possible:
-            raise ValueError(f"timesteps must be in 1..{possible}, or None for all; got {timesteps}")
+            raise ValueError(f"--bpd_timesteps must be in 1..{possible}, or None for all; got {timesteps}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         return cls(

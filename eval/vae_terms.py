@@ -24,7 +24,7 @@ class VAETerms:
     def of(cls, pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> "VAETerms":
         """The pipeline's network; it has no time steps."""
         if timesteps is not None:
-            raise ValueError(f"timesteps are for diffusion models; a VAE has none, got {timesteps}")
+            raise ValueError(f"--bpd_timesteps is for diffusion models; a VAE has none; got {timesteps}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         return cls(pipeline.vae, batch_size)

@@ -36,7 +36,7 @@ class VDMTerms:
         """As the pipeline's configuration says; timesteps: times of each image, 128 or all T by default."""
         steps = pipeline.config.timesteps
         if timesteps is not None and not 1 <= timesteps <= (steps or timesteps):
-            raise ValueError(f"timesteps must be in 1..{steps or ''}, or None; got {timesteps}")
+            raise ValueError(f"--bpd_timesteps must be in 1..{steps or ''}, or None; got {timesteps}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         return cls(pipeline.unet, steps, timesteps or steps or CONTINUOUS_TIMES, batch_size)

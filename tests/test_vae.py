@@ -204,7 +204,7 @@ def test_bits_per_dimension_of_images():
     assert whole["bpd"].value == pytest.approx(whole["bpd_prior"].value + whole["bpd_reconstruction"].value)
     half = bits_per_dim(pipe.to(torch.bfloat16), images)
     assert half["bpd"].value == pytest.approx(whole["bpd"].value, rel=0.02)
-    with pytest.raises(ValueError, match="timesteps are for diffusion models"):
+    with pytest.raises(ValueError, match="--bpd_timesteps is for diffusion models"):
         bits_per_dim(pipe, images, timesteps=5)
 
 
