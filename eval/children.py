@@ -1,6 +1,7 @@
 """Processes that a sweep starts, one at a time: their output goes to a log, and signals reach them."""
 
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ class Children:
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
         with open(log, "ab") as file:
+            file.write(f"$ {shlex.join(command)}\n".encode())
+            file.flush()
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )

@@ -121,7 +121,7 @@ def share_interval(share: float, n: int) -> tuple[float, float]:
     z2 = NORMAL_QUANTILE**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL_QUANTILE * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5 / (1 + z2 / n)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def at_least_zero(interval: tuple[float, float] | None) -> tuple[float, float] | None:

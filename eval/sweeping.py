@@ -161,7 +161,7 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
     for job in jobs:
         line = words(job.settings["scoring"])
         with refusals_named(job.point, line):
-            asked.append((job.point, parse_flags(Scoring, "", line)))
+            asked.append((job, parse_flags(Scoring, "", line)))
 
     import torch  # after every flag was parsed, since it takes seconds and nothing else here needs it
 
@@ -172,21 +172,30 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
     metrics, pipeline = ("bpd", *METRICS), None
     if model.model and Path(model.model).is_dir():
         pipeline = load_model(model.model, torch.device("cpu"))
-    for point, scoring in asked:
+    for job, scoring in asked:
         for name in scoring.score.metrics:
             if name not in metrics:
                 known = ", ".join(metrics)
                 raise ValueError(f"--metrics must be of {known}; got {name!r}.{nearest(name, metrics)}")
-        sampler = scoring.sampling.sampler
-        if sampler and pipeline:
-            with_sampler(pipeline, sampler)
-        elif sampler:
+        sampling, trained = scoring.sampling, job.settings["training"]
+        conditional = job.point.family == "class_conditional" or trained.get("class_conditional")
+        if job.train and not conditional and (sampling.guidance_scale is not None or sampling.classes):
+            raise ValueError(
+                f"--classes and --guidance_scale are for class-conditional models; {job.point.name} is none"
+            )
+        if sampling.sampler and pipeline:
+            with_sampler(pipeline, sampling.sampler)
+        elif sampling.sampler:
             # A family that has samplers of its own names them as the choices of the flag for its sheets.
-            family = FAMILIES.get(point.family)  # None for a model on the Hub
-            able = flags_of(family)["sampler"].choices or SAMPLERS if family else sorted(SAMPLER_NAMES)
-            if sampler not in able:
-                known = ", ".join(able)
-                raise ValueError(f"--sampler must be one of {known} for point {point.name}; got {sampler!r}")
+            family = FAMILIES.get(job.point.family)  # None for a model on the Hub
+            able = flags_of(family)["sampler"].choices if family else sorted(SAMPLER_NAMES)
+            target = trained.get("prediction_type", "epsilon")
+            able = able or [name for name, row in SAMPLERS.items() if target in row.targets]
+            if sampling.sampler not in able:
+                raise ValueError(
+                    f"--sampler must be one of {', '.join(able)} for point {job.point.name}; got "
+                    f"{sampling.sampler!r}"
+                )
 
 
 def run_facts(model: Path) -> dict[str, Any]:
@@ -224,7 +233,6 @@ def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
 def make(job: Job, folder: Path, children: Children) -> str | None:
     """Train and score a point and add its lines to the sweep's; what went wrong, or None."""
     own = job.folder / results.RESULTS
-    job.log.unlink(missing_ok=True)
     for command in filter(None, (job.train, job.score)):
         before = len(results.read(own))
         code = children.run(command, job.log)

@@ -446,11 +446,12 @@ def test_each_sign_stops_a_run_that_shows_it_for_long_enough(name):
         watch(dog, broken, step, 5 * PATIENCE)
 
 
-def test_a_run_that_never_was_healthy_stops_after_the_start_without_a_checkpoint():
+def test_a_run_that_never_was_healthy_stops_after_the_start_without_a_checkpoint(caplog):
     dog = Watchdog(5, Accelerator(cpu=True))
     for step in range(1, 5 * GRACE + 5):
         watch(dog, HEALTHY | {"contrast": 0.01}, step, 1)
         assert dog.calm == (step < 5)
+    assert "step 5: the images are nearly constant" in caplog.text
     with pytest.raises(CollapsedRun, match="--overwrite_output_dir"):
         watch(dog, HEALTHY | {"contrast": 0.01}, 5 * GRACE + 5, 1)
 

@@ -242,6 +242,8 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
         (["--grid", "seed=0,1", "--model", "m/m", "--seed", "0"], "--grid seed="),
         (["--question", "losses", "--metrics", "fd", "covrage"], "--metrics must be of bpd, fd"),
         (["--question", "losses", "--sampler", "ancestral"], "--sampler must be one of ddpm"),
+        (["--question", "targets", "--sampler", "euler_ancestral"], "for point prediction_type=sample"),
+        (["--question", "losses", "--guidance_scale", "2"], "class-conditional models; loss_type=l2 is none"),
         (["--question", "schedules", "--sampler", "ddim"], "one of ancestral, shortcut for point vdm-linear"),
         (["--grid", "sampler=bogus", "--model", "m/m"], "point sampler=bogus"),
         (["--grid", "num_inference_steps=2,x", "--model", "m/m"], "the flags of point num_inference_steps=x"),

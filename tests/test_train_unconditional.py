@@ -2,6 +2,7 @@
 diffusers.
 """
 
+import fcntl
 import json
 import os
 import random
@@ -14,7 +15,6 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from entry import ROOT, environment, run, start
-from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -172,7 +172,8 @@ def test_a_folder_that_another_run_fills_is_left_alone(tmp_path, tiny):
     flags = [*tiny, "--max_train_steps", "1", "--output_dir", str(out)]
     run(SCRIPT, *flags)
     before = weights(out)
-    with FileLock(out / ".lock"):
+    with open(out / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for more in ([], ["--overwrite_output_dir"]):
             done = run(SCRIPT, *flags, *more, check=False)
             assert done.wait() != 0

@@ -123,7 +123,10 @@ def _no_model(source: str, problem: Exception) -> ValueError:
 def _class_names(source: str) -> tuple[str, ...] | None:
     """The classes of a saved pipeline, () for none, and None where it does not say."""
     index = DiffusionPipeline.load_config(source)
-    return tuple((index["class_names"] or {}).values()) if "class_names" in index else None
+    if "class_names" not in index:
+        return None
+    names = index["class_names"] or {}
+    return tuple(names[k] for k in sorted(names, key=int))  # JSON has "10" before "2"
 
 
 def _shown(classes: tuple[str, ...] | None) -> str:

@@ -28,7 +28,8 @@ from trilemma.training.runlog import Means, RunLog
 from trilemma.training.sampling import check_steps, every_class, sample_everywhere, usual_steps, with_sampler
 
 INTERRUPTED = 75
-"""Exit code after SIGTERM or SIGUSR1: a checkpoint was written, run the same command again (EX_TEMPFAIL)."""
+"""Exit code after SIGTERM or SIGUSR1: a checkpoint was written, unless the run shows a sign of failure; run
+the same command again (EX_TEMPFAIL)."""
 
 VALIDATION_SEED = 20201216
 VALIDATION_BATCH = 256
@@ -131,6 +132,8 @@ def train(
             means.check(accelerator)  # never keep weights that a bad loss has touched
             checkpoints.save(step, runlog.seconds)
             runlog.write_run(step, step * images_per_step)
+        elif interrupted:
+            accelerator.print(f"No checkpoint of step {step}: the run shows a sign of failure.")
         if interrupted and step < total_steps:
             runlog.close()
             raise SystemExit(INTERRUPTED)

@@ -97,14 +97,14 @@ class Watchdog:
             # Small batches may have had no image to tell it by.
             shows = name in numbers and sign.shows(numbers)
             self.strikes[name] = self.strikes[name] + 1 if shows else 0
-            if not shows or step <= GRACE * self.period:
+            if not shows:
                 continue
             what = f"{sign.meaning} ({name} {numbers[name]:.3g} for {self.strikes[name] * self.period} steps)"
-            if self.strikes[name] >= PATIENCE:
+            if self.strikes[name] >= PATIENCE and step > GRACE * self.period:
                 raise CollapsedRun(
-                    f"the run has collapsed by step {step}: {what}. To try: {sign.remedy}; with other flags "
-                    "it begins anew, in another --output_dir or with --overwrite_output_dir. No checkpoint "
-                    "was written since the sign showed; --watchdog_steps 0 turns this check off."
+                    f"the run has collapsed by step {step}: {what}. To try: {sign.remedy}; where there is a "
+                    "checkpoint, other flags take another --output_dir or --overwrite_output_dir. No "
+                    "checkpoint was written since the sign showed; --watchdog_steps 0 turns this check off."
                 )
             logger.warning("step %d: %s. While this lasts, no checkpoint is written.", step, what)
 

@@ -103,9 +103,9 @@ class DDPM(Objective):
         the others.
         """
         rest = self.process.steps - 1
-        others, _ = UniformTimes(max(rest, 1)).sample(len(x0), x0.device, generator)
+        others, _ = UniformTimes(rest).sample(len(x0), x0.device, generator)
         bound = prior_bpd(self.process, x0).float()
-        for t, count in ((torch.ones_like(others), 1), (others + 1, rest))[: 2 if rest else 1]:
+        for t, count in ((torch.ones_like(others), 1), (others + 1, rest)):
             x_t = self.process.diffuse(x0, t, normal_like(x0, generator))
             prediction, variance = self.denoise(x_t, t - 1, class_labels).sample.float().chunk(2, dim=1)
             x0_hat = self.target.to_x0(prediction, x_t, *self.process.signal_and_noise(t, x0)).clamp(-1, 1)
@@ -198,7 +198,10 @@ class UniformTimes(nn.Module):
         """t (count,) int64 and the importance weight of each."""
         where = device if generator is None else generator.device
         part = torch.rand(count, generator=generator, device=where, dtype=torch.float64)
-        time = (torch.arange(count, device=where) + part) / count
+        place = torch.arange(count, device=where)
+        if generator is not None:  # held-out images may come in the order of their classes
+            place = torch.randperm(count, generator=generator, device=where)
+        time = (place + part) / count
         return (time * self.steps).long().clamp(max=self.steps - 1).to(device) + 1, 1.0
 
     def observe(self, t: Tensor, losses: Tensor) -> None:
