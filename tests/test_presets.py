@@ -39,8 +39,8 @@ STEPS = ["--ddpm_num_inference_steps", "2"]
 SMALLER = {
     "unconditional": [*STEPS, NETWORK],
     "class_conditional": [*STEPS, NETWORK],
-    "ddgan": [NETWORK],
-    "vae": [],
+    "ddgan": ["--discriminator_channels", "8", "8", NETWORK],
+    "vae": ["--vae_channels", "8", "8"],
     "vdm": [*STEPS, NETWORK],
 }
 """Family -> flags for less work; the network's file is appended to the last."""
