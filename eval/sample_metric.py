@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from trilemma.eval.frechet import BLOCKS, jackknife
+from trilemma.eval.frechet import BLOCKS, Gaussian, jackknife
 
 NORMAL_QUANTILE = 1.959964  # 97.5%
 
@@ -124,6 +124,13 @@ def share_interval(share: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def check_width(features: Tensor, reference: Gaussian) -> None:
+    """ValueError unless features (B, D) are as wide as the reference."""
+    if features.ndim != 2 or features.shape[1] != len(reference.mean):
+        raise ValueError(
+            f"features must be (B, {len(reference.mean)}), as the reference's; got {tuple(features.shape)}. "
+            "Was the reference made with another --feature_extractor?"
+        )
 def at_least_zero(interval: tuple[float, float] | None) -> tuple[float, float] | None:
     """The part of an interval that a quantity which cannot be negative can lie in."""
     return interval and (max(0.0, interval[0]), max(0.0, interval[1]))

@@ -20,7 +20,7 @@ from trilemma.eval import results
 from trilemma.eval.config import ModelConfig, SamplingConfig
 from trilemma.eval.drawing import labels_like, open_drawing
 from trilemma.eval.evaluation import load_images_of, trained_on
-from trilemma.eval.metrics import NEAREST_QUANTILES
+from trilemma.eval.pair_metrics import NEAREST_QUANTILES
 from trilemma.eval.sample_metric import Measurement
 from trilemma.eval.scoring import Reference, score, yardsticks
 from trilemma.model_cards.check import check_card

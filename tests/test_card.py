@@ -20,7 +20,8 @@ from trilemma.model_cards.card import main
 from trilemma.model_cards.check import check_card
 from trilemma.model_cards.command import train_command
 from trilemma.model_cards.families import FAMILIES as PIPELINES
-from trilemma.model_cards.render import read_folder, render_card, write_card
+from trilemma.model_cards.folder import read_folder
+from trilemma.model_cards.render import render_card, write_card
 from trilemma.model_cards.text import escape
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.training.families import FAMILIES, parse

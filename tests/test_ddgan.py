@@ -25,16 +25,10 @@ from trilemma.pipelines import unconditional
 from trilemma.pipelines.ddgan import DDGANPipeline, condition
 from trilemma.training.checkpoints import checkpoint_steps, find_checkpoint
 from trilemma.training.discriminator import GROUP, Discriminator, group_deviation
-from trilemma.training.families import DDGANConfig, GANOptimConfig, parse
-from trilemma.training.objectives.ddgan import (
-    DDGAN,
-    DiscriminatorTurn,
-    Pairs,
-    compare,
-    few_step_scheduler,
-    latent_row,
-    vp_process,
-)
+from trilemma.training.families import parse
+from trilemma.training.family_options import DDGANConfig, GANOptimConfig
+from trilemma.training.few_steps import Pairs, few_step_scheduler, latent_row, vp_process
+from trilemma.training.objectives.ddgan import DDGAN, DiscriminatorTurn, compare
 from trilemma.training.presets import PRESETS
 from trilemma.training.sampling import with_sampler
 from trilemma.training.watchdog import GRACE, PATIENCE, SIGNS, CollapsedRun, Watchdog

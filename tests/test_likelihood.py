@@ -13,7 +13,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from trilemma.eval.likelihood import GaussianTerms, bits_per_dim, bits_per_image, process_of
+from trilemma.eval.gaussian_terms import GaussianTerms, process_of
+from trilemma.eval.likelihood import bits_per_dim, bits_per_image
 from trilemma.eval.sample_metric import NORMAL_QUANTILE
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.pipelines.unconditional import UnconditionalPipeline

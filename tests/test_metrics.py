@@ -17,7 +17,8 @@ from torchmetrics.image.kid import poly_mmd
 
 from trilemma.eval import frechet
 from trilemma.eval.frechet import BLOCKS, Gaussian, block_of, frechet_distance, frechet_floor, jackknife
-from trilemma.eval.metrics import EVERYTHING, METRICS, FrechetDistance, build_metrics
+from trilemma.eval.metrics import METRICS, FrechetDistance, build_metrics
+from trilemma.eval.pair_metrics import EVERYTHING
 from trilemma.eval.pairwise import kernel_distance, manifolds, nearest
 from trilemma.eval.reference_stats import Protocol, ReferenceCollector, ReferenceStatistics
 from trilemma.eval.sample_metric import Measurement, block_interval, share_interval

@@ -27,7 +27,8 @@ from trilemma.pipelines import vae as pipeline_module
 from trilemma.pipelines.vae import VAEPipeline, arc
 from trilemma.pipelines.vae_model import MIN_LOG_SCALE, VAEModel
 from trilemma.training.data import Images, to_float, to_uint8
-from trilemma.training.families import VAEConfig, parse
+from trilemma.training.families import parse
+from trilemma.training.family_options import VAEConfig
 from trilemma.training.fine_tuning import take_weights
 from trilemma.training.objectives.vae import VAE, bound, discretised_logistic_nll
 from trilemma.training.presets import PRESETS

@@ -27,7 +27,8 @@ from trilemma.pipelines import vdm as pipeline_module
 from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
 from trilemma.pipelines.vdm_model import GAMMAS, PointMLP, VDMModel
 from trilemma.training.config import OptimConfig
-from trilemma.training.families import VDMConfig, parse
+from trilemma.training.families import parse
+from trilemma.training.family_options import VDMConfig
 from trilemma.training.fine_tuning import take_weights
 from trilemma.training.methods import GradientDescent
 from trilemma.training.nets import NETS

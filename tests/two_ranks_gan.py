@@ -8,7 +8,8 @@ from two_ranks import train_and_report
 from trilemma.training import launch
 from trilemma.training.discriminator import Discriminator
 from trilemma.training.families import parse
-from trilemma.training.objectives.ddgan import DDGAN, latent_row
+from trilemma.training.few_steps import latent_row
+from trilemma.training.objectives.ddgan import DDGAN
 
 
 def main(report: str, *flags: str) -> None:

@@ -5,7 +5,7 @@ The machinery is in `training/options.py`, the recipes in `training/presets.py`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from trilemma.training.nets import NETS
 from trilemma.training.options import option
@@ -238,3 +238,13 @@ class HubConfig:
     def __post_init__(self):
         if self.hub_create_pr and self.hub_tag:
             raise ValueError("--hub_tag names a commit of main; --hub_create_pr makes none")
+
+
+class Config(Protocol):
+    """The groups that the training loop reads; every family's configuration has them."""
+
+    optim: OptimConfig
+    ema: EMAConfig
+    run: RunConfig
+    log: LogConfig
+    evaluation: EvalConfig

@@ -1,17 +1,11 @@
 """Where the rows come from: the embedded digits, points of the plane, a Hub data set, or a local folder.
 
-Columns are found by their feature type. `datasets.Image` is an image, `datasets.ClassLabel` a label; failing
-a ClassLabel, an integer column is taken for the label if its name says so (label, class, target, category).
-Several candidates are an error that lists the columns, `--image_column` and `--label_column` decide, and
-`--label_column none` ignores labels.
-
 `--classes` keeps some labels and renumbers them 0..K-1 in the order of their old numbers, so that a model of
 three classes has three classes; `class_names` is reduced to match.
 
-Nothing here decodes an image: see `decode.py`.
+Nothing here decodes an image: see `decode.py`; the columns of a table are found by `columns.py`.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from trilemma.training.columns import image_column, label_column
 from trilemma.training.config import DataConfig
 from trilemma.training.options import nearest
 from trilemma.training.points import POINTS, SHAPE
 
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-LABEL_NAMES = "label|class|target|categor"
 
 
 @dataclass(frozen=True)
@@ -171,8 +165,8 @@ def _table(tables, name: str, config: DataConfig, split: str) -> Source:
 
     _check_split(name, split, list(tables))
     table = tables[split]
-    image = _image_column(table.features, config.image_column, name)
-    label = _label_column(table.features, config.label_column, name)
+    image = image_column(table.features, config.image_column, name)
+    label = label_column(table.features, config.label_column, name)
     labels, names = (None, None) if label is None else _labels(tables, split, label, name)
     # The folder that holds a table's Arrow file is named by a hash of the data files (and of the revision, on
     # the Hub).
@@ -186,66 +180,6 @@ def _check_split(name: str, split: str, splits: list[str]) -> None:
     if split not in splits:
         found = ", ".join(splits)
         raise ValueError(f"{name} has no split '{split}'; it has {found}.{nearest(split, splits)}")
-
-
-def _listing(features) -> str:
-    kinds = {column: "image" if _is_image(feature) else feature for column, feature in features.items()}
-    return "columns: " + ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
-
-
-def _is_image(feature) -> bool:
-    import datasets
-
-    if isinstance(feature, dict):  # parquet written without Hugging Face metadata has images as plain structs
-        return set(feature) == {"bytes", "path"}
-    return isinstance(feature, datasets.Image)
-
-
-def _image_column(features, wanted: str | None, name: str) -> str:
-    found = [column for column, feature in features.items() if _is_image(feature)]
-    if wanted is not None:
-        _check_column(features, wanted, "--image_column", name)
-        if wanted not in found:
-            raise ValueError(
-                f"--image_column '{wanted}' of {name} does not hold images; {_listing(features)}"
-            )
-        return wanted
-    if len(found) != 1:
-        problem = f"several image columns ({', '.join(found)})" if found else "no image column"
-        raise ValueError(f"{name} has {problem}; choose one with --image_column; {_listing(features)}")
-    return found[0]
-
-
-def _label_column(features, wanted: str | None, name: str) -> str | None:
-    import datasets
-
-    if wanted == "none":
-        return None
-    integers = [
-        column for column, feature in features.items()
-        if isinstance(feature, datasets.Value) and re.match("u?int", feature.dtype)
-    ]  # fmt: skip
-    classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if wanted is not None:
-        _check_column(features, wanted, "--label_column", name)
-        if wanted not in integers + classes:
-            problem = "does not hold integer labels (none: ignore labels)"
-            raise ValueError(f"--label_column '{wanted}' of {name} {problem}; {_listing(features)}")
-        return wanted
-    found = classes or [column for column in integers if re.search(LABEL_NAMES, column.lower())]
-    if len(found) > 1:
-        raise ValueError(
-            f"{name} has several label columns ({', '.join(found)}); choose one with --label_column, or pass "
-            f"--label_column none to ignore labels; {_listing(features)}"
-        )
-    return found[0] if found else None
-
-
-def _check_column(features, wanted: str, option: str, name: str) -> None:
-    if wanted not in features:
-        raise ValueError(
-            f"{option} '{wanted}' is not in {name}; {_listing(features)}.{nearest(wanted, features)}"
-        )
 
 
 def _labels(

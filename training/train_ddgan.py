@@ -12,8 +12,9 @@ def main() -> None:
     config = parse("ddgan", __doc__)
 
     from trilemma.training.discriminator import Discriminator
+    from trilemma.training.few_steps import latent_row
     from trilemma.training.launch import make_net, run_method
-    from trilemma.training.objectives.ddgan import DDGAN, latent_row
+    from trilemma.training.objectives.ddgan import DDGAN
 
     def method(config, images, accelerator, total_steps):
         classes = images.require_class_names() if config.objective.class_conditional else None

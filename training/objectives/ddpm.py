@@ -12,7 +12,7 @@ from accelerate.utils import gather
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
-from trilemma.training.families import DDPMConfig, ProcessConfig
+from trilemma.training.family_options import DDPMConfig, ProcessConfig
 from trilemma.training.losses import (
     LOSSES,
     UNWEIGHTED,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from trilemma.pipelines.vae import VAEPipeline
 from trilemma.pipelines.vae_model import VAEModel
-from trilemma.training.families import VAEConfig
+from trilemma.training.family_options import VAEConfig
 from trilemma.training.losses import gaussian_kl
 from trilemma.training.methods import Logs, Objective
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised, shortcut_step
 from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.build_net import build_network
-from trilemma.training.families import VDMConfig
+from trilemma.training.family_options import VDMConfig
 from trilemma.training.losses import mean_per_example
 from trilemma.training.methods import Logs, Objective
 from trilemma.training.objectives.ddpm import LabelDropout
