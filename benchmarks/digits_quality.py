@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import torch
 
-from trilemma.eval.drawing import load_model
-from trilemma.eval.frechet import Gaussian, frechet_distance
-from trilemma.training.config import DataConfig
-from trilemma.training.data import load_images
+from trilemma.eval.metrics.frechet import Gaussian, frechet_distance
+from trilemma.eval.scoring.model_images import load_model
+from trilemma.training.images.image_set import load_images
+from trilemma.training.options.groups import DataConfig
 from trilemma.training.sampling import every_class, sample, with_sampler
 
 SAMPLES, SETS, STEPS, SPLITS = 500, 8, 50, 100

@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from trilemma.eval.config import SamplingConfig
-from trilemma.eval.drawing import Drawing, labels_like, load_model
-from trilemma.eval.evaluation import load_images_of
-from trilemma.eval.scoring import score, yardsticks
+from trilemma.eval.options import SamplingConfig
+from trilemma.eval.scoring.after_training import load_images_of
+from trilemma.eval.scoring.model_images import Drawing, labels_like, load_model
+from trilemma.eval.scoring.yardsticks import score, yardsticks
 from trilemma.pipelines.ddgan import latent_width
-from trilemma.training.config import DataConfig
-from trilemma.training.data import cache_folder
+from trilemma.training.images.image_set import cache_folder
+from trilemma.training.options.groups import DataConfig
 from trilemma.training.sampling import with_sampler
 
 METRICS = ("fd", "prdc", "modes")

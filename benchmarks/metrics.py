@@ -20,9 +20,9 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from trilemma.eval.frechet import Gaussian, frechet_distance
-from trilemma.eval.metrics import FrechetDistance
-from trilemma.eval.reference_stats import ReferenceStatistics
+from trilemma.eval.metrics.distances import FrechetDistance
+from trilemma.eval.metrics.frechet import Gaussian, frechet_distance
+from trilemma.eval.scoring.reference import ReferenceStatistics
 
 DIMENSION = 2048
 

@@ -23,14 +23,14 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
-from trilemma.eval.drawing import load_model
-from trilemma.eval.frechet import BLOCKS, T_QUANTILE
-from trilemma.eval.pairwise import kernel_distance, negative_distance
-from trilemma.eval.point_plots import chain, fields, scatters, ways
-from trilemma.eval.precise_bound import precise_bpd
-from trilemma.eval.sample_metric import NORMAL_QUANTILE
-from trilemma.training.data import to_float, to_uint8
-from trilemma.training.points import MIXTURE, POINTS
+from trilemma.eval.bounds.precise import precise_bpd
+from trilemma.eval.metrics.frechet import BLOCKS, T_QUANTILE
+from trilemma.eval.metrics.pairwise import kernel_distance, negative_distance
+from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE
+from trilemma.eval.plots.points import chain, fields, scatters, ways
+from trilemma.eval.scoring.model_images import load_model
+from trilemma.training.images.image_set import to_float, to_uint8
+from trilemma.training.images.points import MIXTURE, POINTS
 from trilemma.training.sampling import with_sampler
 
 ROOT = Path(__file__).resolve().parent.parent

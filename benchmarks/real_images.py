@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilemma.eval.scoring import BATCH, Batch, Reference, score, yardsticks
-from trilemma.training.config import DataConfig
-from trilemma.training.data import Images, cache_folder, load_images
+from trilemma.eval.scoring.yardsticks import BATCH, Batch, Reference, score, yardsticks
+from trilemma.training.images.image_set import Images, cache_folder, load_images
+from trilemma.training.options.groups import DataConfig
 
 METRICS = ("fd", "kid", "is", "prdc", "modes")
 SHOWN = ("fd", "kid", "is", "precision", "recall", "density", "coverage", "modes_kl", "confidence")

@@ -8,7 +8,7 @@ quality against time per image.
 import sys
 from dataclasses import dataclass
 
-from trilemma.training.options import option, parse_flags
+from trilemma.training.options.flags import option, parse_flags
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse and compare."""
     config = parse_flags(CompareConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
-    from trilemma.eval.comparing import compare
+    from trilemma.eval.studies.model_table import compare
 
     try:
         compare(config.comparison)

@@ -8,8 +8,8 @@ trained on.
 import sys
 from dataclasses import dataclass
 
-from trilemma.eval.config import ModelConfig, SamplingConfig, ScoreConfig
-from trilemma.training.options import option, parse_flags
+from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig
+from trilemma.training.options.flags import option, parse_flags
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, then import what needs torch."""
     config = parse_flags(EvaluateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
-    from trilemma.eval.evaluation import evaluate
+    from trilemma.eval.scoring.after_training import evaluate
 
     try:
         evaluate(config)

@@ -7,8 +7,8 @@ what a run that was cut has drawn is not drawn again.
 import sys
 from dataclasses import dataclass
 
-from trilemma.eval.config import ModelConfig, SamplingConfig
-from trilemma.training.options import option, parse_flags
+from trilemma.eval.options import ModelConfig, SamplingConfig
+from trilemma.training.options.flags import option, parse_flags
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, then import what needs torch."""
     config = parse_flags(GenerateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
-    from trilemma.eval.drawing import draw_to_files
+    from trilemma.eval.scoring.model_images import draw_to_files
 
     try:
         draw_to_files(config.model, config.sampling, config.output.output)

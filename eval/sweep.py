@@ -9,17 +9,17 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from trilemma.eval.config import ModelConfig, SamplingConfig, ScoreConfig
-from trilemma.eval.questions import SWEEPS
-from trilemma.training.families import FAMILIES
-from trilemma.training.options import option, parse_flags
+from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig
+from trilemma.eval.studies.questions import SWEEPS
+from trilemma.training.options.command_line import FAMILIES
+from trilemma.training.options.flags import option, parse_flags
 
 
 @dataclass(frozen=True)
 class GridConfig:
     """Which points there are, and where they go."""
 
-    question: Literal[tuple(SWEEPS)] | None = option(None, "a row of eval/questions.py")
+    question: Literal[tuple(SWEEPS)] | None = option(None, "a row of eval/studies/questions.py")
     grid: tuple[str, ...] | None = option(None, "in its place a grid of your own: flag=value,value ...")
     family: Literal[tuple(FAMILIES)] = option(
         "unconditional", "training/train_<family>.py trains it, unless --model is given", needs=("grid", ...)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     end = argv.index("--") if "--" in argv else len(argv)
     config = parse_flags(SweepConfig, __doc__, argv[:end])
 
-    from trilemma.eval.sweeping import sweep
+    from trilemma.eval.studies.grid import sweep
 
     try:
         sweep(config, argv[:end], argv[end + 1 :])

@@ -41,12 +41,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--hub_model_id is needed to publish")
     try:
         if check["verify"] is None:
-            from trilemma.model_cards.upload import publish
+            from trilemma.model_cards.hub.upload import publish
 
             print(publish(**push))
             return
 
-        from trilemma.model_cards.recheck import recheck, report
+        from trilemma.model_cards.hub.recheck import recheck, report
 
         checks = recheck(check["verify"], check["num_samples"], check["reference"])
         print(report(checks))

@@ -20,10 +20,10 @@ LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        "trilemma.training.launch",
+        "trilemma.training.run",
         "trilemma.training.objectives.ddpm",
         "trilemma.pipelines.unconditional",
-        "trilemma.eval.evaluation",
+        "trilemma.eval.scoring.after_training",
         "torch.utils.tensorboard",
     ]
 )

@@ -13,9 +13,9 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipel
 from huggingface_hub import HfApi, constants
 from loopback_hub import LoopbackHub
 
-import trilemma.model_cards.bundle as bundle_module
+import trilemma.model_cards.hub.bundle as bundle_module
 import trilemma.pipelines.class_conditional as class_conditional_module
-from trilemma.model_cards.bundle import check_standalone, save_bundle
+from trilemma.model_cards.hub.bundle import check_standalone, save_bundle
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.pipelines.ddgan import DDGANPipeline
 from trilemma.pipelines.unconditional import UnconditionalPipeline
@@ -230,7 +230,7 @@ def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", [
     "import trilemma",
-    "from trilemma.training.process import GaussianProcess",
+    "from trilemma.training.diffusion.process import GaussianProcess",
     "import torch, scipy",
     "from .networks import Net",
     "from . import networks",

@@ -13,20 +13,20 @@ from conftest import TINY
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import ModelCard
 
-from trilemma.eval.results import KEYS, Origin, append, lines, read
-from trilemma.eval.sample_metric import Measurement
-from trilemma.model_cards.bundle import save_bundle
+from trilemma.eval.metrics.sample_metric import Measurement
+from trilemma.eval.scoring.results import KEYS, Origin, append, lines, read
 from trilemma.model_cards.card import main
-from trilemma.model_cards.check import check_card
-from trilemma.model_cards.command import train_command
-from trilemma.model_cards.families import FAMILIES as PIPELINES
-from trilemma.model_cards.folder import read_folder
-from trilemma.model_cards.render import render_card, write_card
-from trilemma.model_cards.text import escape
+from trilemma.model_cards.hub.bundle import save_bundle
+from trilemma.model_cards.rendering.check import check_card
+from trilemma.model_cards.rendering.command import train_command
+from trilemma.model_cards.rendering.render import render_card, write_card
+from trilemma.model_cards.rendering.saved_model import read_folder
+from trilemma.model_cards.rendering.text import escape
+from trilemma.model_cards.wording.families import FAMILIES as PIPELINES
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-from trilemma.training.families import FAMILIES, parse
-from trilemma.training.options import flags_of, flatten, public, public_name
-from trilemma.training.presets import PRESETS
+from trilemma.training.families.presets import PRESETS
+from trilemma.training.options.command_line import FAMILIES, parse
+from trilemma.training.options.flags import flags_of, flatten, public, public_name
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from trilemma.training.checkpoints import (
+from trilemma.training.loop.checkpoints import (
     DamagedCheckpoint,
     checkpoint_path,
     checkpoint_steps,
@@ -88,7 +88,7 @@ def test_full_disk_is_an_error_and_the_previous_checkpoint_stays_whole(tmp_path)
     code = f"""
 import resource, torch
 from pathlib import Path
-from trilemma.training.checkpoints import save_checkpoint
+from trilemma.training.loop.checkpoints import save_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, {resource.RLIM_INFINITY}))
 try:
     save_checkpoint(Path({str(tmp_path)!r}), 2, {{"weights": torch.zeros(100_000)}}, keep=1)

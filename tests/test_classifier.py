@@ -7,11 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trilemma.eval import classifier
-from trilemma.eval.classifier import ClassifierNet, classifier_file, load_classifier, train_classifier
-from trilemma.eval.inception import file_sha256
-from trilemma.training.config import DataConfig
-from trilemma.training.data import load_images
+from trilemma.eval.features import classifier
+from trilemma.eval.features.classifier import (
+    ClassifierNet,
+    classifier_file,
+    load_classifier,
+    train_classifier,
+)
+from trilemma.eval.features.inception import file_sha256
+from trilemma.training.images.image_set import load_images
+from trilemma.training.options.groups import DataConfig
 
 
 @dataclass

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trilemma.eval.comparing import figures, pick, standard_protocols, trilemma, ways
-from trilemma.eval.results import SAMPLING, Marks, kind, metric_name
-from trilemma.eval.targets import curve_of, parse_target, reach, section
-from trilemma.eval.trained import read_models
+from trilemma.eval.scoring.results import SAMPLING, Marks, kind, metric_name
+from trilemma.eval.studies.model_table import figures, pick, standard_protocols, trilemma, ways
+from trilemma.eval.studies.models import read_models
+from trilemma.eval.studies.targets import curve_of, parse_target, reach, section
 
 LINE = {
     "metric": "fd_classifier", "value": 3.0, "interval": [2.5, 2.9], "floor": 0.4, "source": "m", "n": 2000,

@@ -6,11 +6,11 @@ import sys
 import pytest
 import yaml
 
-from trilemma.training.families import FAMILIES, parse
-from trilemma.training.losses import LOSSES
-from trilemma.training.options import flags_of, flatten, to_yaml
-from trilemma.training.presets import PRESETS
-from trilemma.training.process import SCHEDULES, TARGETS
+from trilemma.training.diffusion.losses import LOSSES
+from trilemma.training.diffusion.process import SCHEDULES, TARGETS
+from trilemma.training.families.presets import PRESETS
+from trilemma.training.options.command_line import FAMILIES, parse
+from trilemma.training.options.flags import flags_of, flatten, to_yaml
 
 DIFFUSERS_FLAGS = """dataset_name dataset_config_name model_config_name_or_path train_data_dir output_dir
 overwrite_output_dir cache_dir resolution center_crop random_flip train_batch_size eval_batch_size
@@ -138,7 +138,7 @@ def test_tables_and_choices_agree():
 
 
 def test_help_and_errors_answer_without_torch():
-    code = "import sys; from trilemma.training.families import parse\n"
+    code = "import sys; from trilemma.training.options.command_line import parse\n"
     code += "try: parse('unconditional', '', ['--oops'])\n"
     code += "except SystemExit: sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

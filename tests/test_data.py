@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from trilemma.training import data, decode
-from trilemma.training.config import DataConfig
-from trilemma.training.data import batches, hold_out, load_images, to_float, to_uint8
-from trilemma.training.decode import to_pixels
+from trilemma.training.images import decode
+from trilemma.training.images import image_set as data
+from trilemma.training.images.decode import to_pixels
+from trilemma.training.images.image_set import batches, hold_out, load_images, to_float, to_uint8
+from trilemma.training.options.groups import DataConfig
 
 CLASSES = ("airplane", "bird", "cat")
 

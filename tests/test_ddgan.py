@@ -19,19 +19,19 @@ from entry import ROOT, environment, run, start
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from trilemma.model_cards.bundle import save_bundle
+from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines import ddgan as pipeline_module
 from trilemma.pipelines import unconditional
 from trilemma.pipelines.ddgan import DDGANPipeline, condition
-from trilemma.training.checkpoints import checkpoint_steps, find_checkpoint
-from trilemma.training.discriminator import GROUP, Discriminator, group_deviation
-from trilemma.training.families import parse
-from trilemma.training.family_options import DDGANConfig, GANOptimConfig
-from trilemma.training.few_steps import Pairs, few_step_scheduler, latent_row, vp_process
+from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, latent_row, vp_process
+from trilemma.training.families.groups import DDGANConfig, GANOptimConfig
+from trilemma.training.families.presets import PRESETS
+from trilemma.training.loop.checkpoints import checkpoint_steps, find_checkpoint
+from trilemma.training.loop.watchdog import GRACE, PATIENCE, SIGNS, CollapsedRun, Watchdog
+from trilemma.training.networks.discriminator import GROUP, Discriminator, group_deviation
 from trilemma.training.objectives.ddgan import DDGAN, DiscriminatorTurn, compare
-from trilemma.training.presets import PRESETS
+from trilemma.training.options.command_line import parse
 from trilemma.training.sampling import with_sampler
-from trilemma.training.watchdog import GRACE, PATIENCE, SIGNS, CollapsedRun, Watchdog
 
 SCRIPT = "training/train_ddgan.py"
 CLASSES = ("zero", "one", "two")

@@ -6,12 +6,12 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
-from trilemma.eval.gaussian_terms import GaussianTerms
+from trilemma.eval.bounds.gaussian import GaussianTerms
 from trilemma.pipelines.unconditional import UnconditionalPipeline
-from trilemma.training.family_options import DDPMConfig
-from trilemma.training.losses import LOSSES, prior_bpd
+from trilemma.training.diffusion.losses import LOSSES, prior_bpd
+from trilemma.training.diffusion.process import SCHEDULES, TARGETS, noise_schedule
+from trilemma.training.families.groups import DDPMConfig
 from trilemma.training.objectives.ddpm import DDPM, ImportanceTimes, ddpm_scheduler
-from trilemma.training.process import SCHEDULES, TARGETS, noise_schedule
 
 
 class Constant(nn.Module):

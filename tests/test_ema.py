@@ -5,8 +5,8 @@ import dataclasses
 import torch
 from diffusers.training_utils import EMAModel
 
-from trilemma.training.config import EMAConfig
-from trilemma.training.ema import EMA, ema_decay
+from trilemma.training.loop.ema import EMA, ema_decay
+from trilemma.training.options.groups import EMAConfig
 
 
 def steps(net, average, oracle=None, count=7):

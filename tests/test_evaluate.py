@@ -12,14 +12,14 @@ from entry import command, environment, run
 from PIL import Image
 from test_distributed import TORCHRUN
 
-from trilemma.eval.config import SamplingConfig
-from trilemma.eval.drawing import default_guidance, labels_like
-from trilemma.eval.results import Origin, lines, metric_name
-from trilemma.eval.sample_metric import Measurement
+from trilemma.eval.metrics.sample_metric import Measurement
+from trilemma.eval.options import SamplingConfig
+from trilemma.eval.scoring.model_images import default_guidance, labels_like
+from trilemma.eval.scoring.results import Origin, lines, metric_name
 from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.pipelines.vdm_model import VDMModel
-from trilemma.training.config import DataConfig
-from trilemma.training.data import load_images
+from trilemma.training.images.image_set import load_images
+from trilemma.training.options.groups import DataConfig
 
 EVALUATE, GENERATE, TRAIN = "eval/evaluate.py", "eval/generate.py", "training/train_unconditional.py"
 

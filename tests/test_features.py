@@ -8,10 +8,17 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from trilemma.eval import classifier, inception
-from trilemma.eval.features import EXTRACTORS, Features, VisionNet, distance_name, load_extractor
-from trilemma.training.config import DataConfig
-from trilemma.training.data import load_images
+from trilemma.eval.features.extractors import (
+    EXTRACTORS,
+    Features,
+    VisionNet,
+    classifier,
+    distance_name,
+    inception,
+    load_extractor,
+)
+from trilemma.training.images.image_set import load_images
+from trilemma.training.options.groups import DataConfig
 
 
 @pytest.fixture(scope="module")

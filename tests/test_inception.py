@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from trilemma.eval import inception
-from trilemma.eval.inception import InceptionV3, find_weights, load_inception, resize_tf1
+from trilemma.eval.features import inception
+from trilemma.eval.features.inception import InceptionV3, find_weights, load_inception, resize_tf1
 
 DIGEST = Path(__file__).parent / "data" / "inception_digest.json"
 ORACLE = os.environ.get("TRILEMMA_TORCH_FIDELITY")

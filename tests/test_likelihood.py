@@ -13,14 +13,14 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from trilemma.eval.gaussian_terms import GaussianTerms, process_of
-from trilemma.eval.likelihood import bits_per_dim, bits_per_image
-from trilemma.eval.sample_metric import NORMAL_QUANTILE
+from trilemma.eval.bounds.bits_per_dim import bits_per_dim, bits_per_image
+from trilemma.eval.bounds.gaussian import GaussianTerms, process_of
+from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.pipelines.unconditional import UnconditionalPipeline
-from trilemma.training.data import Images, to_float
-from trilemma.training.losses import log_variance_range
-from trilemma.training.process import SCHEDULES, TARGETS, noise_schedule
+from trilemma.training.diffusion.losses import log_variance_range
+from trilemma.training.diffusion.process import SCHEDULES, TARGETS, noise_schedule
+from trilemma.training.images.image_set import Images, to_float
 from trilemma.training.sampling import with_sampler
 
 EDGE = 1 + 1 / 255  # of the outermost 8-bit bin

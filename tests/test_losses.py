@@ -7,8 +7,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
-from trilemma.training import losses
-from trilemma.training.process import TARGETS, noise_schedule
+from trilemma.training.diffusion import losses
+from trilemma.training.diffusion.process import TARGETS, noise_schedule
 
 PROCESS = noise_schedule("linear", 1000).process()
 

@@ -15,13 +15,20 @@ from torch.testing import assert_close
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 from torchmetrics.image.kid import poly_mmd
 
-from trilemma.eval import frechet
-from trilemma.eval.frechet import BLOCKS, Gaussian, block_of, frechet_distance, frechet_floor, jackknife
-from trilemma.eval.metrics import METRICS, FrechetDistance, build_metrics
-from trilemma.eval.pair_metrics import EVERYTHING
-from trilemma.eval.pairwise import kernel_distance, manifolds, nearest
-from trilemma.eval.reference_stats import Protocol, ReferenceCollector, ReferenceStatistics
-from trilemma.eval.sample_metric import Measurement, block_interval, share_interval
+from trilemma.eval.metrics import frechet
+from trilemma.eval.metrics.distances import METRICS, FrechetDistance, build_metrics
+from trilemma.eval.metrics.frechet import (
+    BLOCKS,
+    Gaussian,
+    block_of,
+    frechet_distance,
+    frechet_floor,
+    jackknife,
+)
+from trilemma.eval.metrics.pairs import EVERYTHING
+from trilemma.eval.metrics.pairwise import kernel_distance, manifolds, nearest
+from trilemma.eval.metrics.sample_metric import Measurement, block_interval, share_interval
+from trilemma.eval.scoring.reference import Protocol, ReferenceCollector, ReferenceStatistics
 
 D, K = 6, 4
 Results = dict[str, Measurement]
@@ -354,7 +361,7 @@ def test_chunks_change_nothing(monkeypatch):
         return *manifolds(real, fake, member), kid, nearest(fake, real)
 
     whole = everything()
-    monkeypatch.setattr("trilemma.eval.pairwise.CHUNK", 13)
+    monkeypatch.setattr("trilemma.eval.metrics.pairwise.CHUNK", 13)
     parts = everything()
     assert_close(whole, parts)
     assert_close(whole[-1], torch.cdist(fake, real).min(1).values)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trilemma.pipelines.networks import PlainUNet2DModel
-from trilemma.training.build_net import build_network, load_network_config
-from trilemma.training.nets import NETS, net_for
+from trilemma.training.networks.build import build_network, load_network_config
+from trilemma.training.networks.rows import NETS, net_for
 
 SIZES = {"mlp": 1, "unet_8": 8, "unet_16": 16, "unet_cifar10": 32, "unet_64": 64, "unet_128": 128}
 ABLATION = ["simple", "conv", "resnet", "resnet_attention"]
@@ -55,7 +55,7 @@ def test_every_row_maps_images_to_images_of_that_size(name):
 
 
 def test_rows_need_no_torch():
-    code = "import sys, trilemma.training.nets; sys.exit('torch' in sys.modules)"
+    code = "import sys, trilemma.training.networks.rows; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -14,23 +14,23 @@ from matplotlib.figure import Figure
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.testing import assert_close
 
-from trilemma.eval import point_plots
-from trilemma.eval.features import load_extractor
-from trilemma.eval.likelihood import bits_per_dim
-from trilemma.eval.metrics import build_metrics
-from trilemma.eval.plots import process, sheet
-from trilemma.eval.precise_bound import precise_bpd
-from trilemma.eval.reference_stats import ReferenceStatistics
-from trilemma.eval.sample_metric import Measurement
-from trilemma.eval.scoring import Reference, pick_extractor, score, yardsticks
+from trilemma.eval.bounds.bits_per_dim import bits_per_dim
+from trilemma.eval.bounds.precise import precise_bpd
+from trilemma.eval.features.extractors import load_extractor
+from trilemma.eval.metrics.distances import build_metrics
+from trilemma.eval.metrics.sample_metric import Measurement
+from trilemma.eval.plots import points as point_plots
+from trilemma.eval.plots.pictures import process, sheet
+from trilemma.eval.scoring.reference import ReferenceStatistics
+from trilemma.eval.scoring.yardsticks import Reference, pick_extractor, score, yardsticks
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma
 from trilemma.pipelines.vdm_model import Gamma
-from trilemma.training.config import DataConfig
-from trilemma.training.data import batches, hold_out, load_images, to_float, to_uint8
-from trilemma.training.points import MIXTURE, POINTS, SHAPE, Mixture, MixtureDenoiser, picture
-from trilemma.training.process import noise_schedule
-from trilemma.training.runlog import RunLog
+from trilemma.training.diffusion.process import noise_schedule
+from trilemma.training.images.image_set import batches, hold_out, load_images, to_float, to_uint8
+from trilemma.training.images.points import MIXTURE, POINTS, SHAPE, Mixture, MixtureDenoiser, picture
+from trilemma.training.loop.records import RunLog
+from trilemma.training.options.groups import DataConfig
 from trilemma.training.sampling import with_sampler
 
 SAMPLES = 2000

@@ -9,9 +9,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from entry import ROOT, run
 from PIL import Image as PILImage
 
-from trilemma.training.nets import NETS
-from trilemma.training.points import POINTS
-from trilemma.training.presets import PRESETS
+from trilemma.training.families.presets import PRESETS
+from trilemma.training.images.points import POINTS
+from trilemma.training.networks.rows import NETS
 
 ROWS = [(family, name) for family, rows in PRESETS.items() for name in rows]
 

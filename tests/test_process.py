@@ -8,7 +8,13 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from trilemma.training.process import MAX_SIGNAL, SCHEDULES, TARGETS, GaussianProcess, noise_schedule
+from trilemma.training.diffusion.process import (
+    MAX_SIGNAL,
+    SCHEDULES,
+    TARGETS,
+    GaussianProcess,
+    noise_schedule,
+)
 
 CASES = [(name, steps) for name in SCHEDULES for steps in (50, 1000, 4000)]
 

@@ -16,19 +16,20 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from loopback_hub import LoopbackHub
 from test_card import fill, network, result
 
-from trilemma.eval import evaluation, metrics
 from trilemma.eval.evaluate import EvaluateConfig
-from trilemma.eval.results import append, read
-from trilemma.eval.sample_metric import Measurement
-from trilemma.model_cards import recheck, upload
-from trilemma.model_cards.bundle import save_bundle
+from trilemma.eval.metrics import distances as metrics
+from trilemma.eval.metrics.sample_metric import Measurement
+from trilemma.eval.scoring import after_training as evaluation
+from trilemma.eval.scoring.results import append, read
+from trilemma.model_cards.hub import recheck, upload
+from trilemma.model_cards.hub.bundle import save_bundle
+from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.publish import main
-from trilemma.model_cards.render import render_card, write_card
-from trilemma.model_cards.upload import PublishError, publish
+from trilemma.model_cards.rendering.render import render_card, write_card
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-from trilemma.training.families import parse
-from trilemma.training.launch import check_publishable
-from trilemma.training.options import build
+from trilemma.training.options.command_line import parse
+from trilemma.training.options.flags import build
+from trilemma.training.run import check_publishable
 
 NAME = "tester/model"
 PUBLISHED = {

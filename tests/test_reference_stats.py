@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from trilemma.eval.frechet import Gaussian, frechet_distance
-from trilemma.eval.metrics import FrechetDistance
-from trilemma.eval.reference_stats import (
+from trilemma.eval.metrics.distances import FrechetDistance
+from trilemma.eval.metrics.frechet import Gaussian, frechet_distance
+from trilemma.eval.scoring.reference import (
     Protocol,
     ReferenceCollector,
     ReferenceStatistics,
@@ -102,7 +102,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         temporary.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("trilemma.eval.reference_stats.save_file", fail)
+    monkeypatch.setattr("trilemma.eval.scoring.reference.save_file", fail)
     with pytest.raises(OSError, match="no space"):
         statistics().save(path)
     assert path.read_bytes() == before

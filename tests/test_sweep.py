@@ -12,16 +12,16 @@ from conftest import TINY
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from entry import ROOT, environment, run
 
-from trilemma.eval import charts
-from trilemma.eval.questions import SWEEPS, Point, own_sweep, typed, words
-from trilemma.eval.results import KEYS, read
+from trilemma.eval.plots import charts
+from trilemma.eval.scoring.results import KEYS, read
+from trilemma.eval.studies.grid import Job, lines_of, make_all, trained_flags
+from trilemma.eval.studies.questions import SWEEPS, Point, own_sweep, typed, words
 from trilemma.eval.sweep import main
-from trilemma.eval.sweeping import Job, lines_of, make_all, trained_flags
-from trilemma.model_cards.bundle import save_bundle
+from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.pipelines.vdm_model import VDMModel
-from trilemma.training.nets import NETS
-from trilemma.training.process import SCHEDULES
+from trilemma.training.diffusion.process import SCHEDULES
+from trilemma.training.networks.rows import NETS
 from trilemma.training.sampling import SAMPLER_NAMES
 
 SCRIPT = "eval/sweep.py"
@@ -178,7 +178,7 @@ time.sleep(60)
     code = f"""
 import sys
 from pathlib import Path
-from trilemma.eval.sweeping import Job, Point, make_all
+from trilemma.eval.studies.grid import Job, Point, make_all
 folder = Path({str(tmp_path)!r})
 python = [sys.executable, "-S", "-c"]
 jobs = [Job(Point(None, {{}}, n), folder / n, [*python, {training!r}], [*python, "pass"], {{}}) for n in "ab"]

@@ -18,8 +18,8 @@ from entry import ROOT, environment, run, start
 from PIL import Image
 from safetensors.torch import load_file
 
-from trilemma.training.checkpoints import checkpoint_steps, find_checkpoint
-from trilemma.training.loop import INTERRUPTED
+from trilemma.training.loop.checkpoints import checkpoint_steps, find_checkpoint
+from trilemma.training.loop.loop import INTERRUPTED
 
 SCRIPT = "training/train_unconditional.py"
 

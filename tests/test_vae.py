@@ -19,19 +19,19 @@ from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from trilemma.eval.likelihood import bits_per_dim
-from trilemma.eval.vae_terms import VAETerms
-from trilemma.model_cards.bundle import save_bundle
+from trilemma.eval.bounds.bits_per_dim import bits_per_dim
+from trilemma.eval.bounds.vae import VAETerms
+from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines import unconditional
 from trilemma.pipelines import vae as pipeline_module
 from trilemma.pipelines.vae import VAEPipeline, arc
 from trilemma.pipelines.vae_model import MIN_LOG_SCALE, VAEModel
-from trilemma.training.data import Images, to_float, to_uint8
-from trilemma.training.families import parse
-from trilemma.training.family_options import VAEConfig
-from trilemma.training.fine_tuning import take_weights
+from trilemma.training.families.groups import VAEConfig
+from trilemma.training.families.presets import PRESETS
+from trilemma.training.images.image_set import Images, to_float, to_uint8
+from trilemma.training.networks.init_from import take_weights
 from trilemma.training.objectives.vae import VAE, bound, discretised_logistic_nll
-from trilemma.training.presets import PRESETS
+from trilemma.training.options.command_line import parse
 
 SCRIPT = "training/train_vae.py"
 LEVELS = torch.arange(256) / 127.5 - 1

@@ -19,22 +19,22 @@ from entry import environment, run
 from test_train_unconditional import assert_same, scalars, weights
 from torch.testing import assert_close
 
-from trilemma.eval.config import SamplingConfig
-from trilemma.eval.drawing import Drawing, labels_like
-from trilemma.model_cards.bundle import save_bundle
+from trilemma.eval.options import SamplingConfig
+from trilemma.eval.scoring.model_images import Drawing, labels_like
+from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines import unconditional
 from trilemma.pipelines import vdm as pipeline_module
 from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
 from trilemma.pipelines.vdm_model import GAMMAS, PointMLP, VDMModel
-from trilemma.training.config import OptimConfig
-from trilemma.training.families import parse
-from trilemma.training.family_options import VDMConfig
-from trilemma.training.fine_tuning import take_weights
-from trilemma.training.methods import GradientDescent
-from trilemma.training.nets import NETS
+from trilemma.training.diffusion.variational import levels_at
+from trilemma.training.families.groups import VDMConfig
+from trilemma.training.loop.method import GradientDescent
+from trilemma.training.networks.init_from import take_weights
+from trilemma.training.networks.rows import NETS
 from trilemma.training.objectives.vdm import VDM, _spread_times, build_vdm
+from trilemma.training.options.command_line import parse
+from trilemma.training.options.groups import OptimConfig
 from trilemma.training.sampling import OWN_SAMPLERS, evaluations, sampler_name, usual_steps, with_sampler
-from trilemma.training.variational import levels_at
 
 SCRIPT = "training/train_vdm.py"
 CLASSES = ("zero", "one", "two")

@@ -13,13 +13,13 @@ from test_vdm import make_model
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from trilemma.eval.likelihood import bits_per_dim, bits_per_image
-from trilemma.eval.vdm_terms import CONTINUOUS_TIMES, VDMTerms
+from trilemma.eval.bounds.bits_per_dim import bits_per_dim, bits_per_image
+from trilemma.eval.bounds.vdm import CONTINUOUS_TIMES, VDMTerms
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised
 from trilemma.pipelines.vdm_model import Gamma
-from trilemma.training.losses import gaussian_kl
-from trilemma.training.process import GaussianProcess
-from trilemma.training.variational import diffusion_bpd, levels_at, prior_bpd, reconstruction_bpd
+from trilemma.training.diffusion.losses import gaussian_kl
+from trilemma.training.diffusion.process import GaussianProcess
+from trilemma.training.diffusion.variational import diffusion_bpd, levels_at, prior_bpd, reconstruction_bpd
 
 LEVELS = torch.tensor([0, 100, 101, 180, 255])
 MASS = torch.tensor([0.3, 0.2, 0.25, 0.15, 0.1], dtype=torch.float64)

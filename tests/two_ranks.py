@@ -10,12 +10,12 @@ import torch
 from accelerate.utils import gather_object
 
 from trilemma.pipelines.unconditional import UnconditionalPipeline
-from trilemma.training import launch
-from trilemma.training.families import parse
-from trilemma.training.folder import own_folder
-from trilemma.training.methods import GradientDescent
+from trilemma.training import run as launch
+from trilemma.training.diffusion.process import noise_schedule
+from trilemma.training.loop.method import GradientDescent
 from trilemma.training.objectives.ddpm import DDPM
-from trilemma.training.process import noise_schedule
+from trilemma.training.options.command_line import parse
+from trilemma.training.output_folder import own_folder
 
 
 def main(report: str, *flags: str) -> None:

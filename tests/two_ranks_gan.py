@@ -5,11 +5,11 @@ import sys
 import torch
 from two_ranks import train_and_report
 
-from trilemma.training import launch
-from trilemma.training.discriminator import Discriminator
-from trilemma.training.families import parse
-from trilemma.training.few_steps import latent_row
+from trilemma.training import run as launch
+from trilemma.training.diffusion.few_steps import latent_row
+from trilemma.training.networks.discriminator import Discriminator
 from trilemma.training.objectives.ddgan import DDGAN
+from trilemma.training.options.command_line import parse
 
 
 def main(report: str, *flags: str) -> None:

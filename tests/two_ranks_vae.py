@@ -6,9 +6,9 @@ import torch
 from two_ranks import train_and_report
 
 from trilemma.pipelines.vae_model import VAEModel
-from trilemma.training.families import parse
-from trilemma.training.methods import GradientDescent
+from trilemma.training.loop.method import GradientDescent
 from trilemma.training.objectives.vae import VAE
+from trilemma.training.options.command_line import parse
 
 
 def main(report: str, *flags: str) -> None:

@@ -24,7 +24,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from trilemma.training.data import to_uint8
+from trilemma.training.images.image_set import to_uint8
 
 ALL_TARGETS = ("epsilon", "sample", "v_prediction")
 

@@ -5,7 +5,7 @@ Without flags it learns the embedded 8x8 digits with their labels in a few minut
 result is a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
 """
 
-from trilemma.training.families import parse
+from trilemma.training.options.command_line import parse
 
 
 def main() -> None:
@@ -13,8 +13,8 @@ def main() -> None:
     config = parse("class_conditional", __doc__)
 
     from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-    from trilemma.training.launch import make_net, run
     from trilemma.training.objectives.ddpm import DDPM, LabelDropout, output_channels, schedule_of
+    from trilemma.training.run import make_net, run
 
     def objective(config, images):
         names = images.require_class_names()

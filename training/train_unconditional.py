@@ -4,7 +4,7 @@ Without flags it learns the embedded 8x8 digits in a few minutes on two CPU core
 a stock `DDPMPipeline.from_pretrained` loads.
 """
 
-from trilemma.training.families import parse
+from trilemma.training.options.command_line import parse
 
 
 def main() -> None:
@@ -12,8 +12,8 @@ def main() -> None:
     config = parse("unconditional", __doc__)
 
     from trilemma.pipelines.unconditional import UnconditionalPipeline
-    from trilemma.training.launch import make_net, run
     from trilemma.training.objectives.ddpm import DDPM, output_channels, schedule_of
+    from trilemma.training.run import make_net, run
 
     def objective(config, images):
         net = make_net(config, images, out_channels=output_channels(config.objective, images.channels))

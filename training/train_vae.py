@@ -4,7 +4,7 @@ Without flags it learns the embedded 8x8 digits in a few minutes on one CPU core
 `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
 """
 
-from trilemma.training.families import parse
+from trilemma.training.options.command_line import parse
 
 
 def main() -> None:
@@ -12,9 +12,9 @@ def main() -> None:
     config = parse("vae", __doc__)
 
     from trilemma.pipelines.vae_model import VAEModel
-    from trilemma.training.fine_tuning import take_weights
-    from trilemma.training.launch import run
+    from trilemma.training.networks.init_from import take_weights
     from trilemma.training.objectives.vae import VAE
+    from trilemma.training.run import run
 
     def objective(config, images):
         wanted, start = config.objective, config.run.init_from

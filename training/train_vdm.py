@@ -6,7 +6,7 @@ folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` 
 
 from functools import partial
 
-from trilemma.training.families import parse
+from trilemma.training.options.command_line import parse
 
 
 def main() -> None:
@@ -14,9 +14,9 @@ def main() -> None:
     config = parse("vdm", __doc__)
 
     from trilemma.pipelines.vdm_model import NETWORKS
-    from trilemma.training.launch import make_net, run
-    from trilemma.training.nets import NETS
+    from trilemma.training.networks.rows import NETS
     from trilemma.training.objectives.vdm import VDM, build_vdm
+    from trilemma.training.run import make_net, run
 
     def fitting(row):
         """The row, if its network can be one within a VDMModel."""

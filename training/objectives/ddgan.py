@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline
-from trilemma.training.discriminator import GROUP, Discriminator
-from trilemma.training.family_options import DDGANConfig, GANOptimConfig
-from trilemma.training.few_steps import Pairs, few_step_scheduler, vp_process
-from trilemma.training.methods import Logs, lr_schedule, resume_schedule
-from trilemma.training.watchdog import Watchdog
+from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
+from trilemma.training.families.groups import DDGANConfig, GANOptimConfig
+from trilemma.training.loop.method import Logs, lr_schedule, resume_schedule
+from trilemma.training.loop.watchdog import Watchdog
+from trilemma.training.networks.discriminator import GROUP, Discriminator
 
 
 class DiscriminatorTurn(nn.Module):

@@ -12,8 +12,7 @@ from accelerate.utils import gather
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
-from trilemma.training.family_options import DDPMConfig, ProcessConfig
-from trilemma.training.losses import (
+from trilemma.training.diffusion.losses import (
     LOSSES,
     UNWEIGHTED,
     Weighting,
@@ -23,8 +22,9 @@ from trilemma.training.losses import (
     prior_bpd,
     vlb_term_bpd,
 )
-from trilemma.training.methods import Logs, Objective
-from trilemma.training.process import TARGETS, NoiseSchedule, noise_schedule, normal_like
+from trilemma.training.diffusion.process import TARGETS, NoiseSchedule, noise_schedule, normal_like
+from trilemma.training.families.groups import DDPMConfig, ProcessConfig
+from trilemma.training.loop.method import Logs, Objective
 
 logger = logging.getLogger(__name__)
 

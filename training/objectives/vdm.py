@@ -1,8 +1,8 @@
 """Variational diffusion: network and noise schedule learn one bound on the likelihood, in bits per dimension.
 
 Kingma, Salimans, Poole & Ho 2021 (arXiv 2107.00630), with time continuous (T = infinity) or in T steps; the
-terms are those of `training/variational.py`. Beside the bound, if asked for, the fidelity of shortcut MCMC
-(Y. Huang 2022).
+terms are those of `training/diffusion/variational.py`. Beside the bound, if asked for, the fidelity of
+shortcut MCMC (Y. Huang 2022).
 """
 
 from typing import Any
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised, shortcut_step
 from trilemma.pipelines.vdm_model import VDMModel
-from trilemma.training.build_net import build_network
-from trilemma.training.family_options import VDMConfig
-from trilemma.training.losses import mean_per_example
-from trilemma.training.methods import Logs, Objective
-from trilemma.training.objectives.ddpm import LabelDropout
-from trilemma.training.process import normal_like
-from trilemma.training.variational import (
+from trilemma.training.diffusion.losses import mean_per_example
+from trilemma.training.diffusion.process import normal_like
+from trilemma.training.diffusion.variational import (
     Levels,
     diffusion_bpd,
     levels_at,
     prior_bpd,
     reconstruction_bpd,
 )
+from trilemma.training.families.groups import VDMConfig
+from trilemma.training.loop.method import Logs, Objective
+from trilemma.training.networks.build import build_network
+from trilemma.training.objectives.ddpm import LabelDropout
 
 
 class VDM(Objective):

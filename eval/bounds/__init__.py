@@ -1,0 +1,1 @@
+"""Bits per dimension: the bound of each family that has one."""

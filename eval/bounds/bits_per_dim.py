@@ -1,0 +1,165 @@
+"""Bits per dimension: a variational bound on -log2 p(x), term by term, averaged over images.
+
+`Terms` gives the terms of the bound for a batch of images, and `bits_per_image` averages them, each image
+counted once by whichever process scored it. The noise of an image comes from (seed, index of the image)
+alone, so no number depends on batches, on processes or on which other images are scored. Which bound a model
+has is in `gaussian_terms.py`, `vdm_terms.py` and `vae_terms.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from trilemma.eval.bounds.gaussian import GaussianTerms
+from trilemma.eval.bounds.vae import VAETerms
+from trilemma.eval.bounds.vdm import VDMTerms
+from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
+from trilemma.training.images.image_set import Images, to_float
+from trilemma.training.sampling import network_of, shard
+
+
+class Terms(Protocol):
+    """The bound of one model as a sum of named terms, each in bits per dimension."""
+
+    names: tuple[str, ...]
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images to pass to one call."""
+
+    def __call__(
+        self, x0: Tensor, labels: Tensor | None, generators: Sequence[np.random.Generator]
+    ) -> dict[str, Tensor]:
+        """name -> (B,) float64, for x0 (B, C, H, W) in [-1, 1] on the 8-bit grid; labels int64 (B,) or None.
+
+        All noise of an image must come from its own generator.
+        """
+
+
+class BitsPerDim(SampleMetric):
+    """Means over images of the terms and of their sum, `bpd`, with their standard errors.
+
+    The interval is the mean +- 1.96 standard errors over images. It covers both the spread over images, as
+    though they were drawn from all images of their kind, and the noise and Monte Carlo in each one's value.
+    """
+
+    def __init__(self, names: Sequence[str], num_images: int) -> None:
+        super().__init__(num_images)
+        self.names = tuple(names)
+        for name in self.names:
+            self.add_sum(name, num_images)
+
+    def update(self, index: Tensor, terms: dict[str, Tensor]) -> None:
+        """terms, name -> (B,), of the images `index` (B,)."""
+        index = self.mark(index).to(self.device)
+        for name in self.names:
+            self.metric_state[name].index_add_(0, index, terms[name].to(self.seen))
+
+    def compute(self) -> dict[str, Measurement]:
+        """`bpd`, then `bpd_<name>` for each term."""
+        self.check_complete(self.seen)
+        terms = {f"bpd_{name}": self.metric_state[name] for name in self.names}
+        for name, values in terms.items():
+            wrong = (~values.isfinite()).nonzero().flatten().tolist()
+            if wrong:
+                raise ValueError(f"{name} is not finite for {len(wrong)} images, the first is {wrong[0]}")
+        return {name: _mean(values) for name, values in {"bpd": sum(terms.values()), **terms}.items()}
+
+
+def _mean(values: Tensor) -> Measurement:
+    value, half = float(values.mean()), NORMAL_QUANTILE * float(values.std()) / len(values) ** 0.5
+    return Measurement(value, len(values), (value - half, value + half))
+
+
+def bits_per_image(
+    terms: Terms,
+    images: Images,
+    *,
+    seed: int,
+    device: torch.device,
+    indices: Sequence[int] | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> BitsPerDim:
+    """Score this rank's share of the images (all, or those of `indices`); then every rank must `compute`."""
+    indices = range(len(images)) if indices is None else indices
+    metric = BitsPerDim(terms.names, len(indices)).to(device)
+    places = shard(range(len(indices)), rank, world)
+    with tqdm(total=len(places), desc="bits per dimension", unit="image", disable=rank > 0 or None) as bar:
+        for start in range(0, len(places), terms.images_at_once):
+            batch = places[start : start + terms.images_at_once]
+            rows = [int(indices[place]) for place in batch]
+            pixels, labels = images.__getitems__(rows)
+            generators = [np.random.default_rng([seed, row]) for row in rows]
+            labels = None if labels is None else labels.to(device)
+            metric.update(torch.tensor(batch), terms(to_float(pixels.to(device)), labels, generators))
+            bar.update(len(batch))
+    return metric
+
+
+def bits_per_dim(
+    pipeline: DiffusionPipeline,
+    images: Images,
+    *,
+    timesteps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    accelerator: Accelerator | None = None,
+    indices: Sequence[int] | None = None,
+) -> dict[str, Measurement]:
+    """Bits per dimension of images under a model: `bpd` and the terms of its bound.
+
+    pipeline: a row of `TERMS`, or `unet` and `scheduler` as published; class-conditional ones score an image
+        given its label.
+    timesteps: how many of the T - 1 terms of the diffusion sum each image gets, by systematic sampling: a
+        Monte Carlo estimate without bias, whose error is part of the interval. None takes them all.
+    batch_size: images in one forward of the network, each at its own t. Changes no number.
+    accelerator: its processes share the images; all must call, and all get the result.
+    indices: which images; by default all.
+    """
+    _check_images(pipeline, images)
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    terms_of = TERMS.get(type(pipeline).__name__, GaussianTerms.of)
+    terms, net = terms_of(pipeline, timesteps, batch_size), network_of(pipeline)
+    training = net.training
+    net.eval()
+    try:
+        metric = bits_per_image(
+            terms, images, seed=seed, device=pipeline.device, indices=indices, rank=rank, world=world
+        )
+    finally:
+        net.train(training)
+    return metric.compute()
+
+
+def _check_images(pipeline: DiffusionPipeline, images: Images) -> None:
+    """Raise unless the images have the network's size and, where it takes labels, labels of its classes."""
+    config = network_of(pipeline).config
+    size = config.sample_size
+    wanted = (config.in_channels, *([size, size] if isinstance(size, int) else size or ()))
+    found = (images.channels, images.resolution, images.resolution)[: len(wanted)]
+    if found != wanted:
+        raise ValueError(
+            f"the network takes images of (channels, height, width) {wanted}; those of {images.name} are "
+            f"{found}. Load them with --resolution and --channels of the training"
+        )
+    if config.get("num_class_embeds") is None:
+        return
+    classes = config.num_class_embeds - 1  # the last embedding stands for no label
+    if images.labels is None:
+        raise ValueError(f"the model needs class labels; {images.name} has none, see --label_column")
+    if images.labels.max() >= classes:
+        raise ValueError(f"the model has {classes} classes; {images.name} has a label {images.labels.max()}")
+
+
+TERMS: dict[str, Callable[[DiffusionPipeline, int | None, int], Terms]] = {
+    "VDMPipeline": VDMTerms.of,
+    "VAEPipeline": VAETerms.of,
+}
+"""Class of the pipeline -> the terms of its bound, of (pipeline, timesteps, batch_size); others: Gaussian."""

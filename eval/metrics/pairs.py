@@ -1,0 +1,146 @@
+"""Metrics over pairs of images: they keep the features of some samples and compare them one with another.
+
+The mathematics is in `pairwise.py`. A metric here is a function of the kept rows, their blocks and the
+reference; `KeptRows` does the rest.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trilemma.eval.metrics.frechet import BLOCKS, block_of
+from trilemma.eval.metrics.pairwise import (
+    Kernel,
+    cubic,
+    kernel_distance,
+    manifolds,
+    nearest,
+    negative_distance,
+)
+from trilemma.eval.metrics.sample_metric import (
+    FixedSubset,
+    Measurement,
+    SampleMetric,
+    block_interval,
+    check_width,
+    share_interval,
+)
+from trilemma.eval.scoring.reference import ReferenceStatistics
+
+MAX_ROWS = 10_000  # samples, and reference images, that metrics over pairs look at
+EVERYTHING = 2**31
+NEAREST_QUANTILES = {"p01": 0.01, "p05": 0.05, "p50": 0.5}
+
+
+class KeptRows(SampleMetric):
+    """A metric over pairs: keeps the features of MAX_ROWS random samples and hands them to `measure`.
+
+    measure(rows (N, D) float32, block (N,), reference): each row in its own place of zeros, so that the sum
+    over ranks gathers them in one order, exactly.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[Tensor, Tensor, ReferenceStatistics], dict[str, Measurement]],
+        reference: ReferenceStatistics,
+        num_samples: int,
+    ) -> None:
+        super().__init__(num_samples)
+        self.measure, self.reference = measure, reference
+        self.subset = FixedSubset(num_samples, MAX_ROWS)
+        width = len(reference.gaussian.mean)
+        self.add_sum("rows", len(self.subset.members), width, dtype=torch.float32)
+
+    def update(self, index: Tensor, features: Tensor) -> None:
+        """features (B, D) of the samples `index` (B,)."""
+        check_width(features, self.reference.gaussian)
+        self.subset.store(self.rows, self.mark(index), features)
+
+    def compute(self) -> dict[str, Measurement]:
+        self.check_complete(self.rows)
+        return self.measure(self.rows, block_of(self.subset.members, self.num_samples), self.reference)
+
+
+def measure_kid(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
+    """KID (Binkowski et al. 2018) against MAX_ROWS of the reference: unbiased, from all pairs.
+
+    The literature's mean over 100 subsets of 1,000 estimates the same number, with more noise.
+    """
+    return {"kid": _kernel_measurement(cubic, rows, block, reference)}
+
+
+def measure_energy(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
+    """Energy distance (Szekely & Rizzo 2013), 2 E|x - y| - E|x - x'| - E|y - y'|, against MAX_ROWS.
+
+    Unbiased, from all pairs, and so below 0 at times. It is 0 for equal laws alone, with no Gaussian and no
+    bandwidth to choose: the metric for features of few dimensions, such as points of the plane.
+    """
+    return {"energy": _kernel_measurement(negative_distance, rows, block, reference)}
+
+
+def _kernel_measurement(
+    kernel: Kernel, rows: Tensor, block: Tensor, reference: ReferenceStatistics
+) -> Measurement:
+    real = reference.features[:MAX_ROWS].to(rows.device)
+    member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device)
+    distance = kernel_distance(real, rows, member, kernel)
+    sizes = member.sum(0).to(rows)
+    value = distance(torch.ones_like(sizes))
+    return Measurement(value, len(rows), block_interval(value, sizes, distance), 0.0)
+
+
+def measure_prdc(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
+    """Precision and recall (k = 3), density and coverage (k = 5) against MAX_ROWS of the reference.
+
+    They depend on both numbers of images: compare only like with like. The intervals are for other sets of as
+    many samples. Recall has none: its balls are those between the samples, and each changes with the others.
+    """
+    member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device)
+    shares = manifolds(reference.features[:MAX_ROWS].to(rows.device), rows, member)
+    n, sizes, around = len(rows), member.sum(0).double(), member.T.double() @ shares.around.double()
+
+    def density(kept: Tensor) -> float:
+        return float(kept @ around / (5 * (kept @ sizes)))
+
+    def coverage(kept: Tensor) -> float:
+        return float((shares.covered.double() @ kept > 0).double().mean())
+
+    def spread(value_of: Callable[[Tensor], float], highest: float) -> Measurement:
+        value = value_of(torch.ones_like(sizes))
+        interval = block_interval(value, sizes, value_of)
+        if interval is None or interval[0] == interval[1]:  # where nothing varies, nothing is known of it
+            return Measurement(value, n)
+        half = (interval[1] - interval[0]) / 2  # about the value, since more samples would cover more
+        return Measurement(value, n, (max(0.0, value - half), min(highest, value + half)))
+
+    precision = float(shares.precise.double().mean())
+    return {
+        "precision": Measurement(precision, n, share_interval(precision, n)),
+        "recall": Measurement(float(shares.recalled.double().mean()), n),
+        "density": spread(density, highest=float("inf")),
+        "coverage": spread(coverage, highest=1.0),
+    }
+
+
+def measure_memorization(
+    rows: Tensor, block: Tensor, reference: ReferenceStatistics
+) -> dict[str, Measurement]:
+    """Whether samples lie closer to the reference (the training images) than unseen real images do.
+
+    `copying` is the chance that a random sample is nearer to its nearest reference image than a random
+    held-out image is to its own (the Mann-Whitney statistic of Meehan et al. 2020, over the whole space): 0.5
+    for new images, towards 1 for copies, below 0.5 for samples that are far from the data. `nearest_*` are
+    quantiles of these distances, `nearest_*_heldout` those of held-out images. Where the reference holds a
+    part of the training images, only that part's copies are seen.
+    """
+    real = reference.features.to(rows.device)
+    samples = nearest(rows, real)
+    heldout = nearest(reference.heldout.to(rows.device), real).sort().values
+    closer = torch.searchsorted(heldout, samples, right=False).double().mean() / len(heldout)
+    not_further = torch.searchsorted(heldout, samples, right=True).double().mean() / len(heldout)
+    results = {"copying": Measurement(1 - float(closer + not_further) / 2, len(rows), floor=0.5)}
+    for name, quantile in NEAREST_QUANTILES.items():
+        results[f"nearest_{name}"] = Measurement(float(samples.quantile(quantile)), len(rows))
+        results[f"nearest_{name}_heldout"] = Measurement(float(heldout.quantile(quantile)), len(heldout))
+    return results

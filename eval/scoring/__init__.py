@@ -1,0 +1,1 @@
+"""Scoring: what is compared with what, and what is written of it."""

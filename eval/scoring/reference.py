@@ -1,0 +1,220 @@
+"""What samples are compared with: the statistics of a reference set, with the protocol that made them.
+
+A file of ours is .safetensors and refuses to serve an evaluation of another protocol. The {mu, sigma} .npz of
+pytorch-fid, clean-fid, EDM and TTUR can be read and written; it knows neither its protocol nor its number of
+images, so it serves the distance and the diversity only, without a floor unless the number is given, and
+whether it fits is on whoever passes it.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trilemma.eval.metrics.frechet import Gaussian, add_outer_, packed_size
+from trilemma.eval.metrics.sample_metric import FixedSubset, SampleMetric
+
+FORMAT = "trilemma-reference-1"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that changes the numbers: two evaluations can be compared when these agree."""
+
+    extractor: str  # a name: inception, classifier ...
+    extractor_sha256: str | None  # of its weights; None if it has none
+    resize: str  # how images reach the extractor's size
+    quantisation: str  # how they reached uint8
+    data: str
+    split: str
+    data_fingerprint: str
+    flips: bool  # whether mirrored images were added
+    n: int  # images
+    whole: bool = True  # all images of the split
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceStatistics:
+    """Statistics of a reference set's features.
+
+    features (m, D) float32: a fixed random subset of the set, or all of it. heldout (h, D) float32: features
+    of real images that are not in the set (add them with `dataclasses.replace`). class_counts (K,) float64:
+    how often the extractor's classifier names each class. Each is None if nothing asked for it; `protocol` is
+    None for a file that has none.
+    """
+
+    gaussian: Gaussian
+    protocol: Protocol | None
+    features: Tensor | None = None
+    heldout: Tensor | None = None
+    class_counts: Tensor | None = None
+
+    def check(self, protocol: Protocol) -> None:
+        """Raise ValueError unless these were made by `protocol`; if they have none, nothing can be told."""
+        if self.protocol is None:
+            return
+        made, asked = asdict(self.protocol), asdict(protocol)
+        for name, value in made.items():
+            if value != asked[name]:
+                raise ValueError(
+                    f"--reference: the statistics were made with {name}={value!r}, this evaluation has "
+                    f"{name}={asked[name]!r}; give the data set itself as --reference to make matching ones"
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write to `path`.safetensors: beside it first, then renamed, so that no reader sees half a file."""
+        if self.protocol is None:
+            raise ValueError("statistics without a protocol can only be written as .npz")
+        tensors = {"mean": self.gaussian.mean, "covariance": self.gaussian.covariance}
+        optional = {"features": self.features, "heldout": self.heldout, "class_counts": self.class_counts}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {"format": FORMAT, "protocol": json.dumps(asdict(self.protocol))}
+        _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    def save_npz(self, path: str | Path) -> None:
+        """Write {mu, sigma} for other tools; the protocol is lost."""
+        mu, sigma = self.gaussian.mean.cpu().numpy(), self.gaussian.covariance.cpu().numpy()
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:  # given a name, numpy would append .npz to it
+                np.savez(file, mu=mu, sigma=sigma)
+
+        _replace(path, write)
+
+
+class ReferenceCollector(SampleMetric):
+    """Makes the statistics of a data set, each rank its share: `update` for each batch, then `statistics`.
+
+    keep: how many features to keep, the most that a metric in use asks for. num_classes: 0 without logits.
+    """
+
+    def __init__(self, num_samples: int, dimension: int, num_classes: int = 0, keep: int = 0) -> None:
+        super().__init__(num_samples)
+        self.subset = FixedSubset(num_samples, keep)
+        self.add_sum("total", dimension)
+        self.add_sum("moment", packed_size(dimension))
+        self.add_sum("rows", len(self.subset.members), dimension, dtype=torch.float32)
+        self.add_sum("classes", num_classes)
+
+    def update(self, index: Tensor, features: Tensor, logits: Tensor | None = None) -> None:
+        """features (B, D) and logits (B, K) of the images `index` (B,)."""
+        self.subset.store(self.rows, self.mark(index), features)
+        rows = features.to(self.moment)
+        self.total += rows.sum(0)
+        add_outer_(self.moment, rows)
+        if len(self.classes):
+            predicted = logits.argmax(1).to(self.device)
+            self.classes.index_add_(0, predicted, torch.ones(len(predicted)).to(self.classes))
+
+    def compute(self) -> dict[str, Tensor]:
+        self.check_complete(self.total)
+        return self.metric_state
+
+    def statistics(self, protocol: Protocol) -> ReferenceStatistics:
+        """The statistics, on the CPU of every rank; a collective call."""
+        if protocol.n != self.num_samples:
+            raise ValueError(f"the protocol has n={protocol.n}, but {self.num_samples} images were collected")
+        sums = {name: state.cpu() for name, state in self.compute().items()}
+        count = torch.tensor([self.num_samples]).double()
+        # One block, kept; and torchmetrics makes scalars of results of one element, as with D = 1.
+        total, moment = sums["total"].reshape(1, -1), sums["moment"].reshape(1, -1)
+        return ReferenceStatistics(
+            gaussian=Gaussian.of_sums(count, total, moment, torch.ones_like(count)),
+            protocol=protocol,
+            features=sums["rows"] if len(self.subset.members) else None,
+            class_counts=sums["classes"] if len(self.classes) else None,
+        )
+
+
+def cache_path(cache_dir: str | Path, protocol: Protocol, keep: int) -> Path:
+    """Where statistics of `protocol` that hold `keep` features are kept."""
+    text = json.dumps([FORMAT, keep, asdict(protocol)])
+    return Path(cache_dir) / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
+
+
+def load_reference(path: str | Path, n: int | None = None) -> ReferenceStatistics:
+    """Read a statistics file, ours or an .npz; n is the number of images behind an .npz, where known."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--reference: there is no statistics file {path}")
+    if path.suffix not in READERS:
+        raise ValueError(f"--reference: a statistics file ends in {' or '.join(READERS)}; got {path.name!r}")
+    return READERS[path.suffix](path, n)
+
+
+def _load_safetensors(path: Path, n: int | None) -> ReferenceStatistics:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and let it be made again") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is no {FORMAT} file; its format is {metadata.get('format')!r}")
+    protocol = Protocol(**json.loads(metadata["protocol"]))
+    if n is not None and n != protocol.n:
+        raise ValueError(f"{path} holds the statistics of {protocol.n} images; got n={n}")
+    gaussian = Gaussian(tensors.pop("mean"), tensors.pop("covariance"), protocol.n)
+    _check_moments(path, gaussian)
+    return ReferenceStatistics(gaussian, protocol, **tensors)
+
+
+def _load_npz(path: Path, n: int | None) -> ReferenceStatistics:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in ("mu", "sigma") if key not in file]
+            if missing:
+                raise KeyError(*missing)
+            mu, sigma = (torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in ("mu", "sigma"))
+    except KeyError as error:
+        raise ValueError(f"{path} has no array named {' or '.join(map(repr, error.args))}") from error
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not an .npz of plain arrays mu and sigma; pickled contents are never read ({error})"
+        ) from error
+    gaussian = Gaussian(mu, sigma, n)
+    _check_moments(path, gaussian)
+    return ReferenceStatistics(Gaussian(mu, (sigma + sigma.T) / 2, n), None)
+
+
+READERS: dict[str, Callable[[Path, int | None], ReferenceStatistics]] = {
+    ".safetensors": _load_safetensors,
+    ".npz": _load_npz,
+}
+
+
+def _check_moments(path: Path, gaussian: Gaussian) -> None:
+    mean, covariance = gaussian.mean, gaussian.covariance
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{path}: mean and covariance must have shapes (D,) and (D, D); "
+            f"got {tuple(mean.shape)} and {tuple(covariance.shape)}"
+        )
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError(f"{path}: mean or covariance is not finite")
+    # Some tools write float32, where the two triangles differ by rounding.
+    if (covariance - covariance.T).abs().max() > 1e-5 * covariance.abs().max():
+        raise ValueError(f"{path}: the covariance is not symmetric")
+    if covariance.diag().min() < 0:
+        raise ValueError(f"{path}: the covariance has a negative variance")
+
+
+def _replace(path: str | Path, write: Callable[[Path], None]) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

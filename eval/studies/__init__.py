@@ -1,0 +1,1 @@
+"""Studies: grids of models, and tables of several."""

@@ -1,0 +1,182 @@
+"""The questions of `eval/sweep.py`, one row each, and how a grid becomes points; no torch here.
+
+Flags of a grid are those of the training entry point. Where nothing is trained (a row without family) they
+are those of `eval/evaluate.py`.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from trilemma.eval.options import SamplingConfig
+from trilemma.training.options.command_line import FAMILIES
+from trilemma.training.options.flags import Flag, flags_of, nearest
+
+Flags = Mapping[str, str]
+"""Flag -> value as a shell would be given it, several words with spaces between; true and false: a switch."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of `training/train_<family>.py` with these flags; without a family, one way to sample one."""
+
+    family: str | None
+    flags: Flags
+    given_name: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        pairs = (f"{flag}={value}" for flag, value in self.flags.items())
+        return self.given_name or ",".join(pairs).replace("/", "_").replace(" ", "+")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid, all combinations of its values, and points off it.
+
+    x: horizontal axis of the figure, the grid's last flag or what results have in its place; without it,
+        points stand below each other.
+    sampling, metrics: flags of `eval/evaluate.py` that the command line does not set.
+    """
+
+    about: str
+    family: str | None
+    grid: Mapping[str, Sequence[str]]
+    others: Sequence[Point] = ()
+    x: str | None = None
+    sampling: Flags = field(default_factory=dict)
+    metrics: tuple[str, ...] = ("fd", "prdc")
+
+    def points(self) -> list[Point]:
+        """Every point, the last flag of the grid varying fastest."""
+        combinations = (dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
+        return [*(Point(self.family, flags) for flags in combinations), *self.others]
+
+
+_DDIM = {"sampler": "ddim", "num_inference_steps": "50"}
+
+SWEEPS: dict[str, Sweep] = {
+    "schedules": Sweep(
+        "How should noise grow over time? (vdm-*: other models, to be compared with each other)",
+        "unconditional",
+        {"ddpm_beta_schedule": ("linear", "squaredcos_cap_v2", "sigmoid")},
+        # By its preset a VDM has another network, target and length of training than the models above, so
+        # what learning the schedule brings is told by these two alone, which differ in nothing else.
+        others=(
+            Point("vdm", {"gamma": "linear"}, "vdm-linear"),
+            Point("vdm", {"gamma": "monotone"}, "vdm-learned"),
+        ),
+        # Each model's own ancestral chain, the one sampler that all of them have.
+        sampling={"num_inference_steps": "250"},
+        metrics=("fd", "prdc", "bpd"),
+    ),
+    "losses": Sweep(
+        "How should predictions be compared with their targets?",
+        "unconditional",
+        {"loss_type": ("l2", "l1", "huber", "vlb", "hybrid", "mmd")},
+        sampling=_DDIM,
+        metrics=("fd", "prdc", "bpd"),
+    ),
+    "targets": Sweep(
+        "What should the network predict?",
+        "unconditional",
+        {"prediction_type": ("epsilon", "sample", "v_prediction")},
+        sampling=_DDIM,
+    ),
+    "architectures": Sweep(
+        "Which parts of the network matter?",
+        "unconditional",
+        {"net": ("simple", "conv", "resnet", "resnet_attention")},
+        sampling=_DDIM,
+    ),
+    "steps": Sweep(
+        "How many noise levels does a model need, if it is sampled through all of them?",
+        "unconditional",
+        {"ddpm_num_steps": ("20", "50", "100", "200", "500", "1000")},
+        x="ddpm_num_steps",
+    ),
+    "samplers": Sweep(
+        "How few steps will do, and with which sampler?",
+        None,
+        {
+            "sampler": ("ddpm", "ddim", "dpmsolver++", "unipc", "heun", "euler"),
+            # Divisors of 1000, which is what DDIM takes.
+            "num_inference_steps": ("5", "10", "20", "50", "100", "250"),
+        },
+        x="nfe",
+    ),
+}
+
+
+def own_sweep(grid: Sequence[str], family: str | None) -> Sweep:
+    """The sweep of words `flag=value,value`; family None for flags of `eval/evaluate.py`.
+
+    The last flag is the horizontal axis if all its values are numbers.
+    """
+    known = flags_of(FAMILIES[family]) if family else flags_of(_Sampled)
+    values: dict[str, tuple[str, ...]] = {}
+    for word in grid:
+        flag, _, listed = word.partition("=")
+        if not listed or not all(listed.split(",")):
+            raise ValueError(f"--grid takes flag=value,value ...; got {word!r}")
+        if flag not in known:
+            where = f"training/train_{family}.py" if family else "how a model is sampled"
+            raise ValueError(f"--grid {word!r}: {flag} is no flag of {where}.{nearest(flag, known)}")
+        if flag in values:
+            raise ValueError(f"--grid names {flag} twice; give all its values in one list")
+        values[flag] = _typed(known[flag], tuple(dict.fromkeys(listed.split(","))))
+    about, last = f"What does {' x '.join(values)} change?", list(values)[-1]
+    return Sweep(about, family, values, x=last if _numbers(values[last]) else None)
+
+
+def check_free(row: Sweep, line: Sequence[str]) -> None:
+    """ValueError if a command line has a flag that the points set; it would have no effect."""
+    taken = {flag for point in row.points() for flag in point.flags}
+    for word in line:
+        flag = word.split("=")[0].removeprefix("--").removeprefix("no-")
+        if word.startswith("--") and flag in taken:
+            raise ValueError(
+                f"--{flag} has no effect: the points of this sweep set it; leave it out, or name the values "
+                f"that you want with --grid {flag}=..."
+            )
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """The flags of `eval/evaluate.py` that say how images are drawn."""
+
+    sampling: SamplingConfig
+
+
+def _typed(flag: Flag, values: tuple[str, ...]) -> tuple[str, ...]:
+    wrong = [value for value in values if (flag.kind is bool) != (value in ("true", "false"))]
+    if wrong:
+        rule = "a switch takes true or false" if flag.kind is bool else "true and false are for switches"
+        raise ValueError(f"--grid {flag.name}: {rule}; got {wrong[0]!r}")
+    return values
+
+
+def _numbers(values: Sequence[str]) -> bool:
+    try:
+        return bool([float(value) for value in values])
+    except ValueError:
+        return False
+
+
+def words(flags: Flags) -> list[str]:
+    """Flags as a command line has them."""
+    line = []
+    for flag, value in flags.items():
+        switch = value in ("true", "false")
+        line += [f"--no-{flag}" if value == "false" else f"--{flag}", *([] if switch else shlex.split(value))]
+    return line
+
+
+def typed(value: Any) -> str:
+    """A value of a configuration as `words` takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return shlex.join(map(str, value)) if isinstance(value, tuple) else shlex.quote(str(value))

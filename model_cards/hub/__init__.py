@@ -1,0 +1,1 @@
+"""Folders for strangers: bundled, uploaded, checked again."""

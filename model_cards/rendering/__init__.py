@@ -1,0 +1,1 @@
+"""The model card: rendered from files, and checked against them."""

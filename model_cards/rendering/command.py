@@ -1,0 +1,72 @@
+"""The command that trains a model again, from its `config.yaml`: the nearest preset and what differs from it.
+
+Flags that cannot change the trained weights (`free=True` in `training/options/groups.py`) are left out. Of
+paths on the machine of the training only the last part is shown.
+"""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from trilemma.training.families.presets import PRESETS
+from trilemma.training.options.command_line import FAMILIES
+from trilemma.training.options.flags import flags_of, public
+
+
+def changed(family: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Flags that differ from their default and may have changed the weights: name -> (value, default)."""
+    values, defaults = _values(family, config)
+    return {name: (values[name], defaults[name]) for name in values if values[name] != defaults[name]}
+
+
+def train_command(family: str, config: Mapping[str, Any], hardware: Mapping[str, Any]) -> str:
+    """The command line, to be typed in a checkout; `hardware` is that of run.json."""
+    preset, flags = _nearest_preset(family, config)
+    words = [f"training/train_{family}.py", *(["--preset", preset] if preset else [])]
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    precision, processes = hardware.get("mixed_precision", "no"), hardware.get("processes", 1)
+    if config.get("mixed_precision") is None and precision != "no":
+        words += ["--mixed_precision", precision]
+    if processes == 1:
+        return shlex.join(["accelerate", "launch", *words])
+    if hardware.get("device") == "cpu":  # where accelerate launch would run one process only
+        torchrun = ["torchrun", "--standalone", "--nproc_per_node", str(processes)]
+        return "ACCELERATE_USE_CPU=true " + shlex.join([*torchrun, *words])
+    return shlex.join(["accelerate", "launch", "--num_processes", str(processes), *words])
+
+
+def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values and defaults of the flags that matter, as YAML has them."""
+    flags = {name: flag for name, flag in flags_of(FAMILIES[family]).items() if not flag.meta["free"]}
+    defaults = {name: _plain(flag.field.default) for name, flag in flags.items() if not flag.meta["secret"]}
+    values = public({name: config.get(name, default) for name, default in defaults.items()})
+    return values, defaults
+
+
+def _nearest_preset(family: str, config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A preset, or None, and the flags to add to it: the fewest that give this configuration."""
+    values, defaults = _values(family, config)
+    candidates: dict[str | None, dict[str, Any]] = {
+        name: row.options for name, row in PRESETS[family].items()
+    }
+    if values["train_data_dir"] or values["dataset_name"] != "digits":
+        candidates[None] = {}  # without a preset, the command line takes that of the digits for the digits
+    possible = {}
+    for name, options in candidates.items():
+        base = defaults | {key: _plain(value) for key, value in options.items() if key in defaults}
+        if values.get("model_config_name_or_path"):
+            base["net"] = None
+        flags = {key: value for key, value in values.items() if value != base[key]}
+        if None not in flags.values():  # a preset's value cannot be taken back on the command line
+            possible[name] = flags
+    fallback = None, {key: value for key, value in values.items() if value is not None}
+    # The fewest flags; among equals no preset, for which there is least to look up.
+    return min(possible.items(), key=lambda item: (len(item[1]), item[0] is not None), default=fallback)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

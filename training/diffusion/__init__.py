@@ -1,0 +1,1 @@
+"""The mathematics of noising: processes, losses, variational terms."""

@@ -1,0 +1,1 @@
+"""The families: the options, recipes and construction of each."""

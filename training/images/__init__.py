@@ -1,0 +1,1 @@
+"""Images: where they come from, decoded once, in memory, in batches."""

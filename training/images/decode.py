@@ -1,0 +1,279 @@
+"""From encoded images to one uint8 array: what happens to a picture before training, and the cache of it.
+
+A model sees square images of one size with 1 or 3 channels. `to_pixels` brings any picture there: its EXIF
+orientation is applied, a transparent one is laid on white, 16-bit grey is scaled to 8 bits by rounding v /
+257, palette, CMYK, 1-bit and the rest are converted by Pillow (which reads 16-bit *colour* PNG as its upper 8
+bits). The short side is then resized to the resolution by Pillow's bilinear filter, which is antialiased and
+the one that diffusers' `train_unconditional.py` uses, and the centre is cropped. A picture that has the right
+size already is not resampled: its pixels stay as they are.
+
+`decode_once` does this to every row, before training starts, and writes (N, C, H, W) uint8 to a folder of the
+cache, which is opened read-only ever after. The folder is written aside and renamed, so that it is whole or
+absent: a process that is killed leaves nothing that is taken for data, and of two that race the second drops
+its own copy. The folder's name is a hash of what decides the pixels: version of this file, source, rows,
+channels, resolution. Data too large for the disk are read and checked in the same way, but decoded again on
+access. What comes as pixels, such as points of the plane, is taken as it is.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from trilemma.training.images.sources import Source
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # to be raised when `to_pixels` gives other pixels than before
+MAX_CACHED_BYTES = 64 * 2**30
+CHUNK_BYTES = 16 * 2**20
+THREADS_FROM_PIXELS = 128 * 128  # smaller pictures are mostly Python's work, where threads do not help
+STALE_SECONDS = 7 * 24 * 3600
+GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+def to_pixels(image: Image.Image, channels: int, resolution: int) -> np.ndarray:
+    """A picture of any mode and size -> uint8 (channels, resolution, resolution); see the top of the file."""
+    image = _eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    short = min(image.size)
+    if short != resolution:
+        size = [max(resolution, round(side * resolution / short)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = ((side - resolution) // 2 for side in image.size)
+    pixels = np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    return pixels.reshape(resolution, resolution, channels).transpose(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An opaque picture with 8 bits a channel."""
+    if image.mode == "F":
+        raise ValueError("32-bit float pixels have no known range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(
+                f"integer pixels {values.min()}..{values.max()} exceed 16 bits; save it with 8 or 16"
+            )
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode in ("LA", "RGBA", "PA", "RGBa") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA"))
+    return image
+
+
+class MemoryMap:
+    """Decoded images in a file: `maps[positions]` -> uint8 (B, C, H, W)."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]):
+        self.path, self.shape = path, tuple(shape)
+        self.array = np.memmap(path, dtype=np.uint8, mode="r", shape=self.shape)
+
+    def __reduce__(self):  # to a reader process goes the path, not a copy of the images
+        return MemoryMap, (self.path, self.shape)
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        return np.asarray(self.array[positions])
+
+
+class Stream:
+    """Images that are decoded at every access: `stream[positions]` -> uint8 (B, C, H, W)."""
+
+    def __init__(self, read: Callable[[Sequence[int]], list], rows: np.ndarray, shape: tuple[int, ...]):
+        self.read, self.rows, self.shape = read, rows, tuple(shape)
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        _, channels, resolution, _ = self.shape
+        encoded = self.read(self.rows[positions])
+        pixels = [to_pixels(_open(image), channels, resolution) for image in encoded]
+        return np.stack(pixels) if pixels else np.zeros((0, *self.shape[1:]), np.uint8)
+
+
+class Decoded(NamedTuple):
+    """Pixels, their digests, and what was wrong with the rows that could not be read."""
+
+    pixels: MemoryMap | Stream | np.ndarray
+    digests: np.ndarray  # (N, 32) uint8: sha256 of each image's pixels
+    bad: dict[int, str]  # position -> row, file and what is wrong with it
+
+
+def decode_once(source: Source, channels: int | None, resolution: int | None, cache: Path) -> Decoded:
+    """All images at this number of channels and resolution (None: the images' own), from the cache if there.
+
+    Several processes may call this at once, but each would decode: let one a machine go first.
+    """
+    if source.pixels is not None:
+        pixels = source.pixels[source.rows]
+        return Decoded(pixels, np.stack([_digest(image) for image in pixels]), {})
+    rows = hashlib.sha256(source.rows.astype("<i8").tobytes()).hexdigest()
+    key = json.dumps([VERSION, source.key, source.split, rows, channels, resolution])
+    name = re.sub(r"\W+", "-", f"{source.name}-{source.split}")
+    folder = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+    if not folder.is_dir():
+        _write(folder, source, channels, resolution)
+    about = json.loads((folder / "about.json").read_text())
+    pixels = folder / "images.uint8"
+    shape = about["shape"]
+    return Decoded(
+        MemoryMap(pixels, shape) if pixels.is_file() else Stream(source.read, source.rows, shape),
+        np.load(folder / "digests.npy"),
+        {int(position): problem for position, problem in about["bad"].items()},
+    )
+
+
+def _write(folder: Path, source: Source, channels: int | None, resolution: int | None) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f"{folder.name}.*.part"):
+            if left.stat().st_mtime < time.time() - STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
+        aside.mkdir()
+    except OSError as error:
+        raise OSError(
+            f"the cache of decoded images, {folder.parent}, cannot be written: {error}; choose another place "
+            "with --cache_dir or the environment variable TRILEMMA_CACHE"
+        ) from error
+    try:
+        _decode_all(aside, source, channels, resolution)
+        try:
+            os.replace(aside, folder)
+        except OSError:  # another process was faster; a folder with content is never replaced
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _decode_all(aside: Path, source: Source, channels: int | None, resolution: int | None) -> None:
+    """Read every image; write the pixels where there is room, the digests, and which images are bad."""
+    count = len(source.rows)
+    shape, threads = _look(source, channels, resolution)
+    size = int(np.prod(shape))
+    path = aside / "images.uint8" if _fits(count * size, aside) else None
+    digests, bad = np.zeros((count, 32), np.uint8), {}
+    if path:
+        path.touch()
+
+    def decode(start: int) -> int:
+        rows = source.rows[start : start + chunk]
+        pixels = np.zeros((len(rows), *shape), np.uint8)
+        for index, (row, encoded) in enumerate(zip(rows, source.read(rows), strict=True)):
+            try:
+                image = _open(encoded)
+                image.load()
+                mismatch = _mismatch(image, shape, channels, resolution)
+                if not mismatch:
+                    pixels[index] = to_pixels(image, *shape[:2])
+            except Exception as error:  # a damaged file can make a decoder raise anything
+                bad[start + index] = f"{_where(row, encoded)}: {error}"
+                continue
+            if mismatch:
+                raise ValueError(f"{source.name}, split '{source.split}', {_where(row, encoded)} {mismatch}")
+            digests[start + index] = _digest(pixels[index])
+        if path:  # not through a memory map, where a full disk would kill the process
+            with path.open("r+b") as file:
+                file.seek(start * size)
+                file.write(pixels)
+        return len(rows)
+
+    chunk = max(1, min(256, CHUNK_BYTES // size))
+    what = f"{'Decoding' if path else 'Checking'} {source.name} ({source.split})"
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=count, desc=what, unit="image", disable=None) as bar:
+        for done in pool.map(decode, range(0, count, chunk)):
+            bar.update(done)
+    if path:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    np.save(aside / "digests.npy", digests)
+    about = {
+        "source": source.name,
+        "split": source.split,
+        "shape": [count, *shape],
+        "bad": dict(sorted(bad.items())),
+    }
+    (aside / "about.json").write_text(json.dumps(about, indent=1))
+
+
+def _digest(pixels: np.ndarray) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(pixels).digest(), np.uint8)
+
+
+def _look(source: Source, channels: int | None, resolution: int | None) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) of the model's images, their own where not given, and the number of threads."""
+    # 64 images from all over tell what is usual; one that differs is found when all are decoded.
+    rows = source.rows[np.unique(np.linspace(0, len(source.rows) - 1, 64).astype(np.int64))]
+    images, problem = [], ""
+    for row, encoded in zip(rows, source.read(rows), strict=True):
+        try:
+            images.append(ImageOps.exif_transpose(_open(encoded)))
+        except Exception as error:  # reported with all the others later, unless there is nothing else
+            problem = f"{_where(row, encoded)}: {error}"
+    if not images:
+        raise ValueError(
+            f"{source.name}: none of the {len(rows)} images looked at can be read, such as {problem}"
+        )
+    channels = channels or (1 if all(image.mode in GREY_MODES for image in images) else 3)
+    sizes = sorted({image.size for image in images})
+    if resolution is None and (len(sizes) > 1 or sizes[0][0] != sizes[0][1]):
+        found = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
+        raise ValueError(
+            f"the images of {source.name} are not squares of one size (found {found}); pass --resolution to "
+            "resize and crop them"
+        )
+    resolution = resolution or sizes[0][0]
+    large = np.median([image.width * image.height for image in images]) >= THREADS_FROM_PIXELS
+    return (channels, resolution, resolution), min(8, os.cpu_count() or 1) if large else 1
+
+
+def _mismatch(
+    image: Image.Image, shape: tuple[int, int, int], channels: int | None, resolution: int | None
+) -> str:
+    """How a picture differs from the others where their own size or channels were to be used, or ''."""
+    if resolution is None and set(image.size) != {shape[1]}:
+        size = f"{image.width}x{image.height} and others are {shape[1]}x{shape[1]}"
+        return f"is {size}; pass --resolution to resize and crop them"
+    if channels is None and shape[0] == 1 and image.mode not in GREY_MODES:
+        return "is in colour and others are grey; pass --channels 3 or --channels 1"
+    return ""
+
+
+def _fits(size: int, folder: Path) -> bool:
+    free = shutil.disk_usage(folder).free
+    if size <= MAX_CACHED_BYTES and size <= free / 2:
+        return True
+    logger.warning(
+        "the decoded images take %.1f GiB, too much for the cache (limit %.0f GiB, and half of the %.1f GiB "
+        "that are free); they will be decoded as they are read: raise --dataloader_num_workers",
+        *(value / 2**30 for value in (size, MAX_CACHED_BYTES, free)),
+    )
+    return False
+
+
+def _open(encoded: Image.Image | dict | None) -> Image.Image:
+    if isinstance(encoded, Image.Image):
+        return encoded
+    if encoded is None:
+        raise ValueError("there is no image in this row")
+    data = encoded["bytes"] if encoded["bytes"] is not None else Path(encoded["path"]).read_bytes()
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:  # whose message has only the address of the buffer
+        raise ValueError(f"not an image that Pillow can read ({len(data)} bytes)") from None
+
+
+def _where(row: int, encoded: Image.Image | dict | None) -> str:
+    path = encoded["path"] if isinstance(encoded, dict) else None
+    return f"row {row} ({path})" if path else f"row {row}"

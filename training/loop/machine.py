@@ -1,0 +1,69 @@
+"""What a run runs on: threads, hardware, versions, the commit of the code."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=3))
+"""Processes wait for each other; one that decodes a large data set may need more than ten minutes."""
+
+
+def set_cpu_threads(accelerator: Accelerator, wanted: int) -> None:
+    """`wanted` threads on a CPU, or its cores shared by the processes: `accelerate launch` would give one."""
+    if accelerator.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(wanted or max(1, cores // local))
+
+
+def hardware(accelerator: Accelerator) -> dict[str, Any]:
+    """What the run runs on."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "device": device.type,
+        "name": name,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    packages = ("trilemma", "torch", "diffusers", "accelerate", "datasets")
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def commit() -> str | None:
+    """The checkout's commit, `+` when it has changes; None in an installed wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

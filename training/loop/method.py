@@ -1,0 +1,176 @@
+"""Who owns what in training: an Objective turns a clean batch into losses, a Method them into weights.
+
+The loop (`training/loop/loop.py`) owns time and calls a Method; `GradientDescent` is the Method of every
+Objective. A method with two optimizers, such as a GAN, implements the protocol itself.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from trilemma.training.options.groups import OptimConfig
+
+Logs = dict[str, Tensor]
+"""Name -> value per example (B,), or one value; NaN where a name does not apply to an example."""
+
+
+class Objective(nn.Module, ABC):
+    """Clean batch -> per-example loss. Owns every parameter that gets a gradient."""
+
+    net: nn.Module
+    """What is averaged, sampled and published."""
+    num_classes: int | None = None
+    """K, where the pipeline is asked for classes 0..K-1."""
+
+    @abstractmethod
+    def forward(
+        self, x0: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Logs]:
+        """Losses (B,) float32 and logs for x0 (B, C, H, W) in [-1, 1] and labels (B,) int64 or None.
+
+        With a generator, everything random (t, noise) comes from it, so that the same one gives the same
+        losses.
+        """
+
+    @abstractmethod
+    def pipeline(self, net: nn.Module) -> DiffusionPipeline:
+        """A pipeline that samples from `net`."""
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile the network's forward pass; names in the state dict stay as they are."""
+
+
+class Method(Protocol):
+    """What the loop needs: it owns gradients, the loop owns time."""
+
+    net: nn.Module
+    num_classes: int | None
+
+    def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
+        """Train on one micro-batch; logs hold `loss`."""
+
+    def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
+        """Logs on held-out images, with t and noise from the generator and no gradients."""
+
+    def healthy(self) -> bool:
+        """Whether these weights are worth a checkpoint; the same on every rank."""
+
+    def pipeline(self, net: nn.Module) -> DiffusionPipeline:
+        """A pipeline that samples from `net`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on bit for bit."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up that state."""
+
+
+class GradientDescent:
+    """AdamW on one objective: accumulation, clipping, mixed precision, rates counted in optimizer steps."""
+
+    def __init__(self, objective: Objective, accelerator: Accelerator, config: OptimConfig, total_steps: int):
+        self.objective, self.accelerator, self.max_norm = objective, accelerator, config.max_grad_norm
+        self.net, self.num_classes = objective.net, objective.num_classes
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        # Not given to accelerator.prepare, which would step it once for every process and micro-batch.
+        self.schedule = lr_schedule(optimizer, config, total_steps)
+        self.module, self.optimizer = accelerator.prepare(objective, optimizer)
+
+    def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
+        """One micro-batch: forward, backward and, when gradients are complete, clip and update."""
+        accelerator = self.accelerator
+        with accelerator.accumulate(self.module):
+            losses, logs = self.module(x0, labels)
+            logs = {"loss": losses.detach(), **logs}
+            accelerator.backward(losses.mean())
+            if accelerator.sync_gradients:
+                norm = self.max_norm or float("inf")
+                logs["gradient_norm"] = accelerator.clip_grad_norm_(self.parameters, norm)
+                logs["learning_rate"] = torch.tensor(self.schedule.get_last_lr()[0])
+            self.optimizer.step()
+            if accelerator.sync_gradients and not self.optimizer.step_was_skipped:
+                self.schedule.step()
+            elif accelerator.sync_gradients:
+                del logs["gradient_norm"]  # fp16 overflowed and its scaler has taken note: no failure
+            self.optimizer.zero_grad()
+        return logs
+
+    @torch.no_grad()
+    def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
+        """Held-out losses, through the bare objective: ranks need not have as many batches as each other."""
+        self.objective.eval()
+        with self.accelerator.autocast():
+            losses, logs = self.objective(x0, labels, generator)
+        self.objective.train()
+        return {"loss": losses, **logs}
+
+    def healthy(self) -> bool:
+        """Gradient descent on a finite loss is; the loop looks at the loss itself."""
+        return True
+
+    def pipeline(self, net: nn.Module) -> DiffusionPipeline:
+        """A pipeline that samples from `net`."""
+        return self.objective.pipeline(net)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Raw weights, optimizer, schedule and, under fp16, the loss scaler."""
+        scaler = self.accelerator.scaler
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state; ValueError when its weights have other names or shapes."""
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        resume_schedule(self.schedule, state["schedule"]["last_epoch"])
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def lr_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> LRScheduler:
+    """Learning rate over optimizer steps, whatever the accumulation or the number of processes."""
+    if config.lr_scheduler != "multistep":
+        return get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=total_steps,
+        )
+
+    def factor(step: int) -> float:
+        warm = min(1.0, step / config.lr_warmup_steps) if config.lr_warmup_steps else 1.0
+        return warm * config.lr_gamma ** sum(step >= m for m in config.lr_milestones)
+
+    return LambdaLR(optimizer, factor)
+
+
+def resume_schedule(schedule: LRScheduler, last_epoch: int) -> None:
+    """Put a schedule, and the learning rates of its optimizer, where `last_epoch` steps have brought them."""
+    schedule.load_state_dict(
+        {**schedule.state_dict(), "last_epoch": last_epoch, "_step_count": last_epoch + 1}
+    )
+    rates = [
+        base * factor(last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    schedule._last_lr = rates
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

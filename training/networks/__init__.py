@@ -1,0 +1,1 @@
+"""Networks: rows, building, weights to start from."""

@@ -1,0 +1,250 @@
+"""The options that every family has, one frozen dataclass a group.
+
+Names that diffusers' `train_unconditional.py` has keep their name and meaning (docs/recipes.md lists each).
+The machinery is in `training/options/flags.py`, the recipes in `training/families/presets.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from trilemma.training.networks.rows import NETS
+from trilemma.training.options.flags import option
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and what is done to them before training."""
+
+    dataset_name: str | None = option(
+        None, "Hub data set id, or one that is embedded: digits (8x8), swirl or mixture (points)"
+    )
+    dataset_config_name: str | None = option(
+        None, "configuration of the Hub data set", needs=("dataset_name", ...)
+    )
+    dataset_revision: str | None = option(
+        None, "branch, tag or commit of the Hub data set", needs=("dataset_name", ...)
+    )
+    train_data_dir: str | None = option(
+        None, "local image, parquet or Hub-format folder; replaces the Hub data set"
+    )
+    train_split: str = option("train", "split to train on")
+    image_column: str | None = option(None, "image column; found by its type if not given")
+    label_column: str | None = option(None, "label column, or 'none'; found by its type if not given")
+    classes: tuple[str, ...] | None = option(None, "keep only these classes, by name or number")
+    resolution: int | None = option(None, "side of the square images; the images' own if not given", low=1)
+    channels: Literal[1, 3] | None = option(None, "grey (1) or RGB (3); the images' own if not given")
+    center_crop: bool = option(
+        True, "crop the centre; random crops are not offered, since images are decoded once"
+    )
+    random_flip: bool = option(False, "flip images left to right at random")
+    skip_bad_images: bool = option(
+        False, "count and leave out images that cannot be read, instead of stopping"
+    )
+    max_train_images: int | None = option(None, "keep the first so many rows only", low=1)
+    validation_split: str | None = option(
+        None,
+        "split of the held-out images; a part of the training split if not given",
+        needs=("validation_size", ...),
+    )
+    validation_size: int = option(0, "how many images to hold out for the validation loss; 0 for none", low=0)
+    preserve_input_precision: bool = option(False, "not offered: images are 8-bit here, as their metrics are")
+    cache_dir: str | None = option(None, "where decoded images are kept", free=True)
+    dataloader_num_workers: int = option(0, "processes that read images", free=True, low=0)
+
+    def __post_init__(self):
+        if not self.center_crop:
+            raise ValueError(
+                "--no-center_crop is not offered: images are decoded and cropped once, at the centre"
+            )
+        if self.preserve_input_precision:
+            raise ValueError(
+                "--preserve_input_precision is not offered: images are kept in 8 bits, as metrics see them"
+            )
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """Which network."""
+
+    net: Literal[tuple(NETS)] | None = option(
+        None, "network of training/networks/rows.py; by the resolution if not given"
+    )
+    model_config_name_or_path: str | None = option(
+        None, "folder, file or Hub id of a network configuration; replaces --net"
+    )
+    dropout: float | None = option(None, "dropout; the network's own if not given", low=0)
+    enable_xformers_memory_efficient_attention: bool = option(
+        False, "use xformers' attention; needs xformers"
+    )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Batches, AdamW and the learning rate."""
+
+    train_batch_size: int = option(128, "images per process and micro-batch", low=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
+    learning_rate: float = option(2e-4, "peak learning rate", low=0.0)
+    lr_scheduler: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "multistep",
+    ] = option("constant_with_warmup", "learning rate over optimizer steps")
+    lr_warmup_steps: int = option(
+        5000, "optimizer steps of warm-up", low=0,
+        needs=("lr_scheduler", ("constant_with_warmup", "linear", "cosine", "cosine_with_restarts",
+                                "polynomial", "multistep")),
+    )  # fmt: skip
+    lr_milestones: tuple[int, ...] | None = option(
+        None,
+        "optimizer steps at which multistep multiplies the rate by --lr_gamma",
+        needs=("lr_scheduler", ("multistep",)),
+    )
+    lr_gamma: float = option(0.5, "factor at each milestone", low=0.0, needs=("lr_scheduler", ("multistep",)))
+    adam_beta1: float = option(0.9, "Adam's first decay", low=0)
+    adam_beta2: float = option(0.999, "Adam's second decay", low=0)
+    adam_weight_decay: float = option(0.0, "decoupled weight decay", low=0)
+    adam_epsilon: float = option(1e-8, "Adam's epsilon", low=0.0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 for no clipping", low=0)
+
+    def __post_init__(self):
+        if (self.lr_scheduler == "multistep") != (self.lr_milestones is not None):
+            raise ValueError("--lr_scheduler multistep and --lr_milestones go together; give both or neither")
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """The average of the weights that is published."""
+
+    use_ema: bool = option(True, "publish an exponential moving average of the weights")
+    ema_inv_gamma: float = option(1.0, "inverse gamma of the warm-up", low=0.0, needs=("use_ema", (True,)))
+    ema_power: float = option(0.75, "power of the warm-up", low=0.0, needs=("use_ema", (True,)))
+    ema_max_decay: float = option(0.9999, "largest decay", low=0, needs=("use_ema", (True,)))
+    ema_halflife_images: float | None = option(
+        None, "half-life in images, as EDM; replaces the power warm-up", low=0.0, needs=("use_ema", (True,))
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run goes, how long it is, how it starts, stops and resumes."""
+
+    output_dir: str | None = option(
+        None, "where everything goes; outputs/<family>-<preset or data> if not given", free=True
+    )
+    overwrite_output_dir: bool = option(
+        False, "start over: delete what --output_dir holds of an earlier run", free=True
+    )
+    seed: int = option(0, "seed of initial weights, data order and noise", low=0)
+    num_epochs: int = option(100, "passes over the data, unless --max_train_steps is given", low=1)
+    max_train_steps: int | None = option(None, "optimizer steps; replaces --num_epochs", low=1)
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "accelerate's own setting if not given"
+    )
+    compile: bool = option(False, "compile the network with torch.compile")
+    cpu_threads: int = option(
+        0, "threads of a process on CPU, whatever OMP_NUM_THREADS; 0 for its share", free=True, low=0
+    )
+    checkpointing_steps: int = option(1000, "optimizer steps between checkpoints", free=True, low=1)
+    checkpoints_total_limit: int = option(2, "how many checkpoints are kept", free=True, low=1)
+    resume_from_checkpoint: str = option("latest", "'latest', or the name or path of a checkpoint", free=True)
+    init_from: str | None = option(
+        None, "folder or Hub id whose weights to start from, with a fresh optimizer"
+    )
+    init_new_classes: bool = option(
+        False,
+        "start from them with other classes, or none: the class embedding is made anew",
+        needs=("init_from", ...),
+    )
+    local_rank: int = option(-1, "set by some launchers; the LOCAL_RANK variable wins", free=True)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is logged and drawn, and how often."""
+
+    logger: str = option("tensorboard", "any tracker of accelerate, e.g. tensorboard or wandb", free=True)
+    logging_dir: str = option("logs", "folder of the logs, under --output_dir", free=True)
+    logging_steps: int = option(50, "optimizer steps between log lines", free=True, low=1)
+    validation_steps: int = option(500, "optimizer steps between validation losses", free=True, low=1)
+    sample_steps: int | None = option(
+        None, "optimizer steps between sample sheets; at the end only if not given", free=True, low=1
+    )
+    save_images_epochs: int | None = option(None, "epochs between sample sheets", free=True, low=1)
+    save_model_epochs: int | None = option(
+        None, "epochs between saves of the pipeline; at the end only if not given", free=True, low=1
+    )
+    eval_batch_size: int = option(64, "images on a sample sheet", free=True, low=1)
+    sampler: str = option("ddim", "sampler of sheets and of evaluation during training", free=True)
+    ddpm_num_inference_steps: int | None = option(
+        None, "steps of that sampler; 50, or the largest divisor of T below, if not given", free=True, low=1
+    )
+
+    def __post_init__(self):
+        if self.sample_steps and self.save_images_epochs:
+            raise ValueError(
+                "--sample_steps and --save_images_epochs both say when to draw samples; give one of them"
+            )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training."""
+
+    eval_steps: int | None = option(
+        None, "optimizer steps between evaluations, and one at the end; 0 for none", free=True, low=0
+    )
+    eval_num_samples: int = option(
+        1000, "samples per evaluation", free=True, low=2, needs=("eval_steps", ...)
+    )
+    eval_feature_extractor: str | None = option(
+        None,
+        "inception, dinov2, clip, classifier or pixels; inception if its weights are there, else classifier",
+        free=True,
+        needs=("eval_steps", ...),
+    )
+    eval_metrics: tuple[str, ...] = option(
+        ("fd",), "metrics of an evaluation (docs/metrics.md)", free=True, needs=("eval_steps", ...)
+    )
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Publishing."""
+
+    allow_unevaluated: bool = option(
+        False, "publish a model that has no results", free=True, needs=("push_to_hub", ...)
+    )
+    push_to_hub: bool = option(False, "publish the output folder to the Hub at the end", free=True)
+    hub_token: str | None = option(
+        None, "token; better: `hf auth login`", free=True, secret=True, needs=("push_to_hub", ...)
+    )
+    hub_model_id: str | None = option(
+        None,
+        "user/name of the model; the output folder's name if not given",
+        free=True,
+        needs=("push_to_hub", ...),
+    )
+    hub_private_repo: bool = option(False, "make the model private", free=True, needs=("push_to_hub", ...))
+    hub_create_pr: bool = option(
+        False, "open a pull request, leaving main as it is", free=True, needs=("push_to_hub", ...)
+    )
+    hub_tag: str | None = option(None, "name the pushed commit", free=True, needs=("push_to_hub", ...))
+
+    def __post_init__(self):
+        if self.hub_create_pr and self.hub_tag:
+            raise ValueError("--hub_tag names a commit of main; --hub_create_pr makes none")
+
+
+class Config(Protocol):
+    """The groups that the training loop reads; every family's configuration has them."""
+
+    optim: OptimConfig
+    ema: EMAConfig
+    run: RunConfig
+    log: LogConfig
+    evaluation: EvalConfig
