@@ -1,67 +1,188 @@
-"""The output folder of a run: made, never over somebody else's files, and filled by one run at a time."""
+"""The output folder of a run: what its files are called, who may fill it, and how they are read and written.
 
-import errno
+Nothing else knows these names. Reading needs no torch, so that whatever only reports can answer at once.
+"""
+
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
+from trilemma.training.options.flags import read_yaml
 from trilemma.training.options.groups import RunConfig
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-OURS = ("checkpoints", "config.yaml", "run.json", "model_index.json")
-"""Any of these in a folder shows that a run of ours wrote it."""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LOCK = ".lock"
-"""Locked by the run that fills the folder, until its process ends, however it ends."""
+"""Held by the run that fills the folder, until its process ends, however it ends."""
 
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What some network file systems answer, where nothing is locked."""
+STOCK_CLASSES = {"DDPMPipeline": "unconditional"}
+"""Stock class in `model_index.json` -> family, for folders whose run.json does not name the family."""
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """Names of the files in an output folder, and readers of those that describe the run.
+
+    A file that is not there is read as empty; one that cannot be read is a ValueError that names it.
+    """
+
+    path: Path
+
+    @property
+    def index(self) -> Path:
+        """Which pipeline and components the folder holds."""
+        return self.path / "model_index.json"
+
+    @property
+    def config(self) -> Path:
+        """The resolved flags."""
+        return self.path / "config.yaml"
+
+    @property
+    def run(self) -> Path:
+        """Steps, images, seconds, hardware, versions, commit."""
+        return self.path / "run.json"
+
+    @property
+    def results(self) -> Path:
+        """Measured numbers, one on each line."""
+        return self.path / "results.jsonl"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path / "README.md"
+
+    @property
+    def best(self) -> Path:
+        """The pipeline that scored best while it trained."""
+        return self.path / "best"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints, a folder each."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """The sheet of samples."""
+        return self.path / "samples.png"
+
+    @property
+    def losses(self) -> Path:
+        """The loss curves."""
+        return self.path / "loss.png"
+
+    @property
+    def scores(self) -> Path:
+        """The results of evaluation during training."""
+        return self.path / "scores.png"
+
+    @property
+    def scalars(self) -> Path:
+        """The numbers that were logged, one step on each line; in --logging_dir."""
+        return self.path / self.read_config().get("logging_dir", "logs") / "scalars.jsonl"
+
+    def read_config(self) -> dict[str, Any]:
+        """Flag -> value."""
+        return read_yaml(self.config) if self.config.is_file() else {}
+
+    def read_run(self) -> dict[str, Any]:
+        """What run.json says."""
+        return read_json(self.run) if self.run.is_file() else {}
+
+    def read_index(self) -> dict[str, Any]:
+        """What model_index.json says; ValueError where there is none."""
+        if not self.index.is_file():
+            raise ValueError(
+                f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
+            )
+        return read_json(self.index)
+
+    @property
+    def family(self) -> str | None:
+        """Which family the model is of; None for a pipeline that is not of ours.
+
+        run.json names it. Older folders tell it by the file of code that they ship, `pipeline_<family>.py`.
+        """
+        if family := self.read_run().get("family"):
+            return family
+        name = self.read_index().get("_class_name")
+        if isinstance(name, list):
+            return name[0].removeprefix("pipeline_") if name[0].startswith("pipeline_") else None
+        return STOCK_CLASSES.get(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError that names the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"{path} cannot be read: {problem}") from problem
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object; it holds {type(values).__name__}")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a JSON file at once."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: whoever reads it sees the old text or the new."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 @contextmanager
-def own_folder(run: RunConfig, accelerator: Accelerator) -> Iterator[None]:
+def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
     """Have --output_dir, empty or with what an earlier run left, to oneself inside the block."""
-    folder, lock = Path(run.output_dir), None
+    folder, lock = OutputFolder(Path(run.output_dir)), None
     with accelerator.main_process_first():
-        found = {path.name for path in folder.iterdir()} - {LOCK} if folder.exists() else set()
-        if found and found.isdisjoint(OURS):
-            raise ValueError(
-                f"--output_dir {str(folder)!r} holds files that are not a run's; name another folder"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(folder)
+        folder.path.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process:
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
-            _take(lock, folder)
+            lock = _take(folder.path)
             if run.overwrite_output_dir:
-                _empty(folder)
+                _empty(folder.path)
     try:
-        yield
+        yield folder
     finally:
         if lock is not None:
-            os.close(lock)
+            lock.release()
 
 
-def _take(lock: int, folder: Path) -> None:
-    if fcntl is None:
-        return
+def _refuse_foreign(folder: OutputFolder) -> None:
+    """ValueError for a folder with files of which none is a run's."""
+    names = {path.name for path in folder.path.iterdir()} - {LOCK} if folder.path.exists() else set()
+    ours = {path.name for path in (folder.checkpoints, folder.config, folder.run, folder.index)}
+    if names and names.isdisjoint(ours):
+        raise ValueError(
+            f"--output_dir {str(folder.path)!r} holds files that are not a run's; name another folder"
+        )
+
+
+def _take(folder: Path) -> FileLock:
+    lock = FileLock(folder / LOCK)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as taken:
-        os.close(lock)
+        lock.acquire(timeout=0)
+    except Timeout as taken:
         raise ValueError(
             f"--output_dir {str(folder)!r} is being filled by another run; stop it, or name another folder"
         ) from taken
-    except OSError as problem:
-        if problem.errno not in NO_LOCKS:
-            raise
+    except NotImplementedError:
+        pass  # a network disk without locks, where nothing is locked
+    return lock
 
 
 def _empty(folder: Path) -> None:

@@ -1,1 +1,63 @@
-"""The families: the options, recipes and construction of each."""
+"""The families, a file each: a family is a column through the floors, with a file of its name on each.
+
+    training/families/<family>.py      its options, its recipes, how its Method is built
+    training/objectives/<family>.py    its loss
+    pipelines/<family>.py              its pipeline
+    eval/bounds/<family>.py            its bits per dimension, if it has a bound
+    eval/pictures/<family>.py          its pictures of the process
+    model_cards/wording/<family>.py    what a card says of it
+
+A new family is new files and no edit: the files are looked up by the family's name. No torch here.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from trilemma.training.images.image_set import Images
+    from trilemma.training.loop.method import Method
+
+
+class Preset(NamedTuple):
+    """A recipe: options by flag name, and the paper or measurement that they come from."""
+
+    options: Mapping[str, Any]
+    source: str
+
+
+class Family(NamedTuple):
+    """What `training/families/<family>.py` gives under the name FAMILY.
+
+    config: a frozen dataclass of groups of options. presets: the first is the one that a command line without
+    data stands for. samplers: what --sampler takes; the first is that of sheets and of evaluation during
+    training. build(config, images, accelerator, total_steps): the Method; torch is imported inside.
+    """
+
+    config: type
+    presets: Mapping[str, Preset]
+    samplers: tuple[str, ...]
+    build: "Callable[[Any, Images, Accelerator, int], Method]"
+
+
+def names() -> tuple[str, ...]:
+    """The families that there are, by name, in alphabetical order."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def family(name: str) -> Family:
+    """The row of a family; ValueError lists the families."""
+    if name not in names():
+        raise ValueError(f"the family must be one of {', '.join(names())}; got {name!r}")
+    return importlib.import_module(f"{__name__}.{name}").FAMILY
+
+
+def column(floor: str, family: str) -> ModuleType | None:
+    """The file of a family on a floor, such as "trilemma.eval.bounds"; None where it has none there."""
+    name = f"{floor}.{family}"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
