@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trilemma.training.families.presets import PRESETS
+from trilemma.training.families.unconditional import PRESETS
 from trilemma.training.options.command_line import FAMILIES
 from trilemma.training.options.flags import flags_of, public
 

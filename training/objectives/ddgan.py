@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
-from trilemma.training.families.groups import DDGANConfig, GANOptimConfig
+from trilemma.training.families.vdm import DDGANConfig, GANOptimConfig
 from trilemma.training.loop.method import Logs, lr_schedule, resume_schedule
 from trilemma.training.loop.watchdog import Watchdog
 from trilemma.training.networks.discriminator import GROUP, Discriminator

@@ -23,7 +23,7 @@ from trilemma.training.diffusion.losses import (
     vlb_term_bpd,
 )
 from trilemma.training.diffusion.process import TARGETS, NoiseSchedule, noise_schedule, normal_like
-from trilemma.training.families.groups import DDPMConfig, ProcessConfig
+from trilemma.training.families.vdm import DDPMConfig, ProcessConfig
 from trilemma.training.loop.method import Logs, Objective
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from trilemma.training.diffusion.variational import (
     prior_bpd,
     reconstruction_bpd,
 )
-from trilemma.training.families.groups import VDMConfig
+from trilemma.training.families.vdm import VDMConfig
 from trilemma.training.loop.method import Logs, Objective
 from trilemma.training.networks.build import build_network
 from trilemma.training.objectives.ddpm import LabelDropout

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from trilemma.training.families.groups import (
+from trilemma.training.families.vdm import (
     ChainLogConfig,
     DDGANConfig,
     DDPMConfig,
@@ -20,7 +20,7 @@ from trilemma.training.families.groups import (
     VDMConfig,
     VDMOptimConfig,
 )
-from trilemma.training.families.presets import PRESETS
+from trilemma.training.families.unconditional import PRESETS
 from trilemma.training.options.flags import Parser, build, flags_of, nearest, to_yaml
 from trilemma.training.options.groups import (
     DataConfig,

@@ -1,7 +1,7 @@
 """The options that every family has, one frozen dataclass a group.
 
 Names that diffusers' `train_unconditional.py` has keep their name and meaning (docs/recipes.md lists each).
-The machinery is in `training/options/flags.py`, the recipes in `training/families/presets.py`.
+The machinery is in `training/options/flags.py`, the recipes in `training/families/unconditional.py`.
 """
 
 from dataclasses import dataclass
