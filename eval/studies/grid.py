@@ -169,7 +169,7 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
 
     from trilemma.eval.metrics.distances import METRICS
     from trilemma.eval.scoring.model_images import load_model
-    from trilemma.training.sampling import SAMPLER_NAMES, SAMPLERS, with_sampler
+    from trilemma.pipelines.samplers import SAMPLERS
 
     metrics, pipeline = ("bpd", *METRICS), None
     if model.model and Path(model.model).is_dir():
@@ -186,10 +186,10 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
                 f"--classes and --guidance_scale are for class-conditional models; {job.point.name} is none"
             )
         if sampling.sampler and pipeline:
-            with_sampler(pipeline, sampling.sampler)
+            pipeline.with_sampler(sampling.sampler)
         elif sampling.sampler:
             family = job.point.family  # None for a model on the Hub
-            able = families.family(family).samplers if family else sorted(SAMPLER_NAMES)
+            able = families.family(family).samplers if family else _every_sampler()
             target = trained.get("prediction_type", "epsilon")
             able = [name for name in able if name not in SAMPLERS or target in SAMPLERS[name].targets]
             if sampling.sampler not in able:
@@ -197,6 +197,11 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
                     f"--sampler must be one of {', '.join(able)} for point {job.point.name}; got "
                     f"{sampling.sampler!r}"
                 )
+
+
+def _every_sampler() -> list[str]:
+    """The samplers of all families."""
+    return sorted({sampler for name in families.names() for sampler in families.family(name).samplers})
 
 
 def run_facts(model: Path) -> dict[str, Any]:

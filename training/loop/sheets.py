@@ -6,21 +6,14 @@ from torch import Tensor
 
 from trilemma.training.loop.method import Method
 from trilemma.training.options.groups import SheetConfig
-from trilemma.training.sampling import check_steps, every_class, sample_everywhere, usual_steps, with_sampler
+from trilemma.training.sampling import every_class, sample_everywhere
 
 
 def sampling_pipeline(method: Method, sheet: SheetConfig) -> DiffusionPipeline:
     """The method's pipeline with the sampler of sheets and of evaluation."""
-    pipeline = with_sampler(method.pipeline(method.net), sheet.sampler)
+    pipeline = method.pipeline(method.net).with_sampler(sheet.sampler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def sheet_steps(pipeline: DiffusionPipeline, sheet: SheetConfig) -> int:
-    """Steps of that sampler; ValueError for a number that it does not have."""
-    steps = sheet.ddpm_num_inference_steps or usual_steps(pipeline)
-    check_steps(pipeline, steps)
-    return steps
 
 
 def draw(method: Method, accelerator: Accelerator, sheet: SheetConfig) -> Tensor:
@@ -30,6 +23,6 @@ def draw(method: Method, accelerator: Accelerator, sheet: SheetConfig) -> Tensor
         pipeline,
         range(sheet.eval_batch_size),
         accelerator,
-        num_inference_steps=sheet_steps(pipeline, sheet),
+        num_inference_steps=pipeline.steps(sheet.ddpm_num_inference_steps),
         class_labels=every_class(method.num_classes, sheet.eval_batch_size),
     )
