@@ -32,7 +32,7 @@ from trilemma.training.data import Images, batches, hold_out, load_images, to_fl
 from trilemma.training.fine_tuning import saved_config, take_weights
 from trilemma.training.folder import own_folder
 from trilemma.training.loop import Data, draw, sampling_pipeline, sheet_steps, train
-from trilemma.training.machine import PROCESS_GROUP, set_cpu_threads
+from trilemma.training.machine import PROCESS_GROUP, closing_groups, set_cpu_threads
 from trilemma.training.methods import GradientDescent, Method, Objective
 from trilemma.training.nets import NETS, net_for
 from trilemma.training.sampling import every_class
@@ -62,12 +62,16 @@ def run_method(config, make_method: MakeMethod) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if _is_main() else logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        accelerator = make_accelerator(config)
-        with own_folder(config.run, accelerator):
-            train_and_save(config, make_method, accelerator)
-        accelerator.state.destroy_process_group()
+        with closing_groups():
+            _run_method(config, make_method)
     except (ValueError, OSError, FloatingPointError, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
+
+
+def _run_method(config, make_method: MakeMethod) -> None:
+    accelerator = make_accelerator(config)
+    with own_folder(config.run, accelerator):
+        train_and_save(config, make_method, accelerator)
 
 
 def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) -> None:
