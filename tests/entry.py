@@ -13,6 +13,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_")
@@ -76,6 +78,16 @@ def run(script: str, *flags: str, check: bool = True, cwd: Path | None = None) -
     running = start(script, *flags, cwd=cwd)
     assert running.wait() == 0 or not check, running.output
     return running
+
+
+def from_child(queue: multiprocessing.Queue, *children: multiprocessing.Process) -> Any:
+    """The next that a child puts into the queue, however slow the machine; an error if none will come."""
+    while True:
+        codes = [child.exitcode for child in children]
+        with contextlib.suppress(Empty):
+            return queue.get(timeout=1)
+        assert None in codes, codes
+        assert not any(codes), codes
 
 
 def _enter(script: str, *flags: str, log: str, cwd: Path | None) -> None:
