@@ -32,9 +32,11 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_flags(GenerateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
     from trilemma.eval.scoring.model_images import draw_to_files
+    from trilemma.training.loop.machine import closing_groups
 
     try:
-        draw_to_files(config.model, config.sampling, config.output.output)
+        with closing_groups():
+            draw_to_files(config.model, config.sampling, config.output.output)
     except (ValueError, OSError, RuntimeError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 
