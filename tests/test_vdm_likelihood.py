@@ -260,4 +260,4 @@ def test_a_saved_model_has_the_same_bits(tmp_path):
     images = images_of(np.random.default_rng(5).integers(0, 256, (3, 1, 8, 8)))
     before = bits_per_dim(pipeline, images)
     pipeline.save_pretrained(tmp_path)
-    assert bits_per_dim(VDMPipeline.from_pretrained(tmp_path), images) == before
+    assert bits_per_dim(VDMPipeline.from_pretrained(tmp_path, trust_remote_code=True), images) == before

@@ -189,7 +189,7 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
         elif sampling.sampler:
             # A family that has samplers of its own names them as the choices of the flag for its sheets.
             family = FAMILIES.get(job.point.family)  # None for a model on the Hub
-            able = flags_of(family)["sampler"].choices if family else _every_sampler()
+            able = flags_of(family)["sampler"].choices if family else every_sampler()
             target = trained.get("prediction_type", "epsilon")
             able = able or [name for name, row in SAMPLERS.items() if target in row.targets]
             if sampling.sampler not in able:
@@ -199,7 +199,7 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
                 )
 
 
-def _every_sampler() -> list[str]:
+def every_sampler() -> list[str]:
     """The samplers of all families."""
     from trilemma.pipelines.samplers import SAMPLERS
 
