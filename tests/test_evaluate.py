@@ -14,7 +14,7 @@ from test_distributed import TORCHRUN
 
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.options import SamplingConfig
-from trilemma.eval.scoring.model_images import default_guidance, labels_like
+from trilemma.eval.scoring.model_images import labels_like
 from trilemma.eval.scoring.results import Origin, lines, metric_name
 from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.pipelines.vdm_model import VDMModel
@@ -267,8 +267,7 @@ def test_flags_of_conditional_models_are_refused_elsewhere(model, tmp_path):
 
 
 def test_guidance_is_refused_where_the_pipeline_has_none():
-    attributes = {"config": {"class_names": {"0": "a"}}, "__call__": lambda self, seeds: None}
-    pipeline = type("DDGANPipeline", (), attributes)()
+    pipeline = type("DDGANPipeline", (), {"class_names": ("a",), "default_guidance": None})()
     drawing = SimpleNamespace(pipeline=pipeline, sampling=SamplingConfig(guidance_scale=2.0))
     with pytest.raises(ValueError, match="--guidance_scale is nothing that a DDGANPipeline has"):
         labels_like(drawing, None)
@@ -281,7 +280,7 @@ def test_models_without_classes_have_no_guidance_by_default():
     }  # fmt: skip
     for classes, scale in ((None, None), (["a", "b"], 1.0)):
         model = VDMModel(row, sample_size=8, in_channels=1, num_class_embeds=classes and 3)
-        assert default_guidance(VDMPipeline(model, classes)) == scale
+        assert VDMPipeline(model, classes).default_guidance == scale
 
 
 def test_a_part_of_the_split_is_not_the_literatures_reference():

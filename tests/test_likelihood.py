@@ -22,7 +22,6 @@ from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.losses import log_variance_range
 from trilemma.training.diffusion.process import SCHEDULES, TARGETS, noise_schedule
 from trilemma.training.images.image_set import Images, to_float
-from trilemma.training.sampling import with_sampler
 
 EDGE = 1 + 1 / 255  # of the outermost 8-bit bin
 MEAN, STD = 0.1, 0.2
@@ -456,7 +455,7 @@ def test_a_saved_model_has_the_same_bits(tmp_path):
     before = bits_per_dim(pipeline, images)
     pipeline.save_pretrained(tmp_path)
     assert bits_per_dim(DDPMPipeline.from_pretrained(tmp_path), images) == before
-    assert bits_per_dim(with_sampler(pipeline, "ddim"), images) == before
+    assert bits_per_dim(pipeline.with_sampler("ddim"), images) == before
 
 
 def test_dropout_is_off_and_comes_back():

@@ -14,7 +14,7 @@ from entry import ROOT, environment, run
 
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring.results import KEYS, read
-from trilemma.eval.studies.grid import Job, lines_of, make_all, trained_flags
+from trilemma.eval.studies.grid import Job, every_sampler, lines_of, make_all, trained_flags
 from trilemma.eval.studies.questions import SWEEPS, Point, own_sweep, typed, words
 from trilemma.eval.sweep import main
 from trilemma.model_cards.hub.bundle import save_bundle
@@ -22,7 +22,6 @@ from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.diffusion.process import SCHEDULES
 from trilemma.training.networks.rows import NETS
-from trilemma.training.sampling import SAMPLER_NAMES
 
 SCRIPT = "eval/sweep.py"
 
@@ -35,7 +34,7 @@ def test_every_point_of_every_question_is_accepted_by_its_entry_point(name):
     for point in points:
         if point.family:
             trained_flags(point, words(point.flags))  # which exits where a flag is refused
-        assert point.flags.get("sampler", "ddim") in SAMPLER_NAMES
+        assert point.flags.get("sampler", "ddim") in every_sampler()
         assert point.flags.get("net", "conv") in NETS
         assert point.flags.get("ddpm_beta_schedule", "linear") in SCHEDULES
 

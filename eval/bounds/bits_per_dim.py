@@ -21,7 +21,7 @@ from trilemma.eval.bounds.vae import VAETerms
 from trilemma.eval.bounds.vdm import VDMTerms
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
 from trilemma.training.images.image_set import Images, to_float
-from trilemma.training.sampling import network_of, shard
+from trilemma.training.sampling import shard
 
 
 class Terms(Protocol):
@@ -126,7 +126,7 @@ def bits_per_dim(
     _check_images(pipeline, images)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     terms_of = TERMS.get(type(pipeline).__name__, GaussianTerms.of)
-    terms, net = terms_of(pipeline, timesteps, batch_size), network_of(pipeline)
+    terms, net = terms_of(pipeline, timesteps, batch_size), pipeline.network
     training = net.training
     net.eval()
     try:
@@ -140,7 +140,7 @@ def bits_per_dim(
 
 def _check_images(pipeline: DiffusionPipeline, images: Images) -> None:
     """Raise unless the images have the network's size and, where it takes labels, labels of its classes."""
-    config = network_of(pipeline).config
+    config = pipeline.network.config
     size = config.sample_size
     wanted = (config.in_channels, *([size, size] if isinstance(size, int) else size or ()))
     found = (images.channels, images.resolution, images.resolution)[: len(wanted)]

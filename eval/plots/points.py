@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from trilemma.training.images.image_set import to_float
-from trilemma.training.sampling import network_of
 
 ARROWS = 25
 """Arrows along each side of a field."""
@@ -72,7 +71,7 @@ def chain(pipeline: DiffusionPipeline, seeds: Sequence[int], num_inference_steps
     Unlike the pipeline's own `trajectory` it is not clipped, and noise of the plane lies beyond [-1, 1].
     """
     states: list[Tensor] = []
-    network = network_of(pipeline)
+    network = pipeline.network
     watch = network.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0].float().cpu()))
     try:
         made = pipeline(seeds=seeds, num_inference_steps=num_inference_steps, output_type="pt").images

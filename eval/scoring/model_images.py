@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,28 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import DDPMPipeline, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
-from trilemma.pipelines.unconditional import UnconditionalPipeline
+from trilemma.pipelines import as_ours
 from trilemma.training.images.image_set import Images
 from trilemma.training.loop.machine import PROCESS_GROUP, set_cpu_threads
-from trilemma.training.sampling import (
-    check_steps,
-    draw_batches,
-    evaluations,
-    network_of,
-    sampler_name,
-    usual_steps,
-    with_sampler,
-)
+from trilemma.training.sampling import Share, draw_batches
 
 
 def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = False) -> DiffusionPipeline:
-    """A pipeline from a folder or the Hub; a stock DDPMPipeline becomes ours, for its seeds."""
+    """A pipeline of one of the families, from a folder or the Hub."""
     try:
         # A folder is the user's own; code from the Hub runs only where it was allowed.
         trusted = trust_remote_code or Path(path_or_id).is_dir()
         pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=trusted)
     except (OSError, TypeError, ValueError) as problem:  # TypeError: a part's code is missing
         raise ValueError(f"--model {path_or_id!r} is not a pipeline folder or Hub id: {problem}") from problem
-    if isinstance(pipeline, DDPMPipeline):
-        pipeline = UnconditionalPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler)
+    pipeline = as_ours(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -77,8 +67,7 @@ class Drawing:
             num_inference_steps=self.sampling.num_inference_steps,
             class_labels=None if self.labels is None else [self.labels[i] for i in wanted],
             options=options,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            share=Share.of(self.accelerator),
         )
         main = self.accelerator.is_main_process
         with tqdm(total=len(wanted), desc="drawing", unit="image", disable=None if main else True) as bar:
@@ -99,15 +88,15 @@ class Drawing:
         seconds = sum(gather_object([self.seconds]))
         steps, first, n = self.sampling.num_inference_steps, self.sampling.seed, self.sampling.num_samples
         given = self.sampling.guidance_scale
-        guidance = default_guidance(self.pipeline) if given is None else given
+        guidance = self.pipeline.default_guidance if given is None else given
         guided = guidance not in (None, 1.0)
         return Origin(
             source=self.source,
             n=n,
             seeds=f"{first}..{first + n - 1}",
-            sampler=self.sampling.sampler or sampler_name(self.pipeline),
+            sampler=self.sampling.sampler or self.pipeline.sampler,
             num_inference_steps=steps,
-            nfe=None if steps is None else evaluations(self.pipeline, steps) * (1 + guided),
+            nfe=None if steps is None else self.pipeline.calls(steps, guided),
             classes=shlex.join(self.sampling.classes) if self.sampling.classes else None,
             guidance_scale=guidance,
             seconds_per_image=seconds / n,
@@ -115,14 +104,6 @@ class Drawing:
             step=step,
             images_seen=images_seen,
         )
-
-
-def default_guidance(pipeline: DiffusionPipeline) -> float | None:
-    """The guidance scale of its call where none is given; None where it has no guidance, or no classes."""
-    parameter = signature(pipeline.__call__).parameters.get("guidance_scale")
-    if parameter is None or network_of(pipeline).config.get("num_class_embeds") is None:
-        return None
-    return parameter.default
 
 
 def trained(model: str) -> tuple[int | None, int | None]:
@@ -138,10 +119,9 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
         raise ValueError("--model must name a model folder or a Hub id")
     pipeline = load_model(model.model, accelerator.device, model.trust_remote_code)
     if sampling.sampler:
-        pipeline = with_sampler(pipeline, sampling.sampler)
+        pipeline = pipeline.with_sampler(sampling.sampler)
         pipeline.set_progress_bar_config(disable=True)
-    steps = sampling.num_inference_steps or usual_steps(pipeline)
-    check_steps(pipeline, steps)
+    steps = pipeline.steps(sampling.num_inference_steps)
     sampling = replace(sampling, num_inference_steps=steps)
     # The name of a folder, not where it lies on this machine.
     source = Path(model.model).resolve().name if Path(model.model).is_dir() else model.model
@@ -150,14 +130,14 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
 
 def labels_like(drawing: Drawing, images: Images | None) -> list[int] | None:
     """Classes to draw, in the data's own frequencies and a fixed random order; None for other models."""
-    known, wanted = drawing.pipeline.config.get("class_names"), drawing.sampling.classes
-    if known is None:
+    names, wanted = drawing.pipeline.class_names, drawing.sampling.classes
+    if names is None:
         if wanted or drawing.sampling.guidance_scale is not None:
             raise ValueError("--classes and --guidance_scale are for class-conditional models; this is none")
         return None
-    if drawing.sampling.guidance_scale is not None and default_guidance(drawing.pipeline) is None:
+    if drawing.sampling.guidance_scale is not None and drawing.pipeline.default_guidance is None:
         raise ValueError(f"--guidance_scale is nothing that a {type(drawing.pipeline).__name__} has")
-    n, names = drawing.sampling.num_samples, [known[str(k)] for k in range(len(known))]
+    n = drawing.sampling.num_samples
     if wanted:
         numbers = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
         unknown = [name for name in wanted if name not in numbers]
@@ -184,7 +164,7 @@ def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> 
 def claim(drawing: Drawing, path: Path, **more: Any) -> None:
     """Note beside the images what they are drawn from; ValueError where others have been begun there."""
     weights = hashlib.sha256()
-    for tensor in network_of(drawing.pipeline).state_dict().values():
+    for tensor in drawing.pipeline.network.state_dict().values():
         weights.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     wanted = {**asdict(drawing.sampling), "model": drawing.source, "weights": weights.hexdigest(), **more}
     wanted.pop("num_samples")
@@ -223,7 +203,7 @@ def draw_to_array(drawing: Drawing, path: Path) -> None:
     """
     accelerator, n = drawing.accelerator, drawing.sampling.num_samples
     aside, marks = path.with_suffix(".partial.npy"), path.with_suffix(".drawn.npy")
-    config = network_of(drawing.pipeline).config
+    config = drawing.pipeline.network.config
     shape = (n, config.sample_size, config.sample_size, config.in_channels)
     path.parent.mkdir(parents=True, exist_ok=True)
     note = path.with_suffix(".drawing.json")

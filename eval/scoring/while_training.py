@@ -23,7 +23,6 @@ from trilemma.eval.scoring.yardsticks import (
     yardsticks,
 )
 from trilemma.training.images.image_set import Images, cache_folder
-from trilemma.training.sampling import usual_steps
 
 BEST = {
     "fd": ("fd", min),
@@ -76,7 +75,7 @@ class Evaluation:
         sampling = SamplingConfig(
             num_samples=wanted.eval_num_samples,
             sampler=log.sampler,
-            num_inference_steps=log.ddpm_num_inference_steps or usual_steps(sampled),
+            num_inference_steps=sampled.steps(log.ddpm_num_inference_steps),
         )
         drawing = Drawing(sampled, self.folder.name, sampling, BATCH, self.accelerator)
         drawing.labels = labels_like(drawing, self.reference.images)

@@ -168,7 +168,7 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
 
     from trilemma.eval.metrics.distances import METRICS
     from trilemma.eval.scoring.model_images import load_model
-    from trilemma.training.sampling import SAMPLER_NAMES, SAMPLERS, with_sampler
+    from trilemma.pipelines.samplers import SAMPLERS
 
     metrics, pipeline = ("bpd", *METRICS), None
     if model.model and Path(model.model).is_dir():
@@ -185,11 +185,11 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
                 f"--classes and --guidance_scale are for class-conditional models; {job.point.name} is none"
             )
         if sampling.sampler and pipeline:
-            with_sampler(pipeline, sampling.sampler)
+            pipeline.with_sampler(sampling.sampler)
         elif sampling.sampler:
             # A family that has samplers of its own names them as the choices of the flag for its sheets.
             family = FAMILIES.get(job.point.family)  # None for a model on the Hub
-            able = flags_of(family)["sampler"].choices if family else sorted(SAMPLER_NAMES)
+            able = flags_of(family)["sampler"].choices if family else every_sampler()
             target = trained.get("prediction_type", "epsilon")
             able = able or [name for name, row in SAMPLERS.items() if target in row.targets]
             if sampling.sampler not in able:
@@ -197,6 +197,13 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
                     f"--sampler must be one of {', '.join(able)} for point {job.point.name}; got "
                     f"{sampling.sampler!r}"
                 )
+
+
+def every_sampler() -> list[str]:
+    """The samplers of all families."""
+    from trilemma.pipelines.samplers import SAMPLERS
+
+    return sorted({name for f in FAMILIES.values() for name in flags_of(f)["sampler"].choices or SAMPLERS})
 
 
 def run_facts(model: Path) -> dict[str, Any]:
