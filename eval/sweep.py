@@ -11,7 +11,7 @@ from typing import Literal
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig
 from trilemma.eval.studies.questions import SWEEPS
-from trilemma.training.options.command_line import FAMILIES
+from trilemma.training import families
 from trilemma.training.options.flags import option, parse_flags
 
 
@@ -21,7 +21,7 @@ class GridConfig:
 
     question: Literal[tuple(SWEEPS)] | None = option(None, "a row of eval/studies/questions.py")
     grid: tuple[str, ...] | None = option(None, "in its place a grid of your own: flag=value,value ...")
-    family: Literal[tuple(FAMILIES)] = option(
+    family: Literal[families.names()] = option(
         "unconditional", "training/train_<family>.py trains it, unless --model is given", needs=("grid", ...)
     )
     output_dir: str | None = option(None, "where everything goes; outputs/sweep-<question> if not given")

@@ -71,11 +71,11 @@ class Evaluation:
         self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int
     ) -> dict[str, float]:
         """Numbers by name; `pipeline` is what would be published, `sampled` the same with the sampler."""
-        wanted, log = self.config.evaluation, self.config.log
+        wanted, sheet = self.config.evaluation, self.config.sheet
         sampling = SamplingConfig(
             num_samples=wanted.eval_num_samples,
-            sampler=log.sampler,
-            num_inference_steps=sampled.steps(log.ddpm_num_inference_steps),
+            sampler=sheet.sampler,
+            num_inference_steps=sampled.steps(sheet.ddpm_num_inference_steps),
         )
         drawing = Drawing(sampled, self.folder.name, sampling, BATCH, self.accelerator)
         drawing.labels = labels_like(drawing, self.reference.images)

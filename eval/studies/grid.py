@@ -21,7 +21,8 @@ from trilemma.eval.plots import charts
 from trilemma.eval.scoring import results
 from trilemma.eval.studies.processes import Children, last_lines
 from trilemma.eval.studies.questions import SWEEPS, Flags, Point, Sweep, check_free, own_sweep, typed, words
-from trilemma.training.options.command_line import FAMILIES, parse
+from trilemma.training import families
+from trilemma.training.options.command_line import parse
 from trilemma.training.options.flags import HUB_ID, flags_of, flatten, nearest, parse_flags
 
 INTERRUPTED = os.EX_TEMPFAIL
@@ -187,11 +188,10 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
         if sampling.sampler and pipeline:
             pipeline.with_sampler(sampling.sampler)
         elif sampling.sampler:
-            # A family that has samplers of its own names them as the choices of the flag for its sheets.
-            family = FAMILIES.get(job.point.family)  # None for a model on the Hub
-            able = flags_of(family)["sampler"].choices if family else every_sampler()
+            family = job.point.family  # None for a model on the Hub
+            able = families.family(family).samplers if family else every_sampler()
             target = trained.get("prediction_type", "epsilon")
-            able = able or [name for name, row in SAMPLERS.items() if target in row.targets]
+            able = [name for name in able if name not in SAMPLERS or target in SAMPLERS[name].targets]
             if sampling.sampler not in able:
                 raise ValueError(
                     f"--sampler must be one of {', '.join(able)} for point {job.point.name}; got "
@@ -201,9 +201,7 @@ def check_scoring(jobs: Sequence[Job], model) -> None:
 
 def every_sampler() -> list[str]:
     """The samplers of all families."""
-    from trilemma.pipelines.samplers import SAMPLERS
-
-    return sorted({name for f in FAMILIES.values() for name in flags_of(f)["sampler"].choices or SAMPLERS})
+    return sorted({sampler for name in families.names() for sampler in families.family(name).samplers})
 
 
 def run_facts(model: Path) -> dict[str, Any]:

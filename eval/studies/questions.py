@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from trilemma.eval.options import SamplingConfig
-from trilemma.training.options.command_line import FAMILIES
+from trilemma.training import families
 from trilemma.training.options.flags import Flag, flags_of, nearest
 
 Flags = Mapping[str, str]
@@ -116,7 +116,7 @@ def own_sweep(grid: Sequence[str], family: str | None) -> Sweep:
 
     The last flag is the horizontal axis if all its values are numbers.
     """
-    known = flags_of(FAMILIES[family]) if family else flags_of(_Sampled)
+    known = flags_of(families.family(family).config) if family else flags_of(_Sampled)
     values: dict[str, tuple[str, ...]] = {}
     for word in grid:
         flag, _, listed = word.partition("=")
