@@ -12,6 +12,9 @@ PAIR_IMAGES = 10_000
 
 ALL_IMAGES = 2**31
 
+NEAREST_QUANTILES = {"p01": 0.01, "p05": 0.05, "p50": 0.5}
+"""Quantiles of the distances to the nearest reference image, by the name that their measures bear."""
+
 
 class Measure(NamedTuple):
     """One number that a metric gives.
@@ -35,13 +38,14 @@ class Measure(NamedTuple):
 class Metric(NamedTuple):
     """A name that `--metrics` takes.
 
-    build: "module:name" of what makes it from (ReferenceStatistics, number of samples); of a metric that
-        needs the model, the function that measures it (see `bounds/bits_per_dim.py`).
+    build: "module:name" of what makes it from (ReferenceStatistics, number of samples), or, where it needs
+        the model, from (pipeline, --bpd_timesteps, --batch_size); see `bounds/bits_per_dim.py`.
     measures: the numbers that it gives, by name.
     needs: what its `update` takes after the index: features, logits, labels; ("model",) for a metric of the
         model itself, which looks at no samples.
     parts: fields of ReferenceStatistics that must be there. keep: how many features the reference must keep.
     judge: it is measured with the classifier, whatever --feature_extractor is, and its names do not bear it.
+    full_rank: with fewer samples than features it says little, and is refused without --force.
     best: which of its measures chooses the best model during training; None where it may not.
     """
 
@@ -51,15 +55,17 @@ class Metric(NamedTuple):
     parts: tuple[str, ...] = ()
     keep: int = 0
     judge: bool = False
+    full_rank: bool = False
     best: str | None = None
 
 
-NEAREST = tuple(f"nearest_{name}{end}" for name in ("p01", "p05", "p50") for end in ("", "_heldout"))
+NEAREST = tuple(f"nearest_{name}{end}" for name in NEAREST_QUANTILES for end in ("", "_heldout"))
 
 METRICS: dict[str, Metric] = {
     "fd": Metric(
         "trilemma.eval.metrics.distances:FrechetDistance",
         {"fd": Measure("lower", depends_on_n=False, shown=True, compared=True, charted=True)},
+        full_rank=True,
         best="fd",
     ),
     "energy": Metric(
@@ -125,7 +131,7 @@ METRICS: dict[str, Metric] = {
         "trilemma.eval.metrics.distances:Diversity", {"diversity": Measure(depends_on_n=False)}
     ),
     "bpd": Metric(
-        "trilemma.eval.bounds.bits_per_dim:bits_per_dim",
+        "trilemma.eval.bounds.bits_per_dim:Likelihood",
         {
             "bpd": Measure("lower", of_split=True, shown=True, compared=True, charted=True),
             "prior_bpd": Measure("lower", of_split=True),
