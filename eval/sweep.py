@@ -21,7 +21,7 @@ class GridConfig:
 
     question: Literal[tuple(SWEEPS)] | None = option(None, "a row of eval/studies/questions.py")
     grid: tuple[str, ...] | None = option(
-        None, "instead of a question, a grid of your own: flag=value,value ..."
+        None, "instead, a grid of your own: flag=value,value ..."
     )
     family: Literal[families.names()] = option(
         "unconditional", "training/train_<family>.py trains it, unless --model is given", needs=("grid", ...)

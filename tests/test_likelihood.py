@@ -169,7 +169,7 @@ def test_fixed_variances_cost_what_the_closed_form_says(variance, steps, count):
     expected = float((0.5 * ((p / q).log() + (q + mean_error) / p - 1)).sum()) / math.log(2)
     images = gaussian_images(count, 8)
     values = bits_per_dim(pipeline, images, batch_size=2000)
-    value, _, (_, high), _ = values["bpd_diffusion"]
+    value, _, (_, high), _ = values["diffusion_bpd"]
     error = (high - value) / NORMAL_QUANTILE
     assert error < 0.06
     assert abs(value - expected) < 3 * error
@@ -276,9 +276,9 @@ def test_each_term_equals_its_definition(variance, clip):
     mass = torch.where(own.abs() > 0.999, ndtr(torch.where(outward, 1 / 255 - off, 1 / 255 + off)), mass)
     last = Normal(process.abar[-1].sqrt() * own, (1 - process.abar[-1]).sqrt())
     expected = {
-        "bpd_prior": kl_divergence(last, Normal(0.0, 1.0)).mean(),
-        "bpd_diffusion": kl,
-        "bpd_reconstruction": -mass.log().mean(),
+        "prior_bpd": kl_divergence(last, Normal(0.0, 1.0)).mean(),
+        "diffusion_bpd": kl,
+        "reconstruction_bpd": -mass.log().mean(),
     }
     for name, value in expected.items():
         assert values[name].value == pytest.approx(float(value) / math.log(2), rel=2e-5), name
@@ -442,7 +442,7 @@ def test_class_labels_stay_with_their_images():
     pipeline.unet.predict = lambda asked: predict(asked).expand(-1, 1, 4, 4)
     for timesteps in (None, 3):
         values = bits_per_dim(pipeline, images, timesteps=timesteps, batch_size=9)
-        assert values["bpd_diffusion"].value == pytest.approx(0, abs=1e-9)
+        assert values["diffusion_bpd"].value == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="--label_column"):
         bits_per_dim(pipeline, images_of(images.pixels))
     with pytest.raises(ValueError, match="3 classes; x has a label 3"):
@@ -533,5 +533,5 @@ def test_wrong_arguments_are_refused():
 
 def test_a_bound_that_is_not_finite_is_an_error():
     pipeline = known(lambda x_t, alpha, sigma: x_t * float("nan"), 10)
-    with pytest.raises(ValueError, match="bpd_diffusion is not finite for 2 images, the first is 0"):
+    with pytest.raises(ValueError, match="diffusion_bpd is not finite for 2 images, the first is 0"):
         bits_per_dim(pipeline, uniform_images(2))

@@ -361,8 +361,8 @@ def test_bound_of_evaluation_agrees_with_the_truth():
     low, high = measured["bpd"].interval
     assert low < truth + 0.05
     assert truth < high
-    assert measured["bpd_reconstruction"].value < 0.1
-    assert measured["bpd_prior"].value < 0.01
+    assert measured["reconstruction_bpd"].value < 0.1
+    assert measured["prior_bpd"].value < 0.01
 
 
 # Pictures and runs

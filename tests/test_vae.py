@@ -198,11 +198,11 @@ def test_bits_per_dimension_of_images():
     pipe.vae.train()
     whole, parts = bits_per_dim(pipe, images), bits_per_dim(pipe, images, batch_size=2)
     assert pipe.vae.training
-    assert list(whole) == ["bpd", "bpd_prior", "bpd_reconstruction"]
+    assert list(whole) == ["bpd", "prior_bpd", "reconstruction_bpd"]
     for name, measured in whole.items():
         assert measured.value == pytest.approx(parts[name].value, rel=1e-5)
         assert measured.n == 7
-    assert whole["bpd"].value == pytest.approx(whole["bpd_prior"].value + whole["bpd_reconstruction"].value)
+    assert whole["bpd"].value == pytest.approx(whole["prior_bpd"].value + whole["reconstruction_bpd"].value)
     half = bits_per_dim(pipe.to(torch.bfloat16), images)
     assert half["bpd"].value == pytest.approx(whole["bpd"].value, rel=0.02)
     with pytest.raises(ValueError, match="--bpd_timesteps is for diffusion models"):

@@ -113,15 +113,15 @@ def test_the_three_terms_of_one_pixel_are_their_integrals():
     for name, value in zip(("prior", "diffusion", "reconstruction"), expected, strict=True):
         assert value > 0.05, name
         assert within(values[f"bpd_{name}"], value), name
-    assert values["bpd_diffusion"].interval[1] - values["bpd_diffusion"].value < 0.05
+    assert values["diffusion_bpd"].interval[1] - values["diffusion_bpd"].value < 0.05
 
 
 def test_the_best_network_attains_the_entropy():
     """With ends that leave nothing to prior and decoder, in infinitely many steps."""
     values = bits_per_dim(exact(), balanced_images(4000), batch_size=50_000, timesteps=30)
     assert within(values["bpd"], ENTROPY)
-    assert values["bpd_prior"].value < 0.01
-    assert values["bpd_reconstruction"].value < 0.05
+    assert values["prior_bpd"].value < 0.01
+    assert values["reconstruction_bpd"].value < 0.05
 
 
 def test_fewer_steps_have_a_looser_bound():
@@ -148,9 +148,9 @@ def test_the_shape_of_gamma_makes_no_difference_in_continuous_time():
         values.append(bits_per_dim(pipeline, images, batch_size=50_000, timesteps=40))
     for value in values:
         spread = sum((m.interval[1] - m.interval[0]) / 2 / 1.96 for m in (line["bpd"], value["bpd"]))
-        assert abs(value["bpd_diffusion"].value - line["bpd_diffusion"].value) < 2 * spread
-        assert value["bpd_prior"] == line["bpd_prior"]
-        assert value["bpd_reconstruction"].value == pytest.approx(line["bpd_reconstruction"].value, abs=0.01)
+        assert abs(value["diffusion_bpd"].value - line["diffusion_bpd"].value) < 2 * spread
+        assert value["prior_bpd"] == line["prior_bpd"]
+        assert value["reconstruction_bpd"].value == pytest.approx(line["reconstruction_bpd"].value, abs=0.01)
 
 
 # The terms

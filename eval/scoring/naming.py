@@ -44,11 +44,11 @@ def metric_name(measure: str, extractor: str | None, n: int, split: str | None, 
     return f"fid_{count}" if against == "train" else f"fid_{count}_vs_{against}"
 
 
-def measure_of(name: str, extractor: str | None, split: str | None) -> str:
+def measure_of(name: str, extractor: str | None) -> str:
     """The measure behind the display name in an older line of results."""
-    if extractor is None and name.startswith("bpd"):
-        term = name.removeprefix(f"bpd_{split}").removeprefix("_")
-        return f"{term}_bpd" if term and term != name else "bpd"
+    if extractor is None and name.startswith("bpd_"):
+        term = f"{name.rpartition('_')[2]}_bpd"  # bpd_test_prior, but bpd_test
+        return term if metric_of(term) else "bpd"
     return "fd" if name.startswith("fid") else name.removesuffix(f"_{extractor}")
 
 

@@ -92,8 +92,8 @@ class ResultLine:
         if interval is not None and not _is_pair(interval):
             raise ValueError(f"has the interval {interval!r}, which is neither two numbers nor null")
         values["interval"] = None if interval is None else tuple(interval)
-        name, extractor, split = values["metric"], values["feature_extractor"], values["reference_split"]
-        values.setdefault("measure", measure_of(name, extractor, split))
+        name = values["metric"]
+        values.setdefault("measure", measure_of(name, values["feature_extractor"]))
         values.setdefault("whole", whole_of(name))
         values["sampler"] = SCHEDULERS.get(values["sampler"], values["sampler"])
         extra = {key: values.pop(key) for key in line if key not in ENTRIES}

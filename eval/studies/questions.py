@@ -20,7 +20,7 @@ Flags = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Point:
-    """One model of `training/train_<family>.py` with these flags; without a family, one way to sample a model."""
+    """A model of `training/train_<family>.py` with these flags; without a family, a way to sample a model."""
 
     family: str | None
     flags: Flags
