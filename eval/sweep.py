@@ -20,9 +20,7 @@ class GridConfig:
     """Which points there are, and where they go."""
 
     question: Literal[tuple(SWEEPS)] | None = option(None, "a row of eval/studies/questions.py")
-    grid: tuple[str, ...] | None = option(
-        None, "instead, a grid of your own: flag=value,value ..."
-    )
+    grid: tuple[str, ...] | None = option(None, "instead, a grid of your own: flag=value,value ...")
     family: Literal[families.names()] = option(
         "unconditional", "training/train_<family>.py trains it, unless --model is given", needs=("grid", ...)
     )

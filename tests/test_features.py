@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
+from trilemma.eval.features import classifier, inception
 from trilemma.eval.features.extractors import (
     Features,
     VisionNet,
-    classifier,
-    inception,
     load_extractor,
 )
 from trilemma.eval.features.table import EXTRACTORS

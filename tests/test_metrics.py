@@ -414,7 +414,7 @@ def test_class_accuracy_and_modes_count():
 
 def test_worse_images_score_worse():
     """Pixels of digits: unseen ones, then blurred ones, then noise."""
-    with np.load(Path(__file__).parent.parent / "training" / "digits.npz") as file:
+    with np.load(Path(__file__).parent.parent / "training" / "images" / "digits.npz") as file:
         images = torch.from_numpy(file["images"]).double().reshape(-1, 1, 8, 8)
     images = images[torch.randperm(len(images), generator=rng(5))]
     train, unseen = images[:1000], images[1000:1700]

@@ -19,7 +19,9 @@ from trilemma.eval.scoring.reference import (
     load_reference,
 )
 
-PROTOCOL = ReferenceProtocol("inception", "6726", "tf1-bilinear-299", "round", "cifar10", "train", "abc", False, 50)
+PROTOCOL = ReferenceProtocol(
+    "inception", "6726", "tf1-bilinear-299", "round", "cifar10", "train", "abc", False, 50
+)
 
 
 def features(n: int = 50) -> torch.Tensor:

@@ -10,28 +10,27 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import DDPMPipeline, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
-from trilemma.pipelines.unconditional import UnconditionalPipeline
+from trilemma.pipelines import as_ours
 from trilemma.training.images.image_set import Images
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.sampling import draw_batches
+from trilemma.training.sampling import Share, draw_batches
 
 
 def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = False) -> DiffusionPipeline:
-    """A pipeline from a folder or the Hub; a stock DDPMPipeline becomes ours, for its seeds."""
+    """A pipeline of one of the families, from a folder or the Hub."""
     try:
         # A folder is the user's own; code from the Hub runs only where it was allowed.
         trusted = trust_remote_code or Path(path_or_id).is_dir()
         pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=trusted)
     except (OSError, TypeError, ValueError) as problem:  # TypeError: a part's code is missing
         raise ValueError(f"--model {path_or_id!r} is not a pipeline folder or Hub id: {problem}") from problem
-    if isinstance(pipeline, DDPMPipeline):
-        pipeline = UnconditionalPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler)
+    pipeline = as_ours(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -62,8 +61,7 @@ class Drawing:
             num_inference_steps=self.sampling.num_inference_steps,
             class_labels=None if self.labels is None else [self.labels[i] for i in to_draw],
             options={} if guidance is None else {"guidance_scale": guidance},
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            share=Share.of(self.accelerator),
         )
         main = self.accelerator.is_main_process
         with tqdm(total=len(to_draw), desc="drawing", unit="image", disable=None if main else True) as bar:

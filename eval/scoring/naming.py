@@ -7,19 +7,12 @@ apart again, except once in `measure_of` and `whole_of`, for files of results th
 """
 
 from trilemma.eval.metrics.table import METRICS, facts_of, metric_of
+from trilemma.pipelines.samplers import SAMPLERS
 
 LITERATURE_SAMPLES = 50_000
 
-SCHEDULERS = {
-    "DDPMScheduler": "ddpm",
-    "DDIMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpmsolver++",
-    "UniPCMultistepScheduler": "unipc",
-    "HeunDiscreteScheduler": "heun",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-}
-"""Samplers as older files of results have them: class of the scheduler -> name."""
+SCHEDULERS = {row.scheduler: name for name, row in reversed(SAMPLERS.items())}
+"""Samplers as older files of results have them: class of the scheduler -> the first name of its rows."""
 
 
 def metric_name(measure: str, extractor: str | None, n: int, split: str | None, whole: bool | None) -> str:

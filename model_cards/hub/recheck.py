@@ -28,7 +28,6 @@ from trilemma.model_cards.rendering.figures import Line
 from trilemma.model_cards.rendering.saved_model import read_folder
 from trilemma.training.loop.machine import PROCESS_GROUP
 from trilemma.training.options.flags import public_name
-from trilemma.training.sampling import SAMPLER_NAMES
 
 DRAW = (*results.SAMPLING, "seeds", "reference", "reference_split")
 """Lines that agree in these were measured on one set of samples."""
@@ -106,7 +105,8 @@ def _check_draw(
     sampling = SamplingConfig(
         num_samples=n,
         seed=first,
-        sampler=sampler if sampler in SAMPLER_NAMES else None,  # else it names the model's own scheduler
+        # The class of a scheduler is the name of the model's own sampler, and needs no flag.
+        sampler=None if sampler.endswith("Scheduler") else sampler,
         num_inference_steps=measured[0]["num_inference_steps"],
         guidance_scale=measured[0]["guidance_scale"],
         classes=tuple(shlex.split(measured[0]["classes"] or "")) or None,

@@ -22,7 +22,7 @@ from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import Means, RunLog
 from trilemma.training.loop.resume import Checkpoints
 from trilemma.training.options.groups import Config, LogConfig
-from trilemma.training.sampling import check_steps, every_class, sample_everywhere, usual_steps, with_sampler
+from trilemma.training.sampling import every_class, sample_everywhere
 
 INTERRUPTED = 75
 """Exit code after SIGTERM or SIGUSR1: a checkpoint was written, unless the run shows a sign of failure; run
@@ -71,9 +71,7 @@ def train(
     step, seconds = checkpoints.resume()
     if step > total_steps:
         raise ValueError(f"{folder} is already at step {step}, past the {total_steps} that were asked for")
-    check_steps(
-        sampling_pipeline(method, log), sheet_steps(method, log)
-    )  # an error now, not at the first sheet
+    sheet_steps(method, log)  # an error now, not at the first sheet
     runlog = RunLog(accelerator, folder, config, log.logging_dir)
     runlog.start(step, total_steps, seconds)
     stop, means = StopSignal(accelerator), Means(accelerator.device)
@@ -176,14 +174,14 @@ def validate(method: Method, held_out: Images, accelerator: Accelerator) -> dict
 
 def sampling_pipeline(method: Method, log: LogConfig) -> DiffusionPipeline:
     """The method's pipeline with the sampler that sheets and evaluation use."""
-    pipeline = with_sampler(method.pipeline(method.net), log.sampler)
+    pipeline = method.pipeline(method.net).with_sampler(log.sampler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def sheet_steps(method: Method, log: LogConfig) -> int:
     """Steps of the sampler that sheets and evaluation use."""
-    return log.ddpm_num_inference_steps or usual_steps(sampling_pipeline(method, log))
+    return sampling_pipeline(method, log).steps(log.ddpm_num_inference_steps)
 
 
 def draw(method: Method, accelerator: Accelerator, log: LogConfig) -> Tensor:
