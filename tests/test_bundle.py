@@ -171,10 +171,7 @@ def test_from_disk_and_from_the_hub_without_the_toolkit(tmp_path, monkeypatch):
     called = f"root, called = {str(tmp_path)!r}, { {name: options for name, (_, options) in pipes.items()} }"
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with LoopbackHub() as hub:
-        hub.python(
-            STRANGER
-            + called
-            + f"""
+        hub.python(STRANGER + called + f"""
 DDIMPipeline.from_pretrained(root + "/stock"), DDPMPipeline.from_pretrained(root + "/stock")
 assert type(DiffusionPipeline.from_pretrained(root + "/stock")) is DDPMPipeline
 try:
@@ -187,26 +184,18 @@ pipes = {{name: load(f"{{root}}/{{name}}") for name in called}}
 for name, pipe in pipes.items():
     np.testing.assert_allclose(images(pipe, **called[name]), np.load(f"{{root}}/{{name}}.npy"), atol=1e-5)
     save_bundle(pipe, f"{{root}}/{{name}}-again")
-""",
-            tmp_path / "disk",
-        )
+""", tmp_path / "disk")
         api = HfApi(endpoint=hub.url, token=hub.token)
         for name in (*(f"{name}-again" for name in pipes), "stock"):
             api.create_repo(f"tester/{name}", private=name == "toy-again")
             api.upload_folder(repo_id=f"tester/{name}", folder_path=tmp_path / name)
-        hub.python(
-            STRANGER
-            + called
-            + """
+        hub.python(STRANGER + called + """
 for name in [*called, "cc"]:
     check(f"tester/{name}-again", f"{root}/{name}.npy", called[name])
 assert load("tester/cc-again").class_names == ("a: b", "#1", "<script>")
 DDIMPipeline.from_pretrained("tester/stock")
 assert type(DiffusionPipeline.from_pretrained("tester/stock")) is DDPMPipeline
-""",
-            tmp_path / "hub",
-            token=hub.token,
-        )
+""", tmp_path / "hub", token=hub.token)
     for name in pipes:
         again, first = tmp_path / f"{name}-again", tmp_path / name
         assert files(again) == files(first)
@@ -239,18 +228,15 @@ def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "import trilemma",
-        "from trilemma.training.diffusion.process import GaussianProcess",
-        "import torch, scipy",
-        "from .networks import Net",
-        "from . import networks",
-        "def f():\n    import accelerate",
-        '"""\n    from .networks import Net\n"""',
-    ],
-)
+@pytest.mark.parametrize("line", [
+    "import trilemma",
+    "from trilemma.training.diffusion.process import GaussianProcess",
+    "import torch, scipy",
+    "from .networks import Net",
+    "from . import networks",
+    "def f():\n    import accelerate",
+    '"""\n    from .networks import Net\n"""',
+])
 def test_files_that_a_stranger_cannot_import(tmp_path, line):
     source = tmp_path / "code.py"
     source.write_text(line + "\n")

@@ -223,20 +223,17 @@ def test_schedulers_without_learned_variance_get_the_mean_half(scheduler):
     assert sample(pipe, [0, 1], guidance_scale=2.0).shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (["cta"], r"class_labels\[0\].*'cta'.*Did you mean 'cat'\?.*0 'airplane', 1 'cat', 2 'dog'"),
-        (["3"], "no class is called '3'"),
-        ([0, 3], r"class_labels\[1\]: 3 is out of range.*0 to 2.*'airplane'"),
-        ([-1], "-1 is out of range"),
-        ([True], "integer or None; got True"),
-        ([np.True_], "integer or None"),
-        (torch.tensor([True]), "integer or None"),
-        ([1.0], "integer or None; got 1.0"),
-        ([], "empty"),
-    ],
-)
+@pytest.mark.parametrize(("labels", "message"), [
+    (["cta"], r"class_labels\[0\].*'cta'.*Did you mean 'cat'\?.*0 'airplane', 1 'cat', 2 'dog'"),
+    (["3"], "no class is called '3'"),
+    ([0, 3], r"class_labels\[1\]: 3 is out of range.*0 to 2.*'airplane'"),
+    ([-1], "-1 is out of range"),
+    ([True], "integer or None; got True"),
+    ([np.True_], "integer or None"),
+    (torch.tensor([True]), "integer or None"),
+    ([1.0], "integer or None; got 1.0"),
+    ([], "empty"),
+])
 def test_labels_that_are_not_classes(pipe, labels, message):
     with pytest.raises(ValueError, match=message):
         pipe(labels)
@@ -248,24 +245,21 @@ def test_a_model_without_names_says_so(unet):
         pipe(["cat"])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"guidance_scale": [1, 2, 3]}, "3 guidance scales for 2 labels"),
-        ({"guidance_scale": math.nan}, "finite"),
-        ({"guidance_scale": True}, "finite"),
-        ({"guidance_interval": (2, 1)}, "low < high"),
-        ({"guidance_interval": 3}, "low < high"),
-        ({"num_inference_steps": 5.0}, "an integer; got 5.0"),
-        ({"generator": (torch.Generator(),)}, "1 seeds or generators for 2 labels"),
-        ({"seeds": [1]}, "1 seeds or generators for 2 labels"),
-        ({"seeds": 1}, "sequence of ints"),
-        ({"num_inference_steps": 51}, "must be 1 to 50"),
-        ({"trajectory": 9}, "trajectory must be"),
-        ({"seeds": [1, 2], "generator": torch.Generator()}, "not both"),
-        ({"output_type": "jpg"}, "one of pil, np, pt"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"guidance_scale": [1, 2, 3]}, "3 guidance scales for 2 labels"),
+    ({"guidance_scale": math.nan}, "finite"),
+    ({"guidance_scale": True}, "finite"),
+    ({"guidance_interval": (2, 1)}, "low < high"),
+    ({"guidance_interval": 3}, "low < high"),
+    ({"num_inference_steps": 5.0}, "an integer; got 5.0"),
+    ({"generator": (torch.Generator(),)}, "1 seeds or generators for 2 labels"),
+    ({"seeds": [1]}, "1 seeds or generators for 2 labels"),
+    ({"seeds": 1}, "sequence of ints"),
+    ({"num_inference_steps": 51}, "must be 1 to 50"),
+    ({"trajectory": 9}, "trajectory must be"),
+    ({"seeds": [1, 2], "generator": torch.Generator()}, "not both"),
+    ({"output_type": "jpg"}, "one of pil, np, pt"),
+])
 def test_options_that_do_not_fit(pipe, options, message):
     with pytest.raises(ValueError, match=message):
         pipe([0, 1], **({"num_inference_steps": 2} | options))

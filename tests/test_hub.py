@@ -50,16 +50,13 @@ def test_a_pushed_folder_comes_back_byte_for_byte(hub, client, folder, tmp_path)
     assert files["README.md"] == (folder / "README.md").read_bytes()
     assert "PUT" in {line.split()[0] for line in hub.requests}, "weights must travel over LFS"
     assert len(hub.lfs) == 1
-    out = client(
-        f"""
+    out = client(f"""
 path = api.snapshot_download("tester/model", revision="main", local_dir={str(tmp_path / "copy")!r})
 print(api.model_info("tester/model").sha)
 print(*sorted(api.list_repo_files("tester/model")))
 weights = api.hf_hub_download("tester/model", "unet/model.safetensors")
 print(open(weights, "rb").read() == bytes(range(256)) * 40)
-""",
-        token=None,
-    ).split("\n")
+""", token=None).split("\n")
     assert out[:3] == [oid, ".gitattributes README.md unet/model.safetensors", "True"]
     for name in ("README.md", "unet/model.safetensors"):
         assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
@@ -93,18 +90,13 @@ print(api.model_info("tester/model", revision="v1").sha)
     assert out == f"['v1'] ['main']\n{oid}\n"
 
 
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        ('api.model_info("tester/absent")', "RepositoryNotFoundError"),
-        ('api.hf_hub_download("tester/model", "absent.txt")', "EntryNotFoundError"),
-        ('api.model_info("tester/model", revision="absent")', "RevisionNotFoundError"),
-        (
-            'api.upload_file(path_or_fileobj=b"---\\na: [\\n---", repo_id="tester/model", path_in_repo="README.md")',
-            "yaml",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("code", "error"), [
+    ('api.model_info("tester/absent")', "RepositoryNotFoundError"),
+    ('api.hf_hub_download("tester/model", "absent.txt")', "EntryNotFoundError"),
+    ('api.model_info("tester/model", revision="absent")', "RevisionNotFoundError"),
+    ('api.upload_file(path_or_fileobj=b"---\\na: [\\n---", repo_id="tester/model", path_in_repo="README.md")',
+     "yaml"),
+])
 def test_errors_reach_the_client_as_its_own_exceptions(client, code, error):
     client('api.create_repo("tester/model")')
     assert error in client(code, ok=False)
@@ -116,7 +108,7 @@ def test_a_private_repository_needs_the_token(hub, client, folder):
     read = 'print(len(open(api.hf_hub_download("tester/model", "README.md")).read()))'
     assert int(client(read)) > 0
     assert "RepositoryNotFoundError" in client(read.replace("README", "unet/config"), token=None, ok=False)
-    assert "401" in client("api.whoami()", token="hf_wrong", ok=False)
+    assert "401" in client('api.whoami()', token="hf_wrong", ok=False)
     assert "401" in client('api.create_repo("tester/other")', token=None, ok=False)
 
 

@@ -14,14 +14,14 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim, bits_per_image
-from trilemma.eval.bounds.gaussian import GaussianTerms, process_of
+from trilemma.eval.bounds.gaussian import gaussian_terms, process_of
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE
+from trilemma.pipelines import as_ours
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.losses import log_variance_range
 from trilemma.training.diffusion.process import SCHEDULES, TARGETS, noise_schedule
 from trilemma.training.images.image_set import Images, to_float
-from trilemma.training.sampling import with_sampler
 
 EDGE = 1 + 1 / 255  # of the outermost 8-bit bin
 MEAN, STD = 0.1, 0.2
@@ -144,7 +144,7 @@ def test_exact_reverse_process_attains_the_entropy(target):
     learned = {"variance": "learned_range", "fraction": fraction}
     pipeline = known(gaussian_posterior, 50, target=target, sample_size=8, **learned)
     images = gaussian_images(600, 8)
-    metric = bits_per_image(GaussianTerms.of(pipeline, None, 5000), images, seed=0, device=CPU)
+    metric = bits_per_image(gaussian_terms(pipeline, None, 5000), images, seed=0, device=CPU)
     excess = metric.prior + metric.diffusion + metric.reconstruction - gaussian_bits(images)
     error = float(excess.std()) / 600**0.5
     assert error < 0.01
@@ -288,7 +288,7 @@ def test_each_term_equals_its_definition(variance, clip):
 
 def per_image(pipeline, images, timesteps=None, **options):
     """(N, 3) terms of each image."""
-    terms = GaussianTerms.of(pipeline, timesteps, options.pop("batch_size", 100))
+    terms = gaussian_terms(pipeline, timesteps, options.pop("batch_size", 100))
     metric = bits_per_image(terms, images, device=CPU, **{"seed": 0, **options})
     return torch.stack([metric.prior, metric.diffusion, metric.reconstruction], dim=1)
 
@@ -331,7 +331,7 @@ def test_predictions_are_clipped_as_the_sampler_clips_them():
 
 @pytest.mark.parametrize("timesteps", [1, 3, 4, 10, 18, 19])
 def test_systematic_times_take_every_t_equally_often(timesteps):
-    terms = GaussianTerms.of(known(some_network, 20), timesteps, 8)
+    terms = gaussian_terms(known(some_network, 20), timesteps, 8)
     starts = [SimpleNamespace(integers=lambda high, r=r: range(high)[r]) for r in range(-19, 0)]
     times = np.stack([terms._times(start) for start in starts])
     assert (times[:, 0] == 1).all()
@@ -386,7 +386,7 @@ def test_batches_and_company_change_no_image(timesteps):
 
 
 def shares(pipeline, images, world):
-    terms = GaussianTerms.of(pipeline, None, 30)
+    terms = gaussian_terms(pipeline, None, 30)
     return [bits_per_image(terms, images, seed=0, device=CPU, rank=r, world=world) for r in range(world)]
 
 
@@ -454,8 +454,8 @@ def test_a_saved_model_has_the_same_bits(tmp_path):
     images = uniform_images(3, 8)
     before = bits_per_dim(pipeline, images)
     pipeline.save_pretrained(tmp_path)
-    assert bits_per_dim(DDPMPipeline.from_pretrained(tmp_path), images) == before
-    assert bits_per_dim(with_sampler(pipeline, "ddim"), images) == before
+    assert bits_per_dim(as_ours(DDPMPipeline.from_pretrained(tmp_path)), images) == before
+    assert bits_per_dim(pipeline.with_sampler("ddim"), images) == before
 
 
 def test_dropout_is_off_and_comes_back():

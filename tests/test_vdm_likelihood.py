@@ -14,7 +14,8 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim, bits_per_image
-from trilemma.eval.bounds.vdm import CONTINUOUS_TIMES, VDMTerms
+from trilemma.eval.bounds.vdm import CONTINUOUS_TIMES
+from trilemma.eval.bounds.vdm import terms as bound_terms
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised
 from trilemma.pipelines.vdm_model import Gamma
 from trilemma.training.diffusion.losses import gaussian_kl
@@ -222,7 +223,7 @@ def test_the_prior_is_the_divergence_of_two_normals(gamma):
 
 @pytest.mark.parametrize("timesteps", [1, 3, 4, 20])
 def test_systematic_times_take_every_step_equally_often(timesteps):
-    terms = VDMTerms.of(exact(20), timesteps, 8)
+    terms = bound_terms(exact(20), timesteps, 8)
     starts = [SimpleNamespace(integers=lambda high, r=r: r) for r in range(20)]
     t = np.stack([np.floor(terms._times(start) * 20) for start in starts]).astype(int)
     assert all(len(set(row)) == timesteps for row in t)
@@ -230,11 +231,11 @@ def test_systematic_times_take_every_step_equally_often(timesteps):
 
 
 def test_how_many_times_an_image_gets():
-    assert VDMTerms.of(exact(20), None, 8).timesteps == 20
-    assert VDMTerms.of(exact(), None, 8).timesteps == CONTINUOUS_TIMES
-    assert VDMTerms.of(exact(), 1000, 8).timesteps == 1000
+    assert bound_terms(exact(20), None, 8).timesteps == 20
+    assert bound_terms(exact(), None, 8).timesteps == CONTINUOUS_TIMES
+    assert bound_terms(exact(), 1000, 8).timesteps == 1000
     with pytest.raises(ValueError, match=r"1\.\.20, or None; got 21"):
-        VDMTerms.of(exact(20), 21, 8)
+        bound_terms(exact(20), 21, 8)
 
 
 @pytest.mark.parametrize("steps", [None, 6])
@@ -243,7 +244,7 @@ def test_batches_and_company_change_no_image(steps):
     images = images_of(np.random.default_rng(5).integers(0, 256, (5, 1, 8, 8)), np.array([0, 1, 2, 0, 1]))
 
     def per_image(batch_size, indices=None):
-        terms = VDMTerms.of(pipeline, 6, batch_size)
+        terms = bound_terms(pipeline, 6, batch_size)
         metric = bits_per_image(terms, images, seed=0, device=torch.device("cpu"), indices=indices)
         return torch.stack([metric.prior, metric.diffusion, metric.reconstruction], dim=1)
 
