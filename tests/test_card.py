@@ -24,7 +24,7 @@ from trilemma.model_cards.rendering.saved_model import read_folder
 from trilemma.model_cards.rendering.text import escape
 from trilemma.model_cards.wording.families import FAMILIES as PIPELINES
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-from trilemma.training.families.presets import PRESETS
+from trilemma.training.families.unconditional import PRESETS
 from trilemma.training.options.command_line import FAMILIES, parse
 from trilemma.training.options.flags import flags_of, flatten, public, public_name
 

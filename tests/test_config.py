@@ -8,7 +8,7 @@ import yaml
 
 from trilemma.training.diffusion.losses import LOSSES
 from trilemma.training.diffusion.process import SCHEDULES, TARGETS
-from trilemma.training.families.presets import PRESETS
+from trilemma.training.families.unconditional import PRESETS
 from trilemma.training.options.command_line import FAMILIES, parse
 from trilemma.training.options.flags import flags_of, flatten, to_yaml
 

@@ -24,8 +24,8 @@ from trilemma.pipelines import ddgan as pipeline_module
 from trilemma.pipelines import unconditional
 from trilemma.pipelines.ddgan import DDGANPipeline, condition
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, latent_row, vp_process
-from trilemma.training.families.groups import DDGANConfig, GANOptimConfig
-from trilemma.training.families.presets import PRESETS
+from trilemma.training.families.unconditional import PRESETS
+from trilemma.training.families.vdm import DDGANConfig, GANOptimConfig
 from trilemma.training.loop.checkpoints import checkpoint_steps, find_checkpoint
 from trilemma.training.loop.watchdog import GRACE, PATIENCE, SIGNS, CollapsedRun, Watchdog
 from trilemma.training.networks.discriminator import GROUP, Discriminator, group_deviation

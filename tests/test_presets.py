@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from entry import ROOT, run
 from PIL import Image as PILImage
 
-from trilemma.training.families.presets import PRESETS
+from trilemma.training.families.unconditional import PRESETS
 from trilemma.training.images.points import POINTS
 from trilemma.training.networks.rows import NETS
 

@@ -26,8 +26,8 @@ from trilemma.pipelines import unconditional
 from trilemma.pipelines import vae as pipeline_module
 from trilemma.pipelines.vae import VAEPipeline, arc
 from trilemma.pipelines.vae_model import MIN_LOG_SCALE, VAEModel
-from trilemma.training.families.groups import VAEConfig
-from trilemma.training.families.presets import PRESETS
+from trilemma.training.families.unconditional import PRESETS
+from trilemma.training.families.vdm import VAEConfig
 from trilemma.training.images.image_set import Images, to_float, to_uint8
 from trilemma.training.networks.init_from import take_weights
 from trilemma.training.objectives.vae import VAE, bound, discretised_logistic_nll

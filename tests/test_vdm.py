@@ -27,7 +27,7 @@ from trilemma.pipelines import vdm as pipeline_module
 from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
 from trilemma.pipelines.vdm_model import GAMMAS, PointMLP, VDMModel
 from trilemma.training.diffusion.variational import levels_at
-from trilemma.training.families.groups import VDMConfig
+from trilemma.training.families.vdm import VDMConfig
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.networks.init_from import take_weights
 from trilemma.training.networks.rows import NETS

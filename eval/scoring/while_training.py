@@ -65,11 +65,11 @@ class Evaluation:
         self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int
     ) -> dict[str, float]:
         """Numbers by name; `pipeline` is what would be published, `sampled` the same with the sampler."""
-        options, log = self.config.evaluation, self.config.log
+        options, sheet = self.config.evaluation, self.config.sheet
         sampling = SamplingConfig(
             num_samples=options.eval_num_samples,
-            sampler=log.sampler,
-            num_inference_steps=sampled.steps(log.ddpm_num_inference_steps),
+            sampler=sheet.sampler,
+            num_inference_steps=sampled.steps(sheet.ddpm_num_inference_steps),
         )
         drawing = Drawing(sampled, self.folder.path.name, sampling, BATCH, self.accelerator)
         drawing.labels = labels_like(drawing, self.reference.images)

@@ -79,7 +79,7 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
         train = [*launcher, "-m", module, *own, "--output_dir", str(place.path)]
         trained = parse_training(point, own)
         settings = {"family": point.family, "training": changed_flags(trained)}
-        takes_classes = trained.class_conditional
+        takes_classes = trained.takes_classes
     else:
         train, takes_classes = None, True  # scoring asks the model
         settings = {"model": config.model.model, "training": run_facts(Path(config.model.model))}

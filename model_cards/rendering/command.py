@@ -8,8 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trilemma.training.families.presets import PRESETS
-from trilemma.training.options.command_line import FAMILIES
+from trilemma.training import families
 from trilemma.training.options.flags import flags_of, public
 
 
@@ -41,7 +40,8 @@ def train_command(family: str, config: Mapping[str, Any], hardware: Mapping[str,
 
 def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Values and defaults of the flags that matter, as YAML has them."""
-    flags = {name: flag for name, flag in flags_of(FAMILIES[family]).items() if not flag.meta["free"]}
+    flags = flags_of(families.family(family).config)
+    flags = {name: flag for name, flag in flags.items() if not flag.meta["free"]}
     defaults = {name: _plain(flag.field.default) for name, flag in flags.items() if not flag.meta["secret"]}
     values = public({name: config.get(name, default) for name, default in defaults.items()})
     return values, defaults
@@ -50,11 +50,11 @@ def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dic
 def _nearest_preset(family: str, config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """A preset, or None, and the flags to add to it: the fewest that give this configuration."""
     values, defaults = _values(family, config)
-    candidates: dict[str | None, dict[str, Any]] = {
-        name: row.options for name, row in PRESETS[family].items()
-    }
-    if values["train_data_dir"] or values["dataset_name"] != "digits":
-        candidates[None] = {}  # without a preset, the command line takes that of the digits for the digits
+    presets = families.family(family).presets
+    candidates: dict[str | None, Mapping[str, Any]] = {name: row.options for name, row in presets.items()}
+    default = next(iter(presets.values())).options.get("dataset_name")
+    if values["train_data_dir"] or values["dataset_name"] not in (None, default):
+        candidates[None] = {}  # without a preset, the command line takes the first one for its data
     possible = {}
     for name, options in candidates.items():
         base = defaults | {key: _plain(value) for key, value in options.items() if key in defaults}

@@ -19,7 +19,7 @@ from trilemma.model_cards.rendering.credits import DATA, PAPERS, UNKNOWN
 from trilemma.model_cards.rendering.saved_model import CARD, RENDERED, Folder, read_folder
 from trilemma.model_cards.rendering.text import escape, literal
 from trilemma.model_cards.wording.families import FAMILIES, OTHER, Family
-from trilemma.training.options.command_line import FAMILIES as ENTRIES
+from trilemma.training import families
 from trilemma.training.options.flags import public_name
 
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -131,7 +131,7 @@ def _training(told: Folder) -> str:
     }
     text = _two_columns("run", "", {name: value or "unknown" for name, value in rows.items()})
     entry = _family(told).entry
-    if entry not in ENTRIES or not told.config:
+    if entry not in families.names() or not told.config:
         return text + "\n\nThe flags are unknown."
     config = dict(told.config)
     if config.get("model_config_name_or_path"):
