@@ -59,7 +59,8 @@ pipe = DiffusionPipeline.from_pretrained({str(model / "out")!r}, trust_remote_co
 pipe.set_progress_bar_config(disable=True)
 options = dict(guidance_scale=2.0, num_inference_steps=3, seeds=[5, 5, 5], output_type="np")
 images = pipe(["3", 3, None], **options).images
-assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
+# Rows of a batch may be rounded differently: 3 steps of about 10 layers, float32's 1.2e-7 each.
+assert abs(images[0] - images[1]).max() < 1e-5 and abs(images[0] - images[2]).max() > 1e-4
 """
     home = {"HF_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(**home), cwd=tmp_path)

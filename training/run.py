@@ -32,7 +32,7 @@ from trilemma.training.loop.loop import Data, Hooks, train
 from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import RunLog
-from trilemma.training.loop.sheets import draw, sampling_pipeline, sheet_steps
+from trilemma.training.loop.sheets import draw, sampling_pipeline
 from trilemma.training.options.groups import Config, HubConfig
 from trilemma.training.output_folder import OutputFolder, own_folder
 from trilemma.training.sampling import every_class
@@ -168,7 +168,7 @@ def draw_pictures(
     if len({line.step for line in scores}) > 1:
         curves.scores(scores).savefig(folder.scores)
     pipeline = sampling_pipeline(method, config.sheet)
-    steps = sheet_steps(pipeline, config.sheet)
+    steps = pipeline.steps(config.sheet.ddpm_num_inference_steps)
     rows = min(POINTS_SHOWN, len(images)) if images.points else IMAGES_SHOWN
     real, _ = images.__getitems__(range(rows))
     labels = every_class(method.num_classes, len(real))

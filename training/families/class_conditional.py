@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset, unconditional
-from trilemma.training.options.ddpm import DDPMConfig, ProcessConfig
+from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, check_sampler
 from trilemma.training.options.flags import option
 from trilemma.training.options.groups import (
     DataConfig,
@@ -46,6 +46,9 @@ class ClassConditionalConfig:
     evaluation: EvalConfig
     hub: HubConfig
 
+    def __post_init__(self):
+        check_sampler(self.sheet.sampler, self.objective)
+
     @property
     def takes_classes(self) -> bool:
         """Whether a model of these options is class-conditional."""
@@ -80,4 +83,4 @@ def build(config: ClassConditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-FAMILY = Family(ClassConditionalConfig, PRESETS, unconditional.SAMPLERS, build)
+FAMILY = Family(ClassConditionalConfig, PRESETS, SAMPLERS, build)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset
-from trilemma.training.options.ddpm import DDPMConfig, ProcessConfig
+from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, check_sampler
 from trilemma.training.options.groups import (
     DataConfig,
     EMAConfig,
@@ -15,10 +15,6 @@ from trilemma.training.options.groups import (
     RunConfig,
     SheetConfig,
 )
-
-SAMPLERS = (
-    "ddim", "ddpm", "dpmsolver++", "sde-dpmsolver++", "unipc", "heun", "euler", "euler_ancestral",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,9 @@ class UnconditionalConfig:
     sheet: SheetConfig
     evaluation: EvalConfig
     hub: HubConfig
+
+    def __post_init__(self):
+        check_sampler(self.sheet.sampler, self.objective)
 
     @property
     def takes_classes(self) -> bool:

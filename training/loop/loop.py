@@ -19,7 +19,7 @@ from trilemma.training.loop.ema import EMA, ema_decay
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import Means, RunLog
 from trilemma.training.loop.resume import Checkpoints
-from trilemma.training.loop.sheets import draw, sampling_pipeline, sheet_steps
+from trilemma.training.loop.sheets import draw, sampling_pipeline
 from trilemma.training.loop.stop import INTERRUPTED, StopSignal
 from trilemma.training.options.groups import Config
 
@@ -121,7 +121,8 @@ class Loop:
                 f"{folder.path} is already at step {self.step}, past the requested {total_steps}"
             )
         # A number of steps that the sampler does not have is an error now, not at the first sheet.
-        sheet_steps(sampling_pipeline(self.method, self.config.sheet), self.config.sheet)
+        sheet = self.config.sheet
+        sampling_pipeline(self.method, sheet).steps(sheet.ddpm_num_inference_steps)
         self.runlog.start(self.step, total_steps, seconds)
         self.stop = StopSignal(self.accelerator)
         evaluates, validates = self.hooks.evaluate is not None, data.held_out is not None

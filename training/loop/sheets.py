@@ -16,11 +16,6 @@ def sampling_pipeline(method: Method, sheet: SheetConfig) -> DiffusionPipeline:
     return pipeline
 
 
-def sheet_steps(pipeline: DiffusionPipeline, sheet: SheetConfig) -> int:
-    """Steps of that sampler; ValueError for a number that it does not have."""
-    return pipeline.steps(sheet.ddpm_num_inference_steps)
-
-
 def draw(method: Method, accelerator: Accelerator, sheet: SheetConfig) -> Tensor:
     """One sheet of images from fixed seeds, every rank its share: uint8 (N, C, H, W), on every rank."""
     pipeline = sampling_pipeline(method, sheet)
@@ -28,6 +23,6 @@ def draw(method: Method, accelerator: Accelerator, sheet: SheetConfig) -> Tensor
         pipeline,
         range(sheet.eval_batch_size),
         accelerator,
-        num_inference_steps=sheet_steps(pipeline, sheet),
+        num_inference_steps=pipeline.steps(sheet.ddpm_num_inference_steps),
         class_labels=every_class(method.num_classes, sheet.eval_batch_size),
     )

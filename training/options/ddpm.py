@@ -1,9 +1,13 @@
-"""The groups of options of denoising diffusion, which families share: the process and the loss."""
+"""The options of denoising diffusion that families share: the process, the loss, the samplers."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from trilemma.pipelines import samplers
 from trilemma.training.options.flags import option
+
+SAMPLERS = ("ddim", *(name for name in samplers.SAMPLERS if name != "ddim"))
+"""The samplers of a denoising-diffusion model; sheets use the first."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,11 @@ class DDPMConfig:
             raise ValueError("--snr_gamma and --p2_gamma are two weightings of a loss; give one of them")
         if self.loss_type not in ("l2", "hybrid") and (self.snr_gamma or self.p2_gamma):
             raise ValueError(f"--snr_gamma and --p2_gamma have no effect on --loss_type {self.loss_type}")
+
+
+def check_sampler(name: str | None, objective: DDPMConfig) -> None:
+    """ValueError for a sampler of sheets that cannot sample what the network predicts."""
+    target = objective.prediction_type
+    able = [other for other in SAMPLERS if target in samplers.SAMPLERS[other].targets]
+    if name in SAMPLERS and name not in able:
+        raise ValueError(f"--sampler {name} cannot sample {target} models; these can: {', '.join(able)}")
