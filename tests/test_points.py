@@ -32,7 +32,6 @@ from trilemma.training.images.image_set import batches, hold_out, load_images, t
 from trilemma.training.images.points import MIXTURE, POINTS, SHAPE, Mixture, MixtureDenoiser, picture
 from trilemma.training.loop.records import RunLog
 from trilemma.training.options.groups import DataConfig
-from trilemma.training.sampling import with_sampler
 
 SAMPLES = 2000
 GRID = torch.cartesian_prod(torch.arange(256), torch.arange(256)).to(torch.uint8).view(-1, *SHAPE)
@@ -285,8 +284,8 @@ def shares(samples):
 
 PIPELINES = {
     "ddpm": (oracle, (10, 25, 500)),
-    "ddim": (lambda: with_sampler(oracle(), "ddim"), (10, 25, 250)),
-    "dpmsolver++": (lambda: with_sampler(oracle(), "dpmsolver++"), (10, 25, 250)),
+    "ddim": (lambda: oracle().with_sampler("ddim"), (10, 25, 250)),
+    "dpmsolver++": (lambda: oracle().with_sampler("dpmsolver++"), (10, 25, 250)),
     "ancestral": (vdm_oracle, (5, 15, 500)),
 }
 
