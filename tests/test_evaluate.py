@@ -356,7 +356,7 @@ def test_bits_per_dimension_of_a_denoising_gan_end_before_the_data_are_opened(tm
         raise AssertionError("the data were opened")
 
     network = UNet2DModel(sample_size=8, **{**TINY, "class_embed_type": "identity"})
-    gan = DDGANPipeline(network, DDPMScheduler(num_train_timesteps=4))
+    gan = DDGANPipeline(network, DDPMScheduler(num_train_timesteps=4, prediction_type="sample"))
     save_bundle(gan, tmp_path / "gan")
     monkeypatch.setattr(after_training, "open_reference", never)
     flags = ["--model", str(tmp_path / "gan"), "--metrics", "fd", "bpd", "--reference", "digits"]
