@@ -29,6 +29,8 @@ from trilemma.eval.scoring.yardsticks import Reference
 from trilemma.eval.studies.grid import columns_of
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.ddgan import DDGANPipeline
+from trilemma.pipelines.vdm import VDMPipeline
+from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.images.image_set import load_images
 from trilemma.training.options.flags import parse_flags
 from trilemma.training.options.groups import DataConfig
@@ -285,6 +287,16 @@ def test_guidance_is_refused_where_the_pipeline_has_none():
     drawing = SimpleNamespace(pipeline=pipeline, sampling=SamplingConfig(guidance_scale=2.0))
     with pytest.raises(ValueError, match="--guidance_scale has no effect: ddgan models have no guidance"):
         labels_like(drawing, None)
+
+
+def test_models_without_classes_have_no_guidance_by_default():
+    row = {
+        "_class_name": "UNet2DModel", "block_out_channels": (4,), "norm_num_groups": 4,
+        "add_attention": False, "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",),
+    }  # fmt: skip
+    for classes, scale in ((None, None), (["a", "b"], 1.0)):
+        model = VDMModel(row, sample_size=8, in_channels=1, num_class_embeds=classes and 3)
+        assert VDMPipeline(model, classes).default_guidance == scale
 
 
 def test_a_part_of_the_split_is_not_the_literatures_reference():

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
+from trilemma.pipelines import as_ours
 from trilemma.training import families
 from trilemma.training.images.image_set import Images, to_float
 from trilemma.training.sampling import shard
@@ -170,7 +171,7 @@ def bits_per_dim(
     indices: Sequence[int] | None = None,
 ) -> dict[str, Measurement]:
     """Bits per dimension of images under a model, in one call: see `Likelihood`."""
-    likelihood = Likelihood(pipeline, timesteps, batch_size)
+    likelihood = Likelihood(as_ours(pipeline), timesteps, batch_size)
     return likelihood.measure(images, seed=seed, accelerator=accelerator, indices=indices)
 
 
