@@ -24,8 +24,8 @@ from trilemma.model_cards.rendering.saved_model import read_folder
 from trilemma.model_cards.rendering.text import escape
 from trilemma.model_cards.wording.families import FAMILIES as PIPELINES
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-from trilemma.training.families.unconditional import PRESETS
-from trilemma.training.options.command_line import FAMILIES, parse
+from trilemma.training import families
+from trilemma.training.options.command_line import parse
 from trilemma.training.options.flags import flags_of, flatten, public, public_name
 
 HOSTILE = [
@@ -347,12 +347,13 @@ def test_public_names(place, told):
     assert public_name(place) == told
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_the_command_gives_the_same_configuration(family):
     """Of every preset, alone and changed, and of no preset."""
-    asked = [["--preset", name] for name in PRESETS[family]]
+    row = families.family(family)
+    asked = [["--preset", name] for name in row.presets]
     asked += [
-        ["--preset", name, "--adam_beta1", "0.3", "--no-use_ema", "--seed", "7"] for name in PRESETS[family]
+        ["--preset", name, "--adam_beta1", "0.3", "--no-use_ema", "--seed", "7"] for name in row.presets
     ]
     asked += [
         ["--dataset_name", "user/data", "--random_flip"],
@@ -365,7 +366,7 @@ def test_the_command_gives_the_same_configuration(family):
         words = shlex.split(train_command(family, plain, hardware))
         assert words[:3] == ["accelerate", "launch", f"training/train_{family}.py"]
         again = flatten(parse(family, "", words[3:]))
-        matter = [name for name, flag in flags_of(FAMILIES[family]).items() if not flag.meta["free"]]
+        matter = [name for name, flag in flags_of(row.config).items() if not flag.meta["free"]]
         assert {n: again[n] for n in matter} == {n: flatten(config)[n] for n in matter}
 
 
@@ -435,6 +436,6 @@ def test_limitations_follow_from_the_files(folder):
 
 
 def test_every_entry_point_has_a_card(folder):
-    assert set(FAMILIES) <= {row.entry for row in PIPELINES.values()}
+    assert set(families.names()) <= {row.entry for row in PIPELINES.values()}
     assert read_folder(folder).saved.pipeline in PIPELINES
     assert Path(folder).name == read_folder(folder).model_id

@@ -28,7 +28,8 @@ from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma
 from trilemma.pipelines.vdm_model import Gamma
 from trilemma.training.diffusion.process import noise_schedule
-from trilemma.training.images.image_set import batches, hold_out, load_images, to_float, to_uint8
+from trilemma.training.images.batches import Order, batches
+from trilemma.training.images.image_set import hold_out, load_images, to_float, to_uint8
 from trilemma.training.images.points import MIXTURE, POINTS, SHAPE, Mixture, MixtureDenoiser, picture
 from trilemma.training.loop.records import RunLog
 from trilemma.training.options.groups import DataConfig
@@ -90,10 +91,11 @@ def test_options_of_images_are_errors(option):
 def test_what_is_done_to_images_can_be_done_to_points():
     images = load_images(DataConfig(dataset_name="mixture", classes=("1", "3"), max_train_images=500))
     assert images.class_names == ("1", "3")
+    assert images.points
     assert set(images.labels) == {0, 1}
     rest, held_out = hold_out(images, 100, seed=0)
     assert (len(rest), len(held_out)) == (400, 100)
-    x0, labels = next(batches(rest, batch_size=32, seed=0, device="cpu", num_workers=1))
+    x0, labels = next(batches(rest, Order(32, seed=0), device="cpu", num_workers=1))
     assert (x0.shape, x0.dtype, labels.shape) == ((32, *SHAPE), torch.float32, (32,))
     with pytest.raises(ValueError, match="mixture has no split 'validation'"):
         load_images(DataConfig(dataset_name="mixture"), "validation")
@@ -383,7 +385,7 @@ def test_trackers_see_points_as_a_picture():
     shown = []
     tracker = SimpleNamespace(name="tensorboard", log_images=lambda images, **_: shown.append(images))
     log = SimpleNamespace(accelerator=SimpleNamespace(trackers=[tracker]))
-    RunLog.images(log, "samples", points("swirl"), 1)
+    RunLog.images(log, "samples", points("swirl"), 1, points=True)
     assert shown[0]["samples"].shape == (1, 512, 512, 3)
 
 

@@ -23,8 +23,7 @@ from trilemma.eval.bounds.vae import terms as bound_terms
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.vae import VAEPipeline, arc
 from trilemma.pipelines.vae_model import MIN_LOG_SCALE, VAEModel
-from trilemma.training.families.unconditional import PRESETS
-from trilemma.training.families.vdm import VAEConfig
+from trilemma.training.families.vae import PRESETS, VAEConfig
 from trilemma.training.images.image_set import Images, to_float, to_uint8
 from trilemma.training.networks.init_from import take_weights
 from trilemma.training.objectives.vae import VAE, bound, discretised_logistic_nll
@@ -361,7 +360,7 @@ def test_what_the_command_line_refuses(capsys):
     assert "--ddpm_num_inference_steps" in refused(capsys, "--ddpm_num_inference_steps", "10")
 
 
-@pytest.mark.parametrize("name", PRESETS["vae"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_the_networks_of_the_presets_fit_their_images(name):
     options = parse("vae", "", ["--preset", name]).objective
     side, channels = {"digits": (8, 1), "cifar10": (32, 3)}.get(name, (28, 1))

@@ -513,7 +513,7 @@ def refused(capsys, *argv):
 
 def test_what_the_command_line_refuses(capsys):
     assert "--vdm_timesteps is 0" in refused(capsys, "--shortcut_steps", "3")
-    assert "cannot be more; got 9" in refused(capsys, "--shortcut_steps", "9", "--vdm_timesteps", "5")
+    assert "at most --vdm_timesteps, 5" in refused(capsys, "--shortcut_steps", "9", "--vdm_timesteps", "5")
     assert "--class_conditional" in refused(capsys, "--p_uncond", "0.2")
     assert "--gamma_max must be above" in refused(capsys, "--gamma_max", "-20")
     assert "does not apply here" in refused(capsys, "--prediction_type", "epsilon")

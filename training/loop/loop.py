@@ -14,7 +14,6 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from trilemma.training.images.image_set import Images, to_float
-from trilemma.training.images.points import picture
 from trilemma.training.loop.ema import EMA, ema_decay
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import Means, RunLog
@@ -149,7 +148,7 @@ class Loop:
         if due.sample(step):
             with published(method, self.ema):
                 images = draw(method, self.accelerator, self.config.sheet)
-            self.runlog.images("samples", picture(images)[None] if self.data.points else images, step)
+            self.runlog.images("samples", images, step, self.data.points)
         if due.evaluate(step):
             with published(method, self.ema) as pipeline:
                 sampled = sampling_pipeline(method, self.config.sheet)

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from trilemma.training.images.points import picture
 from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import Logs
 from trilemma.training.options.flags import flatten, public, to_yaml
@@ -121,8 +122,9 @@ class RunLog:
             file.write(json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n")
         self.bar.set_postfix({n: f"{values[n]:.3g}" for n in show if n in values})
 
-    def images(self, name: str, images: Tensor, step: int) -> None:
-        """Show uint8 images (N, C, H, W), grey or RGB, in the trackers that can."""
+    def images(self, name: str, images: Tensor, step: int, points: bool = False) -> None:
+        """Show uint8 images (N, C, H, W) in the trackers that can; points are dots of one image."""
+        images = picture(images)[None] if points else images
         pictures = images.permute(0, 2, 3, 1).numpy()
         pictures = np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
         for tracker in self.accelerator.trackers:
