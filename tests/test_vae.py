@@ -19,7 +19,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim
-from trilemma.eval.bounds.vae import VAETerms
+from trilemma.eval.bounds.vae import terms as bound_terms
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.vae import VAEPipeline, arc
 from trilemma.pipelines.vae_model import MIN_LOG_SCALE, VAEModel
@@ -181,8 +181,9 @@ def test_the_objective_and_the_evaluation_agree():
     pipe, x0 = make_pipeline(channels=3), to_float(grey_levels(5, channels=3))
     _, logs = VAE(pipe.vae, VAEConfig(beta=3.0, free_bits=1.0))(x0, None, torch.Generator().manual_seed(2))
     noise = torch.randn(5, 3, generator=torch.Generator().manual_seed(2)).numpy()
-    terms = VAETerms.of(pipe, None, 64)(x0, None, [Given(row) for row in noise])
-    for name in VAETerms.names:
+    terms = bound_terms(pipe, None, 64)(x0, None, [Given(row) for row in noise])
+    assert {*terms} == {"prior", "reconstruction"}
+    for name in terms:
         assert_close(terms[name].float(), logs[f"{name}_bpd"])
 
 
@@ -194,11 +195,11 @@ def test_bits_per_dimension_of_images():
     pipe.vae.train()
     whole, parts = bits_per_dim(pipe, images), bits_per_dim(pipe, images, batch_size=2)
     assert pipe.vae.training
-    assert list(whole) == ["bpd", "bpd_prior", "bpd_reconstruction"]
+    assert list(whole) == ["bpd", "prior_bpd", "reconstruction_bpd"]
     for name, measured in whole.items():
         assert measured.value == pytest.approx(parts[name].value, rel=1e-5)
         assert measured.n == 7
-    assert whole["bpd"].value == pytest.approx(whole["bpd_prior"].value + whole["bpd_reconstruction"].value)
+    assert whole["bpd"].value == pytest.approx(whole["prior_bpd"].value + whole["reconstruction_bpd"].value)
     half = bits_per_dim(pipe.to(torch.bfloat16), images)
     assert half["bpd"].value == pytest.approx(whole["bpd"].value, rel=0.02)
     with pytest.raises(ValueError, match="--bpd_timesteps is for diffusion models"):
