@@ -36,7 +36,7 @@ from trilemma.pipelines.shared import (
     read_labels,
     scheduler_calls,
     scheduler_steps,
-    step_options,
+    started,
     used_channels,
 )
 
@@ -120,47 +120,34 @@ class ClassConditionalPipeline(ShippedPipeline):
     ) -> ImagesOutput | tuple:
         """Generate images.
 
-        class_labels: names, ids in 0..K-1, or None for the null label (an unconditional image); one for all
-            images or one for each.
+        class_labels: names, ids in 0..K-1 or None (an unconditional image); one for all images or one each.
         batch_size: the number of images; follows from `seeds` or a list of labels if they are given.
         guidance_scale: diffusers' scale, 1 + w of Ho & Salimans; one for all images or one each. At 1 the
-            network is not asked for the null label at all.
+            network is not called with the null label at all.
         guidance_interval: (low, high) in noise levels sigma = sqrt((1 - abar) / abar), as Kynkaanniemi et al.
             2024: guidance is on while low < sigma <= high, outside runs the plain conditional model.
         batched_guidance: one forward of both branches; False runs two, in half the memory.
-        num_inference_steps: by default, all steps of training for a `DDPMScheduler`; for others 50, or the
-            largest number below 50 that divides the steps of training.
+        num_inference_steps: by default, all T of training for a `DDPMScheduler`; for others 50, or the
+            largest divisor of T below.
         seeds: one for each image. All its noise is drawn from it, on the CPU: a label and a seed stand for
             the same image on any device, in any batch and on any number of processes.
         generator: in place of seeds, one for all images or a list of one for each, as in diffusers.
         eta: how much noise DDIM adds, from 0 (none) to 1 (as much as DDPM); for schedulers that have it.
-        trajectory: how many states to keep, evenly spaced from pure noise to the image, as the network sees
-            them.
+        trajectory: how many states to keep, evenly spaced from noise to image, as the network sees them.
         output_type: pil, np or pt.
         """
         check_output_type(output_type)
         class_labels = listed(class_labels)
         generator, batch_size = read_generators(batch_size, seeds, generator, class_labels)
         ids = read_labels(class_labels, batch_size, self.null_label, self.class_names)
-        ids = [self.null_label if label is None else label for label in ids]
-        scales = _scales(guidance_scale, len(ids))
-        guided = [i for i, label in enumerate(ids) if scales[i] != 1 and label != self.null_label]
-        scheduler = copy.deepcopy(self.scheduler)  # a scheduler keeps state while it samples
-        scheduler.set_timesteps(self.steps(num_inference_steps))
-        options = step_options(scheduler, generator, eta)
+        labels, scales, guided = self._guidance(ids, guidance_scale)
+        scheduler, options = started(self.scheduler, num_inference_steps, generator, eta)
         active = _guided_steps(scheduler, guidance_interval)
         kept = kept_steps(trajectory, len(scheduler.timesteps))
-
-        config, device = self.unet.config, self._execution_device
-        channels = config.in_channels
-        outputs = used_channels(channels, config.out_channels, scheduler)
-        shape = image_shape(config, batch_size)
-        noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        labels, scales = torch.tensor(ids, device=device), torch.tensor(scales, device=device)
-        guided = torch.tensor(guided, dtype=torch.long, device=device)
-
-        image = noise * scheduler.init_noise_sigma
-        states = []
+        shape, channels = image_shape(self.unet.config, batch_size), self.unet.config.in_channels
+        outputs = used_channels(channels, self.unet.config.out_channels, scheduler)
+        noise = randn_tensor(shape, generator=generator, device=labels.device, dtype=torch.float32)
+        image, states = noise * scheduler.init_noise_sigma, []
         for i, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
             model_input = scheduler.scale_model_input(image, timestep)
             if i in kept:
@@ -175,6 +162,20 @@ class ClassConditionalPipeline(ShippedPipeline):
             image = step.pred_original_sample  # the last mean: DDPMScheduler adds noise to it if t > 0
         self.maybe_free_model_hooks()
         return images_output(image, states, output_type, return_dict)
+
+    def _guidance(
+        self, ids: list[int | None], guidance_scale: float | Sequence[float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For B images: labels (B,), scales (B,), and which images guidance changes (R,)."""
+        scales = _scales(guidance_scale, len(ids))
+        labels = [self.null_label if label is None else label for label in ids]
+        guided = [i for i, label in enumerate(ids) if scales[i] != 1 and label is not None]
+        device = self._execution_device
+        return (
+            torch.tensor(labels, device=device),
+            torch.tensor(scales, device=device),
+            torch.tensor(guided, dtype=torch.long, device=device),
+        )
 
     def _forward(
         self, x: Tensor, timestep: Tensor, labels: Tensor, rows: Tensor, batched: bool

@@ -137,7 +137,8 @@ def read_labels(
 
 
 def _label_id(label: Any, option: str, classes: int, names: tuple[str, ...]) -> int | None:
-    label = label.item() if isinstance(label, Tensor | np.generic) else label
+    if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
+        label = label.item()
     if label is None:
         return None
     if isinstance(label, str) and label in names:
@@ -207,6 +208,15 @@ def scheduler_calls(scheduler: SchedulerMixin, steps: int, guided: bool) -> int:
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps) * (1 + guided)
+
+
+def started(
+    scheduler: SchedulerMixin, steps: int | None, generator: Generators, eta: float
+) -> tuple[SchedulerMixin, dict[str, Any]]:
+    """A copy of a scheduler, which keeps state while it samples, set to `steps`; and its `step_options`."""
+    scheduler, steps = copy.deepcopy(scheduler), scheduler_steps(scheduler, steps)
+    scheduler.set_timesteps(steps)
+    return scheduler, step_options(scheduler, generator, eta)
 
 
 def step_options(scheduler: SchedulerMixin, generator: Generators, eta: float) -> dict[str, Any]:

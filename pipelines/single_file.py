@@ -81,6 +81,8 @@ def single_file(path: Path) -> str:
             _collect(module, alias, sources, outside)
         else:
             _add(outside, name, module, alias)
+    if not sources:
+        return main.text
     copied = [name for source in sources.values() for name in source.names]
     twice = {name for name in copied if copied.count(name) > 1 or name in {*main.definitions, *outside}}
     if twice:

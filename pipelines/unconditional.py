@@ -22,7 +22,7 @@ from trilemma.pipelines.shared import (
     read_generators,
     scheduler_calls,
     scheduler_steps,
-    step_options,
+    started,
     used_channels,
 )
 
@@ -94,18 +94,15 @@ class UnconditionalPipeline(ShippedPipeline):
         seeds: one for each image. All its noise is drawn from it, on the CPU: a seed stands for one image
             on any device, in any batch and on any number of processes.
         generator: in place of seeds, one for all images or a list with one for each, as in diffusers.
-        num_inference_steps: by default, all steps of training for a `DDPMScheduler`; for others 50, or the
-            largest number below 50 that divides the steps of training.
+        num_inference_steps: by default, all T of training for a `DDPMScheduler`; for others 50, or the
+            largest divisor of T below.
         eta: how much noise DDIM adds, from 0 (none) to 1 (as much as DDPM); for schedulers that have it.
-        trajectory: how many states to keep, evenly spaced from the noise to the image, as the network sees
-            them.
+        trajectory: how many states to keep, evenly spaced from noise to image, as the network sees them.
         output_type: pil, np or pt.
         """
         check_output_type(output_type)
         generator, batch_size = read_generators(batch_size, seeds, generator)
-        scheduler = copy.deepcopy(self.scheduler)  # a scheduler keeps state while it samples
-        scheduler.set_timesteps(self.steps(num_inference_steps))
-        options = step_options(scheduler, generator, eta)
+        scheduler, options = started(self.scheduler, num_inference_steps, generator, eta)
         kept = kept_steps(trajectory, len(scheduler.timesteps))
 
         config = self.unet.config

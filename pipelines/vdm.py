@@ -156,7 +156,7 @@ class VDMPipeline(ShippedPipeline):
         class_labels: names, ids in 0..K-1, or None for an image of unknown class; one for all images or one
             for each. Only for models with classes.
         guidance_scale: diffusers' scale, 1 + w of Ho & Salimans; for models with classes. At 1 the network is
-            not asked for the unknown class at all; 0 is the unconditional model.
+            not called with the unknown class at all; 0 is the unconditional model.
         seeds: one for each image. All its noise is drawn from it, on the CPU: a seed stands for one image
             on any device, in any batch and on any number of processes.
         generator: in place of seeds, one for all images or a list with one for each, as in diffusers.

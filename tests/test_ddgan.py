@@ -1,7 +1,6 @@
 """The denoising-diffusion GAN: posterior against diffusers, R1 by finite differences, runs end to end."""
 
 import copy
-import inspect
 import json
 import os
 import random
@@ -20,8 +19,6 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from trilemma.model_cards.hub.bundle import save_bundle
-from trilemma.pipelines import ddgan as pipeline_module
-from trilemma.pipelines import unconditional
 from trilemma.pipelines.ddgan import DDGANPipeline, condition
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, latent_row, vp_process
 from trilemma.training.families.ddgan import PRESETS, DDGANConfig, GANOptimConfig
@@ -30,7 +27,6 @@ from trilemma.training.loop.watchdog import GRACE, PATIENCE, SIGNS, CollapsedRun
 from trilemma.training.networks.discriminator import GROUP, Discriminator, group_deviation
 from trilemma.training.objectives.ddgan import DDGAN, DiscriminatorTurn, compare
 from trilemma.training.options.command_line import parse
-from trilemma.training.sampling import with_sampler
 
 SCRIPT = "training/train_ddgan.py"
 CLASSES = ("zero", "one", "two")
@@ -267,7 +263,7 @@ def test_classes_by_name_and_number():
     assert not torch.allclose(named[:1], images_of(pipe, [0], class_labels="one"))
     labels = pipe._labels(None, 300, torch.Generator().manual_seed(0))
     assert torch.bincount(labels, minlength=3).min() > 70
-    with pytest.raises(ValueError, match="0 'zero', 1 'one', 2 'two'; got 'three'"):
+    with pytest.raises(ValueError, match="0 'zero', 1 'one', 2 'two', or None; got 'three'"):
         pipe(class_labels="three")
     with pytest.raises(ValueError, match="no classes"):
         make_pipeline()(class_labels=1)
@@ -292,16 +288,14 @@ def test_what_the_pipeline_refuses():
         pipe(seeds=[1], generator=torch.Generator())
     with pytest.raises(ValueError, match="posterior"):
         DDGANPipeline(pipe.unet, DDIMScheduler(4, prediction_type="sample"))
+    with pytest.raises(ValueError, match="--sampler must be one of ddpm for a DDGANPipeline; got 'ddim'"):
+        pipe.with_sampler("ddim")
+    other = pipe.with_sampler("ddpm")
+    other.register_modules(scheduler=DDIMScheduler(4, prediction_type="sample"))
     with pytest.raises(ValueError, match="posterior; got a DDIMScheduler"):
-        with_sampler(pipe, "ddim")(seeds=[1])
+        other(seeds=[1])
     with pytest.raises(ValueError, match="identity"):
         DDGANPipeline(make_net(class_embed_type=None), pipe.scheduler)
-
-
-@pytest.mark.parametrize("name", ["_generators", "_evenly_spaced", "_convert"])
-def test_what_the_pipelines_share_is_the_same_in_both_files(name):
-    """Each file is shipped alone, so they share by copy; a change belongs into both."""
-    assert inspect.getsource(vars(pipeline_module)[name]) == inspect.getsource(vars(unconditional)[name])
 
 
 def test_a_stranger_draws_the_same_images(tmp_path):

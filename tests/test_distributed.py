@@ -15,7 +15,7 @@ from entry import ROOT, command, environment, run
 from PIL import Image, ImageChops
 from test_train_unconditional import SCRIPT, assert_same, scalars, weights
 
-from trilemma.eval.plots.pictures import sheet
+from trilemma.eval.plots.sheets import sheet
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.loop.checkpoints import checkpoint_steps
 from trilemma.training.sampling import sample

@@ -20,7 +20,8 @@ from trilemma.eval.features.extractors import load_extractor
 from trilemma.eval.metrics.distances import build_metrics
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.plots import points as point_plots
-from trilemma.eval.plots.pictures import process, sheet
+from trilemma.eval.plots.process import process
+from trilemma.eval.plots.sheets import sheet
 from trilemma.eval.scoring.reference import ReferenceStatistics
 from trilemma.eval.scoring.yardsticks import Reference, pick_extractor, score, yardsticks
 from trilemma.pipelines.unconditional import UnconditionalPipeline
@@ -32,7 +33,6 @@ from trilemma.training.images.image_set import hold_out, load_images, to_float, 
 from trilemma.training.images.points import MIXTURE, POINTS, SHAPE, Mixture, MixtureDenoiser, picture
 from trilemma.training.loop.records import RunLog
 from trilemma.training.options.groups import DataConfig
-from trilemma.training.sampling import with_sampler
 
 SAMPLES = 2000
 GRID = torch.cartesian_prod(torch.arange(256), torch.arange(256)).to(torch.uint8).view(-1, *SHAPE)
@@ -286,8 +286,8 @@ def shares(samples):
 
 PIPELINES = {
     "ddpm": (oracle, (10, 25, 500)),
-    "ddim": (lambda: with_sampler(oracle(), "ddim"), (10, 25, 250)),
-    "dpmsolver++": (lambda: with_sampler(oracle(), "dpmsolver++"), (10, 25, 250)),
+    "ddim": (lambda: oracle().with_sampler("ddim"), (10, 25, 250)),
+    "dpmsolver++": (lambda: oracle().with_sampler("dpmsolver++"), (10, 25, 250)),
     "ancestral": (vdm_oracle, (5, 15, 500)),
 }
 
@@ -363,8 +363,8 @@ def test_bound_of_evaluation_agrees_with_the_truth():
     low, high = measured["bpd"].interval
     assert low < truth + 0.05
     assert truth < high
-    assert measured["bpd_reconstruction"].value < 0.1
-    assert measured["bpd_prior"].value < 0.01
+    assert measured["reconstruction_bpd"].value < 0.1
+    assert measured["prior_bpd"].value < 0.01
 
 
 # Pictures and runs
@@ -375,9 +375,9 @@ def test_a_picture_has_a_dot_for_each_point():
     drawn = picture(corners)
     assert (drawn.shape, drawn.dtype) == ((1, 512, 512), torch.uint8)
     assert (drawn[0, -1, 0], drawn[0, -1, -1], drawn[0, 0, 0], drawn[0, 256, 256]) == (0, 0, 255, 255)
-    assert sheet(corners, columns=3).size == (512, 512)
+    assert sheet(corners, columns=3, points=True).size == (512, 512)
     states = corners[:, None].expand(-1, 4, *SHAPE)
-    figure = process(states, states, [0, 0.3, 0.6, 1])
+    figure = process(states, states, [0, 0.3, 0.6, 1], points=True)
     assert len(figure.axes) == 2 * 4  # all points of a state in one picture
 
 

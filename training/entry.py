@@ -3,6 +3,7 @@
 May look upward, since some choices are those of evaluation.
 """
 
+from trilemma.eval.options import check_choices
 from trilemma.training.options.command_line import parse
 
 
@@ -17,3 +18,5 @@ def main(family: str, description: str) -> None:
 
 def check(config) -> None:
     """ValueError for choices of evaluation that do not exist."""
+    options = config.evaluation
+    check_choices(metrics=options.eval_metrics, extractor=options.eval_feature_extractor, in_training=True)

@@ -16,7 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline
 
-from trilemma.eval.plots import pictures as plots
+from trilemma.eval.plots import curves
+from trilemma.eval.plots.sheets import Subject
+from trilemma.eval.plots.sheets import sheet as sheet_of
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.while_training import Evaluation
 from trilemma.model_cards.hub.bundle import save_bundle
@@ -159,19 +161,21 @@ def draw_pictures(
     sheet = draw(method, accelerator, config.sheet)
     if not accelerator.is_main_process:
         return
-    plots.sheet(sheet, columns=method.num_classes).save(folder.samples)
+    sheet_of(sheet, columns=method.num_classes, points=images.points).save(folder.samples)
     lines = folder.scalars.read_text().splitlines()
-    plots.losses([json.loads(line) for line in lines]).savefig(folder.losses)
+    curves.losses([json.loads(line) for line in lines]).savefig(folder.losses)
     scores = results.read(folder.results)
-    if len({line["step"] for line in scores}) > 1:
-        plots.scores(scores).savefig(folder.scores)
+    if len({line.step for line in scores}) > 1:
+        curves.scores(scores).savefig(folder.scores)
     pipeline = sampling_pipeline(method, config.sheet)
     steps = pipeline.steps(config.sheet.ddpm_num_inference_steps)
     rows = min(POINTS_SHOWN, len(images)) if images.points else IMAGES_SHOWN
     real, _ = images.__getitems__(range(rows))
     labels = every_class(method.num_classes, len(real))
-    for name, picture in plots.pictures_of(pipeline).items():
-        picture(pipeline, to_float(real), steps, labels).savefig(folder.path / name, dpi=150)
+    subject = Subject(pipeline, to_float(real), steps, labels, images.points)
+    pictures = families.column("trilemma.eval.pictures", pipeline.family)
+    for name, picture in (pictures.PICTURES if pictures else {}).items():
+        picture(subject).savefig(folder.path / name, dpi=150)
 
 
 def report(folder: Path, hub: HubConfig) -> None:

@@ -49,6 +49,11 @@ class ClassConditionalConfig:
     def __post_init__(self):
         check_sampler(self.sheet.sampler, self.objective)
 
+    @property
+    def takes_classes(self) -> bool:
+        """Whether a model of these options is class-conditional."""
+        return True
+
 
 PRESETS = {
     name: Preset(row.options, row.source + "; label drop 0.1: Ho & Salimans 2022 (arXiv 2207.12598), table 1")

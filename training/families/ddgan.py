@@ -94,6 +94,11 @@ class DDGANFamilyConfig:
     evaluation: EvalConfig
     hub: HubConfig
 
+    @property
+    def takes_classes(self) -> bool:
+        """Whether a model of these options is class-conditional."""
+        return self.objective.class_conditional
+
     def __post_init__(self):
         total, asked = self.objective.ddpm_num_steps, self.sheet.ddpm_num_inference_steps
         if asked not in (None, total):

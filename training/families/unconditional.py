@@ -36,6 +36,11 @@ class UnconditionalConfig:
     def __post_init__(self):
         check_sampler(self.sheet.sampler, self.objective)
 
+    @property
+    def takes_classes(self) -> bool:
+        """Whether a model of these options is class-conditional."""
+        return False
+
 
 _HO = "Ho et al. 2020 (arXiv 2006.11239), appendix B and its scripts/run_cifar.py"
 

@@ -87,6 +87,11 @@ class VDMFamilyConfig:
     evaluation: EvalConfig
     hub: HubConfig
 
+    @property
+    def takes_classes(self) -> bool:
+        """Whether a model of these options is class-conditional."""
+        return self.objective.class_conditional
+
 
 _KINGMA = "Kingma et al. 2021 (arXiv 2107.00630), appendix B and their configs/cifar10.py"
 

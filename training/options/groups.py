@@ -245,7 +245,7 @@ class HubConfig:
 
 
 class Config(Protocol):
-    """The groups that every family's configuration has."""
+    """What every family's configuration has: these groups, and whether its model is class-conditional."""
 
     data: DataConfig
     optim: OptimConfig
@@ -255,3 +255,6 @@ class Config(Protocol):
     sheet: SheetConfig
     evaluation: EvalConfig
     hub: HubConfig
+
+    @property
+    def takes_classes(self) -> bool: ...
