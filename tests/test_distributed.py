@@ -108,8 +108,8 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
+from trilemma.training.loop.loop import StopSignal  # with diffusers, as every run imports it
 from trilemma.training.loop.machine import closing_groups
-from trilemma.training.loop.stop import StopSignal
 
 def threads():
     return [p for p in Path("/proc/self/task").glob("*/comm") if "gloo" in p.read_text()]
