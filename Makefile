@@ -1,7 +1,7 @@
-# make train   the quick start: a virtual environment, then the digits, in a few minutes on two CPU cores
-# make test    the test suite, with its own set-up
-# make lint    ruff
-# make bench   side by side with what one would pick instead
+# make train   quick start: create a virtual environment, train on the digits (a few minutes on two CPU cores)
+# make test    create the environment if needed, run the tests
+# make lint    run ruff
+# make bench   run all benchmarks against the common alternatives
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -1,8 +1,8 @@
-"""How good the quick start's digits are: `python benchmarks/digits_quality.py outputs/unconditional-digits`.
+"""Quality of the quick start's digits: `python benchmarks/digits_quality.py outputs/unconditional-digits`.
 
-Pixel-space Frechet distance, on the data's own grey levels 0..16, of 500 samples (seeds 0..499, 50 steps of
-DDIM) to all 1,797 images; beside it the same for random sets of 500 real images, which is what perfect
-samples would score.
+Computes the pixel-space Frechet distance between 500 samples and all 1,797 images, on the data's grey levels
+0..16, for eight sets of samples (seeds 0..3999, 50 steps of DDIM), and divides it by the mean distance of
+random sets of 500 real images, which is the score of perfect samples.
 """
 
 import sys
@@ -20,7 +20,7 @@ SAMPLES, SETS, STEPS, SPLITS = 500, 8, 50, 100
 
 
 def main(model: str) -> None:
-    """Print the ratios of both distances."""
+    """Print the distance of the samples, divided by that of real images."""
     images = load_images(DataConfig(dataset_name="digits"))
     real = _levels(images.__getitems__(range(len(images)))[0])
     reference = Gaussian.of(real)
@@ -39,8 +39,8 @@ def main(model: str) -> None:
     ratios = [
         frechet_distance(Gaussian.of(part), reference) / np.mean(perfect) for part in drawn.split(SAMPLES)
     ]
-    print(f"real splits of {SAMPLES}: mean {np.mean(perfect):.2f} (of {SPLITS}, std {np.std(perfect):.2f})")
-    print(f"samples over real splits, {SETS} sets of seeds: {', '.join(f'{r:.2f}' for r in ratios)}")
+    print(f"{SPLITS} sets of {SAMPLES} real images: mean {np.mean(perfect):.2f}, std {np.std(perfect):.2f}")
+    print(f"samples / real images, {SETS} sets of seeds: {', '.join(f'{r:.2f}' for r in ratios)}")
     print(f"mean ratio {np.mean(ratios):.3f} ({STEPS} steps of DDIM, seeds 0..{SETS * SAMPLES - 1})")
 
 

@@ -1,9 +1,9 @@
-"""Few steps against many: `python benchmarks/few_steps.py outputs/ddgan-digits outputs/unconditional-digits`.
+"""Few-step GAN against diffusion: `python benchmarks/few_steps.py <ddgan folder> <diffusion folder>`.
 
-Scores the denoising-diffusion GAN, in its own steps, and a diffusion model in 1,000 ancestral steps and in 50
-and 4 of DDIM, under the classifier, against one data set. Both models may be class-conditional; classes are
-asked for as often as the data have them. Then the time of an image of the first beside that of as many bare
-forwards of its network on the same batch, interleaved, medians.
+Scores the denoising-diffusion GAN with its T steps, and a diffusion model with 1,000 ancestral steps and with
+50 and 4 steps of DDIM, under the classifier, against one data set. Both models may be class-conditional;
+labels then have the frequencies of the data. Then compares the time of the GAN's images with that of T bare
+forward passes of its network on the same batch (interleaved, medians).
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ddgan", help="folder of a denoising-diffusion GAN")
     parser.add_argument("ddpm", help="folder of a diffusion model")
-    parser.add_argument("--reference", default="digits", help="'digits', Hub id or folder")
+    parser.add_argument("--reference", default="digits", help="'digits', a Hub id or a folder")
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--ddpm_steps", type=int, nargs="+", default=[1000, 50, 4])
     parser.add_argument("--cpu_threads", type=int, default=1)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def overhead(pipeline: DiffusionPipeline, batch: int = 250) -> None:
-    """Print how much longer the pipeline takes than its network alone, called as often."""
+    """Print the time of the pipeline, divided by that of the same number of network calls alone."""
     steps, net = pipeline.scheduler.config.num_train_timesteps, pipeline.unet
     side, channels = net.config.sample_size, net.config.in_channels
     x = torch.randn(batch, channels, side, side)
@@ -90,7 +90,7 @@ def overhead(pipeline: DiffusionPipeline, batch: int = 250) -> None:
             times[row].append(time.process_time() - began)
     network, image = (statistics.median(each[1:]) for each in times.values())
     print(
-        f"process time of {batch} images: {image:.4f} s, of {steps} bare forwards {network:.4f} s, "
+        f"process time: {batch} images {image:.4f} s, {steps} bare forward passes {network:.4f} s, "
         f"ratio {image / network:.3f}"
     )
 

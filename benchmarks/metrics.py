@@ -1,8 +1,8 @@
-"""The Frechet distance beside what others compute it with: time against scipy and torchmetrics, and memory.
+"""The Frechet distance: time compared with scipy and torchmetrics, and memory.
 
-One process, rounds interleaved with their order reversed each time, medians. The values are compared before
-any time is printed. Run: `python benchmarks/metrics.py` (about ten minutes on two cores: `sqrtm` of 2048 x
-2048 is slow).
+Measures in one process: rounds are interleaved, each in reversed order of the last, and medians are printed.
+The values are printed before the times. Run: `python benchmarks/metrics.py` (about ten minutes on two cores:
+`sqrtm` of 2048 x 2048 is slow).
 """
 
 import argparse
@@ -36,7 +36,7 @@ def features(n: int, seed: int) -> torch.Tensor:
 
 
 def scipy_distance(a: Gaussian, b: Gaussian) -> float:
-    """The way of pytorch-fid, with its remedy for singular products."""
+    """The method of pytorch-fid, with its correction for singular products."""
     m1, c1, m2, c2 = (tensor.numpy() for tensor in (a.mean, a.covariance, b.mean, b.covariance))
     root = scipy.linalg.sqrtm(c1 @ c2)
     if not np.isfinite(root).all():
@@ -46,14 +46,14 @@ def scipy_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 class Seconds(NamedTuple):
-    """Time of one run of a row."""
+    """Time of one call."""
 
     wall: float
-    process: float  # of all threads; says more where other programs share the machine
+    process: float  # summed over all threads; more reliable on a machine with other load
 
 
 def seconds(rows: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[Seconds]]:
-    """Time of each row, all rows in each round."""
+    """Times of each function, by name; every round calls all of them."""
     times: dict[str, list[Seconds]] = {name: [] for name in rows}
     for number in range(rounds):
         for name in list(rows)[:: 1 if number % 2 == 0 else -1]:
@@ -64,7 +64,7 @@ def seconds(rows: dict[str, Callable[[], object]], rounds: int) -> dict[str, lis
 
 
 def report(title: str, times: dict[str, list[Seconds]], ours: str, other: str) -> None:
-    """Print the medians of two rows and their ratios."""
+    """Print the medians of two functions and their ratios."""
     medians = {}
     for name in (ours, other):
         medians[name] = Seconds(*(statistics.median(column) for column in zip(*times[name], strict=True)))
@@ -78,7 +78,7 @@ def report(title: str, times: dict[str, list[Seconds]], ours: str, other: str) -
 
 
 def distances(rounds: int) -> None:
-    """Ours from fresh moments each time, and with the reference's factor cached, as in every evaluation."""
+    """Ours, from new moments and with the reference's factor cached as in every evaluation, against scipy."""
     for n in (5000, 500):
         a, b = Gaussian.of(features(n, 1)), Gaussian.of(features(n, 2))
         values = {}
@@ -102,7 +102,7 @@ def distances(rounds: int) -> None:
 
 
 class Identity(torch.nn.Module):
-    """An extractor for torchmetrics that takes features as they are."""
+    """An extractor for torchmetrics that returns its input."""
 
     num_features = DIMENSION
 
@@ -111,7 +111,7 @@ class Identity(torch.nn.Module):
 
 
 def updates(rounds: int) -> None:
-    """Streaming update of the moments from batches of features, with the blocks that our interval needs."""
+    """Streaming update of the moments by batches of features; ours also keeps blocks for its interval."""
     reference = ReferenceStatistics(
         Gaussian(torch.zeros(DIMENSION).double(), torch.eye(DIMENSION).double()), None
     )
@@ -135,7 +135,7 @@ def updates(rounds: int) -> None:
 
 
 def memory() -> None:
-    """In a process of its own: the peak of scoring 50,000 features, above the memory after the imports."""
+    """Print the peak memory of scoring 50,000 features, minus the memory after imports; for a new process."""
     torch.manual_seed(0)
     baseline = psutil.Process().memory_info().rss
     reference = Gaussian(torch.zeros(DIMENSION).double(), torch.eye(DIMENSION).double(), 50_000)
@@ -149,21 +149,21 @@ def memory() -> None:
 
 
 def memory_of_a_fresh_process() -> None:
-    """The figure of `memory`, of a fresh process."""
+    """Run `memory` in a new process and print its result."""
     output = subprocess.run(
         [sys.executable, __file__, "--memory_only"], check=True, capture_output=True, text=True
     ).stdout
     above = json.loads(output.splitlines()[-1])["above"]
-    print(f"scoring 50,000 x {DIMENSION}: at most {above:.0f} MB above the memory after the imports")
+    print(f"scoring 50,000 x {DIMENSION}: at most {above:.0f} MB more than after the imports")
 
 
 def main() -> None:
-    """Print all figures."""
+    """Print all measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the distances")
     parser.add_argument("--update_rounds", type=int, default=9, help="rounds of the streaming updates")
-    parser.add_argument("--distances_only", action="store_true", help="leave out updates and memory")
-    parser.add_argument("--memory_only", action="store_true", help="print the memory figure of this process")
+    parser.add_argument("--distances_only", action="store_true", help="skip updates and memory")
+    parser.add_argument("--memory_only", action="store_true", help="measure only the memory of this process")
     arguments = parser.parse_args()
     if arguments.memory_only:
         memory()

@@ -1,15 +1,15 @@
-"""Few steps in the plane, and a bound beside the truth: `python benchmarks/points.py`.
+"""Sampling points in few steps, and a bound against the true likelihood: `python benchmarks/points.py`.
 
-Trains, each by its entry point unless it is there already, three models of the swirl for the same number of
-network calls: a variational diffusion model in T = 200 steps, one with the shortcut chain of K = 10 beside
-the bound (11 calls in an optimizer step), and one of K = 200; beside them the first again, for as many
-optimizer steps as K = 10 has. And one of the mixture, in continuous time.
+Trains the models that are missing in the output folder, each by its entry point. Three models of the swirl
+use the same number of network calls: a variational diffusion model with T = 200 steps, one with the bound and
+a shortcut chain of K = 10 (11 calls in an optimizer step), and one with K = 200. A fourth repeats the first
+with the number of optimizer steps of K = 10. One model of the mixture is trained in continuous time.
 
-Of the swirl it prints the energy distance of each model's chains to the law, which 4,880 points of the test
-split stand for, in grey levels (the square is 255 wide): the mean over SETS sets of points, each from a seed
-of its own, and its 95% interval (Student's t); beside them fresh points of the law, which no model can beat.
-Of the mixture it prints the bound and the true negative log-likelihood of the same test points. Pictures go
-to the output folder.
+For the swirl it prints the energy distance between the points of each chain and the true distribution, which
+4,880 points of the test split represent, in grey levels (the square is 255 wide): the mean over SETS sets of
+points, one seed each, and its 95% interval (Student's t). Fresh points of the true distribution, which no
+model can beat, are scored too. For the mixture it prints the bound and the true negative log-likelihood of
+the same test points. Figures are saved in the output folder.
 """
 
 import argparse
@@ -33,16 +33,18 @@ from trilemma.training.images.image_set import to_float, to_uint8
 from trilemma.training.images.points import MIXTURE, POINTS
 
 ROOT = Path(__file__).resolve().parent.parent
-SETS = BLOCKS  # as many as the groups of the jackknife, whose quantile of Student's t serves
+SETS = BLOCKS  # T_QUANTILE is for this number of groups
 SET_SIZE = 512
 LEVELS = (-6.0, -2.0, 0.0)
-"""gamma of the pictures of the field."""
+"""gamma of the figures of the predicted noise."""
 BOUND_POINTS, BOUND_TIMES = 4000, 400
 
 
 class Run(NamedTuple):
-    """A preset, K of its shortcut chain (0 for none), what --network_calls is divided by to give its steps of
-    the optimizer, and the chains (name, steps) that are scored.
+    """A training on the swirl.
+
+    k: K of its shortcut chain, 0 for none. share: --network_calls divided by it is the number of optimizer
+    steps. chains: the (name, steps) that are scored.
     """
 
     preset: str
@@ -60,7 +62,7 @@ RUNS = {
 
 
 def train(folder: Path, preset: str, steps: int, *flags: str) -> DiffusionPipeline:
-    """The model of a preset after so many optimizer steps, trained now or before."""
+    """The model of a preset after `steps` optimizer steps; trains it unless the folder has a model."""
     if not (folder / "model_index.json").is_file():
         script = [sys.executable, str(ROOT / "training" / "train_vdm.py"), "--preset", preset]
         places = ["--output_dir", str(folder), "--max_train_steps", str(steps), "--cpu_threads", "1"]
@@ -69,14 +71,14 @@ def train(folder: Path, preset: str, steps: int, *flags: str) -> DiffusionPipeli
 
 
 def energies(points: Tensor, law: Tensor) -> Tensor:
-    """Energy distance to the law of each of SETS sets, that follow each other in `points`: (SETS,)."""
+    """Energy distance to `law` of each of SETS consecutive sets in `points`: (SETS,)."""
     member = torch.eye(SETS).repeat_interleave(len(points) // SETS, 0)
     of_sets = kernel_distance(law.flatten(1), points.flatten(1), member, negative_distance)
     return torch.tensor([of_sets(one) for one in torch.eye(SETS)])
 
 
 def row(name: str, how: str, values: Tensor) -> str:
-    """A line of the table."""
+    """One line of the table."""
     mean, half = float(values.mean()), T_QUANTILE * float(values.std()) / SETS**0.5
     return f"| {name} | {how} | {mean:.3f} | {mean - half:.3f} .. {mean + half:.3f} |"
 
@@ -92,11 +94,11 @@ def draw(pipeline: DiffusionPipeline, steps: int) -> Tensor:
 
 
 def score_swirl(output: Path, calls: int) -> None:
-    """Train, draw, score and picture the models of the swirl."""
+    """Train the models of the swirl, sample and score them, and save figures."""
     data, law = (torch.from_numpy(POINTS["swirl"].split(split)[0]) for split in ("train", "test"))
     fresh, law = law[: SETS * SET_SIZE], law[SETS * SET_SIZE :]
     print("| model | chain | energy distance | 95% interval |\n| --- | --- | --- | --- |")
-    print(row("fresh points", "", energies(fresh, law)), flush=True)
+    print(row("fresh points of the true distribution", "", energies(fresh, law)), flush=True)
     panels, lines = {}, {}
     for name, run in RUNS.items():
         flags = ("--shortcut_steps", str(run.k)) if run.k else ()
@@ -121,12 +123,12 @@ def score_swirl(output: Path, calls: int) -> None:
 
 
 def predict(net: ModelMixin, gamma: Tensor, z: Tensor) -> Tensor:
-    """The noise in z (N, 2, 1, 1) of level gamma ()."""
+    """Predicted noise in z (N, 2, 1, 1) at level gamma ()."""
     return net(z, gamma.expand(len(z)))
 
 
 def score_mixture(output: Path, steps: int) -> None:
-    """Train on the mixture; the bound beside the truth, point by point."""
+    """Train on the mixture, print its bound and the truth for the same points, save a figure."""
     pipeline = train(output / "mixture", "mixture", steps)
     points = torch.from_numpy(POINTS["mixture"].split("test")[0])[:BOUND_POINTS]
     truth = float(MIXTURE.true_bpd(points).mean())
@@ -140,11 +142,11 @@ def score_mixture(output: Path, steps: int) -> None:
 
 
 def main() -> None:
-    """Both."""
+    """Run both studies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/points"))
-    parser.add_argument("--network_calls", type=int, default=13_200, help="of each training on the swirl")
-    parser.add_argument("--mixture_steps", type=int, default=6000, help="of the training on the mixture")
+    parser.add_argument("--network_calls", type=int, default=13_200, help="per training on the swirl")
+    parser.add_argument("--mixture_steps", type=int, default=6000, help="optimizer steps on the mixture")
     given = parser.parse_args()
     given.output_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""Can the metrics tell real images from spoiled ones?
+"""Do the metrics distinguish real images from degraded ones?
 
 `python benchmarks/real_images.py --train_data_dir mnist`
 
-Scores, against the training split and under the classifier trained on it: the test split, the test split
-blurred, the test split with Gaussian noise added, and uniform noise. A trustworthy set of metrics puts the
-first at its floor and the others in that order or worse. Prints one table of markdown.
+Scores four sets of images against the training split, under the classifier trained on it: the test split, the
+blurred test split, the test split with Gaussian noise, and uniform noise. Reliable metrics score the first at
+its floor, and each of the others worse than the one before. Prints one table of markdown.
 """
 
 import argparse
@@ -24,19 +24,19 @@ SHOWN = ("fd", "kid", "is", "precision", "recall", "density", "coverage", "modes
 
 
 def blurred(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A 3x3 box blur."""
+    """The images after a 3x3 box blur."""
     padded = F.pad(images.float(), (1, 1, 1, 1), mode="replicate")
     return F.avg_pool2d(padded, 3, stride=1).round().to(torch.uint8)
 
 
 def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Gaussian noise of deviation 64 grey levels."""
+    """The images with Gaussian noise of standard deviation 64 grey levels."""
     noise = 64 * torch.randn(images.shape, generator=generator)
     return (images + noise).clamp(0, 255).round().to(torch.uint8)
 
 
 def uniform(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform noise in the place of the images."""
+    """Uniform noise with the shape of the images."""
     return torch.randint(256, images.shape, generator=generator, dtype=torch.uint8)
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     train, test = load_images(data), load_images(data, "test")
     cache = cache_folder(options.cache_dir)
     sticks = yardsticks(METRICS, "classifier", Reference(train, test), accelerator, cache)
-    print(f"{train.name}: {len(test):,} images a row against {len(train):,} of train, under the classifier")
+    print(f"{train.name}: {len(test):,} images per row against {len(train):,} of train, under the classifier")
     print("| images | " + " | ".join(SHOWN) + " |")
     print("|---|" + "---|" * len(SHOWN))
     for name, spoil in SETS.items():
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def spoiled(images: Images, spoil: Callable[[Tensor, torch.Generator], Tensor]):
-    """The images in batches, each spoiled; noise from one seed."""
+    """Batches of degraded images; all noise is from one seed."""
     generator = torch.Generator().manual_seed(0)
     for index in torch.arange(len(images)).split(BATCH):
         pixels, labels = images.__getitems__(index)

@@ -70,9 +70,11 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_flags(EvaluateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
     from trilemma.eval.scoring.after_training import evaluate
+    from trilemma.training.loop.machine import closing_groups
 
     try:
-        evaluate(config)
+        with closing_groups():
+            evaluate(config)
     except (ValueError, OSError, RuntimeError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 

@@ -35,9 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_flags(GenerateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
     from trilemma.eval.scoring.image_output import draw_to_files
+    from trilemma.training.loop.machine import closing_groups
 
     try:
-        draw_to_files(config.model, config.sampling, config.output.output)
+        with closing_groups():
+            draw_to_files(config.model, config.sampling, config.output.output)
     except (ValueError, OSError, RuntimeError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 

@@ -47,8 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
             return
 
         from trilemma.model_cards.hub.recheck import recheck, report
+        from trilemma.training.loop.machine import closing_groups
 
-        checks = recheck(check["verify"], check["num_samples"], check["reference"])
+        with closing_groups():
+            checks = recheck(check["verify"], check["num_samples"], check["reference"])
         print(report(checks))
     except (ValueError, OSError, RuntimeError) as problem:  # RuntimeError: PublishError, and torch's
         parser.exit(1, f"{problem}\n")

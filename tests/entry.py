@@ -13,6 +13,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_")
@@ -58,25 +60,38 @@ class Run:
         return self.log.read_text(errors="replace")
 
 
-def start(script: str, *flags: str) -> Run:
-    """Start an entry point."""
+def start(script: str, *flags: str, cwd: Path | None = None) -> Run:
+    """Start an entry point, in the folder `cwd` if given."""
     handle, log = tempfile.mkstemp(suffix=".log")
     os.close(handle)
     with _environment(environment()):
         multiprocessing.forkserver.ensure_running()
-    process = _CONTEXT.Process(target=_enter, args=(*command(script, *flags)[1:],), kwargs={"log": log})
+    process = _CONTEXT.Process(
+        target=_enter, args=(*command(script, *flags)[1:],), kwargs={"log": log, "cwd": cwd}
+    )
     process.start()
     return Run(process, Path(log))
 
 
-def run(script: str, *flags: str, check: bool = True) -> Run:
+def run(script: str, *flags: str, check: bool = True, cwd: Path | None = None) -> Run:
     """Run an entry point to its end; its output is shown when it fails unexpectedly."""
-    running = start(script, *flags)
+    running = start(script, *flags, cwd=cwd)
     assert running.wait() == 0 or not check, running.output
     return running
 
 
-def _enter(script: str, *flags: str, log: str) -> None:
+def from_child(queue: multiprocessing.Queue, *children: multiprocessing.Process) -> Any:
+    """The next that a child puts into the queue, however slow the machine; an error if none will come."""
+    while True:
+        codes = [child.exitcode for child in children]
+        with contextlib.suppress(Empty):
+            return queue.get(timeout=1)
+        assert None in codes, codes
+        assert not any(codes), codes
+
+
+def _enter(script: str, *flags: str, log: str, cwd: Path | None) -> None:
+    os.chdir(cwd or os.getcwd())
     handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

@@ -120,7 +120,9 @@ def test_loads_what_was_trained(short, tmp_path):
     assert trained.data_fingerprint == blobs.fingerprint
     images = torch.from_numpy(blobs.pixels)
     assert net(images)[0].shape == (60, 128)
-    torch.testing.assert_close(net(images), again(images), rtol=0, atol=0)
+    torch.testing.assert_close(net.state_dict(), again.state_dict(), rtol=0, atol=0)
+    # Weights of a file may lie otherwise in memory, so that a dozen layers round otherwise.
+    torch.testing.assert_close(net(images), again(images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tampered_file_is_refused(short, tmp_path):

@@ -70,7 +70,7 @@ def test_two_ranks_are_one_model(tmp_path, tiny):
 
 
 def test_two_ranks_stop_together_and_resume_exactly(tmp_path, tiny):
-    flags = [*tiny, "--max_train_steps", "16", "--checkpointing_steps", "100", "--sample_steps", "8"]
+    flags = [*tiny, "--max_train_steps", "24", "--checkpointing_steps", "100", "--sample_steps", "8"]
     uncut, cut = tmp_path / "uncut", tmp_path / "cut"
     launch(2, *command(SCRIPT, *flags, "--output_dir", str(uncut))[1:])
 
@@ -82,15 +82,17 @@ def test_two_ranks_stop_together_and_resume_exactly(tmp_path, tiny):
         text=True,
     )
     file = cut / "logs" / "scalars.jsonl"
-    while process.poll() is None and not (file.exists() and '"step": 5,' in file.read_text()):
-        time.sleep(0.005)
-    workers = children(process.pid)
+    for step in (1, 5):
+        while process.poll() is None and not (file.exists() and f'"step": {step},' in file.read_text()):
+            time.sleep(0.005)
+        if step == 1:  # early, as this takes time, in which a small run makes many steps
+            workers = children(process.pid)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGUSR1)  # one rank is told, both must stop at the same step
     _, errors = process.communicate()
     assert "75" in errors
     (step,) = checkpoint_steps(cut / "checkpoints")
-    assert 5 <= step < 16
+    assert 5 <= step < 24
 
     launch(2, *command(SCRIPT, *flags, "--output_dir", str(cut))[1:])
     assert_same(weights(uncut), weights(cut))
@@ -99,6 +101,46 @@ def test_two_ranks_stop_together_and_resume_exactly(tmp_path, tiny):
 def children(pid):
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
     return sorted(int(word) for word in found.stdout.split())
+
+
+ENDING = """
+import sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from trilemma.training.loop.loop import StopSignal
+from trilemma.training.loop.machine import closing_groups
+
+def threads():
+    return [p for p in Path("/proc/self/task").glob("*/comm") if "gloo" in p.read_text()]
+
+def work(end):
+    accelerator = Accelerator(cpu=True)
+    stop, net = StopSignal(accelerator), accelerator.prepare(torch.nn.Linear(1, 1))
+    net(torch.ones(1, 1)).sum().backward()
+    assert not stop.seen() and threads()
+    if end:
+        try:
+            raise KeyError
+        except KeyError as problem:
+            raise end from problem
+
+end = {"stop": SystemExit(75), "error": RuntimeError("wrong")}.get(sys.argv[1])
+try:
+    with closing_groups():
+        work(end)
+except (SystemExit, RuntimeError) as problem:
+    assert problem is end
+assert not torch.distributed.is_initialized() and not threads(), threads()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for threads in /proc")
+@pytest.mark.parametrize("end", ["well", "stop", "error"])
+def test_no_thread_of_a_process_group_outlives_a_run(tmp_path, end):
+    """One that does can end the program with SIGABRT after all its work was done."""
+    (tmp_path / "script.py").write_text(ENDING)
+    launch(2, str(tmp_path / "script.py"), end)
 
 
 def test_another_number_of_processes_is_refused_on_resume(tmp_path, tiny):

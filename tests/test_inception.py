@@ -177,7 +177,11 @@ def test_weights_load_by_path_variable_and_cache(net, no_weights, tmp_path):
     loaded, sha256 = load_inception(None, tmp_path / "cache")
     assert sha256 == inception.file_sha256(file)
     assert not loaded.training
-    torch.testing.assert_close(loaded(images), net(images), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.state_dict(), net.state_dict(), rtol=0, atol=0)
+    # What is loaded may lie otherwise in memory, so that about 50 layers, float32's 1.2e-7 each, round
+    # otherwise.
+    for ours, theirs in zip(loaded(images), net(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 
     moved = file.rename(tmp_path / "elsewhere.pth")
     assert find_weights(str(moved), tmp_path) == moved

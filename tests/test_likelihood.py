@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from entry import from_child
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -420,7 +421,7 @@ def test_two_processes_say_what_one_says(tmp_path):
     ranks = [context.Process(target=one_rank, args=(r, 2, tmp_path / "store", queue)) for r in range(2)]
     for process in ranks:
         process.start()
-    one, other = queue.get(timeout=120), queue.get(timeout=120)
+    one, other = from_child(queue, *ranks), from_child(queue, *ranks)
     for process in ranks:
         process.join()
     alone = bits_per_dim(known(some_network, 20), uniform_images(3))

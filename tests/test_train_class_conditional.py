@@ -58,8 +58,13 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({str(model / "out")!r}, trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
 options = dict(guidance_scale=2.0, num_inference_steps=3, seeds=[5, 5, 5], output_type="np")
+seen = []
+pipe.unet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[2].tolist()))
 images = pipe(["3", 3, None], **options).images
-assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
+# By what the network is asked for: after 4 steps of training the classes differ by no more than rounding.
+assert seen == [[3, 3, 10, 10, 10]] * 3, seen
+# Rows of a batch may be rounded differently: 3 steps of about 10 layers, float32's 1.2e-7 each.
+assert abs(images[0] - images[1]).max() < 1e-5
 """
     home = {"HF_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(**home), cwd=tmp_path)

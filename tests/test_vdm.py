@@ -4,7 +4,6 @@ import copy
 import inspect
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -14,8 +13,9 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from diffusers import DDPMScheduler, UNet2DModel
-from entry import environment, run
+from entry import environment, from_child, run
 from test_train_unconditional import assert_same, scalars, weights
 from torch.testing import assert_close
 
@@ -28,6 +28,7 @@ from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
 from trilemma.pipelines.vdm_model import GAMMAS, PointMLP, VDMModel
 from trilemma.training.diffusion.variational import levels_at
 from trilemma.training.families.groups import VDMConfig
+from trilemma.training.loop.machine import closing_groups
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.networks.init_from import take_weights
 from trilemma.training.networks.rows import NETS
@@ -467,14 +468,20 @@ def test_labels_are_dropped_to_the_unknown_class():
         assert seen.pop() == expected
 
 
-def one_rank(rank, port, queue):
+def one_rank(rank, store, queue):
     torch.set_num_threads(1)
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    with closing_groups():
+        train_on(rank, store, queue)
+
+
+def train_on(rank, store, queue):
+    meeting = InitProcessGroupKwargs(init_method=f"file://{store}")  # a port might be taken meanwhile
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, kwargs_handlers=[meeting])
     assert accelerator.num_processes == 2
     objective = make_objective(CLASSES, class_conditional=True, vdm_timesteps=0)
     chained = make_objective(vdm_timesteps=8, shortcut_steps=3)
@@ -484,22 +491,19 @@ def one_rank(rank, port, queue):
         for k in range(4):
             method.step(some_images().roll(rank + k, 0), torch.arange(6) % 3)
         queue.put({name: float(p.double().norm()) for name, p in one.net.named_parameters()})
-    accelerator.state.destroy_process_group()
 
 
 @pytest.mark.distributed
-def test_two_ranks_are_one_model_and_one_gamma():
+def test_two_ranks_are_one_model_and_one_gamma(tmp_path):
     """Continuous time with classes, and discrete time with the chain; each rank has its own images."""
     context = mp.get_context("spawn")  # a fork of a process that has used autograd hangs in it
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     queues = [context.Queue(), context.Queue()]
-    ranks = [context.Process(target=one_rank, args=(r, port, queue)) for r, queue in enumerate(queues)]
+    store = tmp_path / "store"
+    ranks = [context.Process(target=one_rank, args=(r, store, queue)) for r, queue in enumerate(queues)]
     for process in ranks:
         process.start()
     for _ in range(2):
-        one, other = (queue.get(timeout=120) for queue in queues)
+        one, other = (from_child(queue, process) for queue, process in zip(queues, ranks, strict=True))
         assert one == other
         start = make_objective(CLASSES if "net.class_embedding.weight" in one else None)
         for name, parameter in start.net.named_parameters():

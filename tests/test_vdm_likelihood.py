@@ -261,4 +261,9 @@ def test_a_saved_model_has_the_same_bits(tmp_path):
     images = images_of(np.random.default_rng(5).integers(0, 256, (3, 1, 8, 8)))
     before = bits_per_dim(pipeline, images)
     pipeline.save_pretrained(tmp_path)
-    assert bits_per_dim(VDMPipeline.from_pretrained(tmp_path), images) == before
+    again = bits_per_dim(VDMPipeline.from_pretrained(tmp_path), images)
+    assert again.keys() == before.keys()
+    for name, measured in before.items():
+        # Tensors of a file may lie otherwise in memory: float32's 1.2e-7 in each of about 10 layers.
+        assert again[name].value == pytest.approx(measured.value, rel=1e-5)
+        assert again[name].n == measured.n

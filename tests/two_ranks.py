@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training import run as launch
 from trilemma.training.diffusion.process import noise_schedule
+from trilemma.training.loop.machine import closing_groups
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.objectives.ddpm import DDPM
 from trilemma.training.options.command_line import parse
@@ -49,6 +50,12 @@ def main(report: str, *flags: str) -> None:
 
 def train_and_report(report: str, config, make_method, seen: dict) -> None:
     """Train, and write what each rank has seen: `seen` with the weights of its `networks`, name -> module."""
+    with closing_groups():  # what holds the groups is local to the function
+        _train_and_report(report, config, make_method, seen)
+    assert not [file for file in Path("/proc/self/task").glob("*/comm") if "gloo" in file.read_text()]
+
+
+def _train_and_report(report: str, config, make_method, seen: dict) -> None:
     accelerator = launch.make_accelerator(config)
     launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
     with own_folder(config.run, accelerator):

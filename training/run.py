@@ -30,7 +30,7 @@ from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.render import write_card
 from trilemma.training.images.image_set import Images, batches, hold_out, load_images, to_float
 from trilemma.training.loop.loop import Data, draw, sampling_pipeline, sheet_steps, train
-from trilemma.training.loop.machine import PROCESS_GROUP, set_cpu_threads
+from trilemma.training.loop.machine import PROCESS_GROUP, closing_groups, set_cpu_threads
 from trilemma.training.loop.method import GradientDescent, Method, Objective
 from trilemma.training.networks.build import build_network, load_network_config
 from trilemma.training.networks.init_from import saved_config, take_weights
@@ -63,12 +63,16 @@ def run_method(config, make_method: MakeMethod) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if _is_main() else logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        accelerator = make_accelerator(config)
-        with own_folder(config.run, accelerator):
-            train_and_save(config, make_method, accelerator)
-        accelerator.state.destroy_process_group()
+        with closing_groups():
+            _run_method(config, make_method)
     except (ValueError, OSError, FloatingPointError, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
+
+
+def _run_method(config, make_method: MakeMethod) -> None:
+    accelerator = make_accelerator(config)
+    with own_folder(config.run, accelerator):
+        train_and_save(config, make_method, accelerator)
 
 
 def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) -> None:

@@ -25,11 +25,19 @@ def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def nearest(x: Tensor, y: Tensor) -> Tensor:
-    """Distance (N,) from each row of x to the nearest row of y, which may be the larger."""
+    """Distance (N,) from each row of x to the nearest row of y, which may be the larger.
+
+    Equal rows of x are at equal distances, and a row that is in y at 0: products of matrices find the nearest
+    row, but how they round depends on where a row stands, and near 0 they lose half the digits.
+    """
     best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-    for _, squared in squared_distances(y, x):
-        best = torch.minimum(best, squared.min(0).values)
-    return best.sqrt()
+    row = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for rows, squared in squared_distances(y, x):
+        found = squared.min(0)
+        row = torch.where(found.values < best, found.indices + rows.start, row)
+        best = torch.minimum(best, found.values)
+    parts = zip(x.split(CHUNK), row.split(CHUNK), strict=True)
+    return torch.cat([(part.double() - y[index].double()).square().sum(1).sqrt() for part, index in parts])
 
 
 def squared_radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:

@@ -199,20 +199,19 @@ class StopSignal:
     """SIGTERM or SIGUSR1, noticed on any rank and agreed on by all at the same step."""
 
     def __init__(self, accelerator: Accelerator):
-        self.received = False
+        received: list[int] = []
+        self.received = received
         # A group of its own on the CPU, so that asking does not wait for the GPU.
         alone = accelerator.num_processes == 1
         self.group = None if alone else torch.distributed.new_group(backend="gloo")
         for name in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(name, self._receive)
-
-    def _receive(self, number, frame) -> None:
-        self.received = True
+            # Not a method: handlers stay to the interpreter's end, and would keep the group's threads alive.
+            signal.signal(name, lambda number, frame: received.append(number))
 
     def seen(self) -> bool:
         """Whether any rank was told to stop; collective."""
         if self.group is None:
-            return self.received
-        flag = torch.tensor([int(self.received)])
+            return bool(self.received)
+        flag = torch.tensor([int(bool(self.received))])
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self.group)
         return bool(flag)

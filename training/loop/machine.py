@@ -1,20 +1,59 @@
 """What a run runs on: threads, hardware, versions, the commit of the code."""
 
+import gc
 import os
 import platform
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=3))
 """Processes wait for each other; one that decodes a large data set may need more than ten minutes."""
+
+
+@contextmanager
+def closing_groups() -> Iterator[None]:
+    """Close every process group that was opened inside the block, however the block ends.
+
+    A gloo group has threads, which run as long as anything refers to it. Where they still run when the
+    interpreter ends, the program may end with SIGABRT after all its work was done. So what opens groups
+    must be local to functions that the block calls: what they still hold is then let go, too.
+    """
+    try:
+        yield
+    except SystemExit as stop:  # all processes have agreed on it, as they have on an end
+        _close_groups(stop)
+        raise
+    except BaseException as problem:
+        _close_groups(problem, failed=True)
+        raise
+    else:
+        _close_groups()
+
+
+def _close_groups(problem: BaseException | None = None, failed: bool = False) -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if failed and dist.get_backend() != "gloo":
+        # NCCL closes a group together with the other processes, which may never come to that.
+        dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
+    while problem is not None:  # its traceback still tells every line, but holds no objects
+        traceback.clear_frames(problem.__traceback__)
+        problem = problem.__cause__ or problem.__context__
+    gc.collect()  # DistributedDataParallel and its hooks refer to each other
 
 
 def set_cpu_threads(accelerator: Accelerator, wanted: int) -> None:
