@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--verify", action="store_true", help="check the card against the folder's files")
     asked = parser.parse_args(arguments)
 
-    from trilemma.model_cards.rendering.check import REMEDY, check_card
+    from trilemma.model_cards.rendering.differences import REMEDY, check_card
     from trilemma.model_cards.rendering.render import write_card
 
     try:

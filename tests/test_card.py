@@ -17,12 +17,12 @@ from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.scoring.results import KEYS, Origin, append, lines, read
 from trilemma.model_cards.card import main
 from trilemma.model_cards.hub.bundle import save_bundle
-from trilemma.model_cards.rendering.check import check_card
+from trilemma.model_cards.rendering.differences import check_card
 from trilemma.model_cards.rendering.command import train_command
 from trilemma.model_cards.rendering.render import render_card, write_card
-from trilemma.model_cards.rendering.saved_model import read_folder
+from trilemma.model_cards.rendering.facts import read_folder
 from trilemma.model_cards.rendering.text import escape
-from trilemma.model_cards.wording.families import FAMILIES as PIPELINES
+from trilemma.model_cards.rendering.snippets import FAMILIES as PIPELINES
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.training.families.presets import PRESETS
 from trilemma.training.options.command_line import FAMILIES, parse

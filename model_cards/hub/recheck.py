@@ -23,9 +23,9 @@ from trilemma.eval.scoring import results
 from trilemma.eval.scoring.after_training import load_images_of, trained_on
 from trilemma.eval.scoring.model_images import labels_like, open_drawing
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
-from trilemma.model_cards.rendering.check import check_card
+from trilemma.model_cards.rendering.differences import check_card
 from trilemma.model_cards.rendering.figures import Line
-from trilemma.model_cards.rendering.saved_model import read_folder
+from trilemma.model_cards.rendering.facts import read_folder
 from trilemma.training.loop.machine import PROCESS_GROUP
 from trilemma.training.options.flags import public_name
 

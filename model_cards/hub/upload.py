@@ -12,9 +12,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import filter_repo_objects
 
 from trilemma.eval.scoring import results
-from trilemma.model_cards.rendering.check import REMEDY, check_card
+from trilemma.model_cards.rendering.differences import REMEDY, check_card
 from trilemma.model_cards.rendering.render import render_card
-from trilemma.model_cards.rendering.saved_model import CARD, RENDERED, read_folder
+from trilemma.model_cards.rendering.facts import CARD, RENDERED, read_folder
 from trilemma.training.options.flags import public, read_yaml
 
 IGNORED = ("best/*", "checkpoints/*", "*__pycache__/*", ".*", "*/.*")

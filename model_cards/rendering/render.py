@@ -16,9 +16,9 @@ from trilemma.eval.scoring.results import LITERATURE_SAMPLES
 from trilemma.model_cards.rendering import figures
 from trilemma.model_cards.rendering.command import changed, train_command
 from trilemma.model_cards.rendering.credits import DATA, PAPERS, UNKNOWN
-from trilemma.model_cards.rendering.saved_model import CARD, RENDERED, Folder, read_folder
+from trilemma.model_cards.rendering.facts import CARD, RENDERED, Folder, read_folder
 from trilemma.model_cards.rendering.text import escape, literal
-from trilemma.model_cards.wording.families import FAMILIES, OTHER, Family
+from trilemma.model_cards.rendering.snippets import FAMILIES, OTHER, Family
 from trilemma.training.options.command_line import FAMILIES as ENTRIES
 from trilemma.training.options.flags import public_name
 

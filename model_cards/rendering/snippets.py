@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from trilemma.model_cards.rendering.saved_model import Saved
+from trilemma.model_cards.rendering.facts import Saved
 from trilemma.model_cards.rendering.text import literal
 
 Usage = tuple[str, str]

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from trilemma.model_cards.rendering.figures import COLUMNS, HEADER, TOLD, cells, evaluations
 from trilemma.model_cards.rendering.render import render_card
-from trilemma.model_cards.rendering.saved_model import CARD, RENDERED, read_folder
+from trilemma.model_cards.rendering.facts import CARD, RENDERED, read_folder
 
 REMEDY = "the card is not what the files give: python -m trilemma.model_cards.card {folder} renders it again"
 
