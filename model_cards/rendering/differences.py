@@ -1,81 +1,130 @@
-"""Does a card tell the results of `results.jsonl`? By row of its table and entry of its `model-index`.
+"""Where a card differs from the files that it was rendered from.
 
-A card that was rendered must also be, line by line, what its folder's files give; the model's id is taken
-from the card, since a copied or downloaded folder has another name.
+The figures of any card, in its table and in its `model-index`, must be the newest lines of `results.jsonl`. A
+card that was rendered must also be, line by line, what the files give; the model's id is taken from the card,
+since a copied or downloaded folder has another name. Where a card has an older wording, only its facts are
+compared: front matter, tables and code.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from trilemma.model_cards.rendering.figures import COLUMNS, HEADER, TOLD, cells, evaluations
-from trilemma.model_cards.rendering.render import render_card
-from trilemma.model_cards.rendering.facts import CARD, RENDERED, read_folder
+from trilemma.eval.scoring.naming import SCHEDULERS
+from trilemma.model_cards.rendering.facts import read_facts
+from trilemma.model_cards.rendering.figures import ARGUMENTS, COLUMNS, HEADER, cells, evaluations
+from trilemma.model_cards.rendering.render import WORDS, render_card, words_of
+from trilemma.training.output_folder import OutputFolder
 
-REMEDY = "the card is not what the files give: python -m trilemma.model_cards.card {folder} renders it again"
+REMEDY = "the card differs from its files; to render it again: python -m trilemma.model_cards.card {folder}"
 
 ID = re.compile(r'from_pretrained\("([^"\\]+)"')
 """How the code on a card names the model."""
 
-FLAT = ("metric", "value", "split", *TOLD)
+SAMPLER = re.compile(rf"(sampler: |\| )({'|'.join(SCHEDULERS)})\b")
+"""How older cards, and cards that were written by hand, name a sampler: in the front matter and the table."""
+
+ENTRIES = ("metric", "value", "split", *ARGUMENTS)
 
 
-def check_card(folder: Path) -> tuple[int, list[str]]:
-    """How many figures the card shows, and in what it disagrees with the newest lines of `results.jsonl`.
+@dataclass(frozen=True)
+class Comparison:
+    """How many figures a card shows, where it differs from the files, and what could not be compared."""
 
-    A card of somebody's own may say more and need not show them all; one that was rendered must be as it was.
+    figures: int
+    differences: list[str] = field(default_factory=list)
+    remark: str = ""
+
+
+def compare_card(path: Path) -> Comparison:
+    """Compare the card of an output folder with the folder's files.
+
+    A card that was written by hand may say more than the files, and need not show all figures.
     """
-    text, lines = (folder / CARD).read_text(encoding="utf-8"), read_folder(folder).lines
+    text = OutputFolder(path).card.read_text(encoding="utf-8")
+    lines, words = read_facts(path).lines, words_of(text)
+    if words != WORDS:
+        text = SAMPLER.sub(lambda match: match[1] + SCHEDULERS[match[2]], text)
     try:
-        told = [_flat(result) for result in ModelCard(text).data.eval_results or []]
+        entries = [_flat(result) for result in ModelCard(text).data.eval_results or []]
     except (ValueError, yaml.YAMLError) as problem:
-        return 0, [f"the front matter cannot be read: {problem}"]
-    rows, wanted = _rows(text), [cells(line) for line in lines]
-    known = [_flat(result) for result in evaluations(lines, "")]
-    problems = [f"table: {_difference(row, wanted, COLUMNS)}" for row in rows if row not in wanted]
-    problems += [f"model-index: {_difference(one, known, FLAT)}" for one in told if one not in known]
-    if RENDERED in text:
-        named = ID.search(text)
-        problems += _edits(text, render_card(folder, named and named[1]))
-    return len(rows) + len(told), problems
+        return Comparison(0, [f"the front matter cannot be read: {problem}"])
+    rows, measured = _rows(text), [cells(line) for line in lines]
+    measured_entries = [_flat(result) for result in evaluations(lines, "")]
+    differences = [f"table: {_difference(row, measured, COLUMNS)}" for row in rows if row not in measured]
+    differences += [
+        f"model-index: {_difference(entry, measured_entries, ENTRIES)}"
+        for entry in entries
+        if entry not in measured_entries
+    ]
+    count = len(rows) + len(entries)
+    if words is None:
+        return Comparison(count, differences)
+    named = ID.search(text)
+    rendered = render_card(path, named and named[1])
+    if words == WORDS:
+        return Comparison(count, differences + _edits(_numbered(text), _numbered(rendered)))
+    remark = f"only its facts were compared, since its wording is number {words} and the present one {WORDS}"
+    return Comparison(count, differences + _edits(_facts(text), _facts(rendered)), remark)
 
 
-def _edits(text: str, rendered: str) -> list[str]:
-    """Where a card is not as it is rendered."""
-    here, there, found = text.splitlines(), rendered.splitlines(), []
+def _numbered(text: str) -> list[tuple[int, str]]:
+    return list(enumerate(text.splitlines(), 1))
+
+
+def _facts(text: str) -> list[tuple[int, str]]:
+    """The lines of the front matter, of tables and of code, with their numbers."""
+    facts, fence = [], ""
+    for number, line in _numbered(text):
+        if not fence and (line.startswith("```") or (line == "---" and number == 1)):
+            fence = line[:3]
+        elif line == fence:
+            fence = ""
+        if fence or line.startswith("|"):
+            facts.append((number, line))
+    return facts
+
+
+def _edits(card: list[tuple[int, str]], rendered: list[tuple[int, str]]) -> list[str]:
+    """Where the numbered lines of a card are not those that are rendered."""
+    here, there = ([line for _, line in lines] for lines in (card, rendered))
+    edits = []
     for kind, a, b, c, d in SequenceMatcher(None, here, there, autojunk=False).get_opcodes():
         if kind != "equal":
-            found += [f"line {i + 1} is not from the files: {here[i]}" for i in range(a, b)]
-            found += [f"line {a + 1} should be: {line}" for line in there[c:d]]
-    return found
+            edits += [f"line {number} is not from the files: {line}" for number, line in card[a:b]]
+            number = card[a][0] if a < len(card) else card[-1][0] + 1 if card else 1
+            edits += [f"line {number} should be: {line}" for line in there[c:d]]
+    return edits
 
 
 def _rows(text: str) -> list[tuple[str, ...]]:
     """The rows under the table's header, as cells."""
     _, _, after = text.partition(HEADER + "\n")
-    found = []
+    rows = []
     for line in after.splitlines()[1:]:
         if not line.startswith("|"):
             break
-        found.append(tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]))
-    return found
+        rows.append(tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]))
+    return rows
 
 
 def _flat(result: EvalResult) -> tuple[str, ...]:
-    """Metric, value, split and protocol as texts that compare whatever they hold."""
-    told = result.metric_args or {}
-    values = [result.metric_type, result.metric_value, result.dataset_split, *map(told.get, TOLD)]
+    """Metric, value, split and protocol as texts that can be compared, whatever they hold."""
+    arguments = result.metric_args or {}
+    values = [result.metric_type, result.metric_value, result.dataset_split, *map(arguments.get, ARGUMENTS)]
     return tuple(json.dumps(value) for value in values)
 
 
-def _difference(wrong: Sequence[str], known: Sequence[Sequence[str]], names: Sequence[str]) -> str:
-    """In what `wrong` differs from the most alike of what is known."""
-    alike = max(known, key=lambda row: sum(map(str.__eq__, row, wrong)), default=("nothing",) * len(names))
-    pairs = zip(names, wrong, alike, strict=False)
-    told = [f"{name} {here or '-'} (there {there or '-'})" for name, here, there in pairs if here != there]
-    return f"{wrong[0] if wrong else 'a row'}: " + ("; ".join(told) or "a cell too many or too few")
+def _difference(wrong: Sequence[str], measured: Iterable[Sequence[str]], names: Sequence[str]) -> str:
+    """Where `wrong` differs from the most similar of what was measured."""
+    nothing = ("nothing",) * len(names)
+    similar = max(measured, key=lambda row: sum(map(str.__eq__, row, wrong)), default=nothing)
+    pairs = zip(names, wrong, similar, strict=False)
+    cells = [f"{name} {here or '-'} (there {there or '-'})" for name, here, there in pairs if here != there]
+    return f"{wrong[0] if wrong else 'a row'}: " + ("; ".join(cells) or "a cell too many or too few")
