@@ -310,7 +310,12 @@ def test_saved_and_loaded_again(pipe, tmp_path, capfd):
     assert loaded.class_names == tuple(NAMES)
     assert "Expected types" not in capfd.readouterr().err
     loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(sample(loaded, ["cat"]), sample(pipe, ["cat"]))
+    saved, found = pipe.unet.state_dict(), loaded.unet.state_dict()
+    assert saved.keys() == found.keys()
+    assert all(torch.equal(found[name], saved[name]) for name in saved)
+    # Tensors of a file lie otherwise in memory than those made here, and kernels may then add in another
+    # order: 5 steps of about 10 layers, float32's 1.2e-7 each, come to 6e-6 of images within 0..1.
+    assert_close(sample(loaded, ["cat"]), sample(pipe, ["cat"]), atol=1e-5, rtol=0)
 
 
 def test_half_precision_weights_keep_the_sampling_in_float32(pipe):
