@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim
 from trilemma.eval.bounds.precise import precise_bpd
 from trilemma.eval.features.extractors import load_extractor
-from trilemma.eval.metrics.distances import build_metrics
+from trilemma.eval.metrics.build import build_metrics
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.plots import points as point_plots
 from trilemma.eval.plots.process import process
