@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim, bits_per_image
 from trilemma.eval.bounds.vdm import CONTINUOUS_TIMES
 from trilemma.eval.bounds.vdm import terms as bound_terms
+from trilemma.pipelines.networks.vdm_model import Gamma
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised
-from trilemma.pipelines.vdm_model import Gamma
 from trilemma.training.diffusion.losses import gaussian_kl
 from trilemma.training.diffusion.process import GaussianProcess
 from trilemma.training.diffusion.variational import diffusion_bpd, levels_at, prior_bpd, reconstruction_bpd

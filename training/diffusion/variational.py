@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilemma.pipelines.vdm_model import Gamma
+from trilemma.pipelines.networks.vdm_model import Gamma
 from trilemma.training.diffusion.losses import mean_per_example
 
 LEVELS = 256

@@ -14,8 +14,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
+from trilemma.pipelines.networks.vae_model import VAEModel
 from trilemma.pipelines.vae import VAEPipeline
-from trilemma.pipelines.vae_model import VAEModel
 from trilemma.training.diffusion.losses import gaussian_kl
 from trilemma.training.families.vae import VAEConfig
 from trilemma.training.loop.method import Logs, Objective
