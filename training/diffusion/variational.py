@@ -16,7 +16,7 @@ from trilemma.training.diffusion.losses import mean_per_example
 
 LEVELS = 256
 FAR = 16.0
-"""A value so many standard deviations off has less than 1e-20 of the true one's share, for noise up to 5."""
+"""A value this many standard deviations off has a share below 1e-20 of the true one's, for noise up to 5."""
 
 
 def prior_bpd(x0: Tensor, gamma_1: Tensor) -> Tensor:
