@@ -24,10 +24,10 @@ Tables = Mapping[str, Any]
 
 
 def innermost(error: BaseException) -> str:
-    """What the error says that began the chain, since `datasets` often says only that something failed."""
+    """What the first error of a chain says, on one line; `datasets` often says only that something failed."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return f"{error}" or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def load_tables(
@@ -41,6 +41,10 @@ def load_tables(
     if len(builders) > 1:
         raise ValueError(f"{place} holds both {' and '.join(builders)} files; put one kind elsewhere")
     root = listing.folder.resolve()
+    if "::" in str(root) + "".join(paths):
+        raise ValueError(
+            f"{place}: `datasets` reads no tables from paths with '::'; rename the folder or file"
+        )
     files = {
         split: datasets.data_files.DataFilesList(
             [(root / path).as_posix() for path in part], [(file_mark(root / path),) for path in part]
