@@ -194,10 +194,10 @@ def test_what_cannot_be_loaded_names_the_option(tmp_path, configure, monkeypatch
     with pytest.raises(ValueError, match=r"--train_data_dir '.*nowhere' does not exist"):
         load_images(configure(train_data_dir=str(tmp_path / "nowhere")))
     (tmp_path / "text").mkdir()
-    with pytest.raises(ValueError, match="holds no images and no parquet files; found nothing"):
+    with pytest.raises(ValueError, match="has no images and no parquet files; it has nothing"):
         load_images(configure(train_data_dir=str(tmp_path / "text")))
     (tmp_path / "text" / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"found notes\.txt"):
+    with pytest.raises(ValueError, match=r"it has notes\.txt"):
         load_images(configure(train_data_dir=str(tmp_path / "text")))
     (tmp_path / "text" / "broken.parquet").write_text("hello")
     with pytest.raises(ValueError, match=r"--train_data_dir .* could not be loaded"):

@@ -16,8 +16,10 @@ import pytest
 from entry import ROOT
 from PIL import Image
 
+from trilemma.eval.scoring.file_images import open_images
+from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.folders import image_suffixes
-from trilemma.training.images.image_set import load_images
+from trilemma.training.images.image_set import hold_out, load_images
 from trilemma.training.images.pixels import open_picture, to_pixels
 from trilemma.training.options.groups import DataConfig
 
@@ -157,20 +159,21 @@ def test_what_it_reads_does_not_depend_on_the_locale(tmp_path):
     (tmp_path / "m" / "metadata.csv").write_bytes("file_name,größe\na.png,ß\n".encode())
     code = (
         "import sys, json\n"
-        "from trilemma.training.images.image_set import load_images\n"
-        "from trilemma.training.options.groups import DataConfig\n"
-        "for name in 'pm':\n"
-        "    config = DataConfig(train_data_dir=f'{sys.argv[1]}/{name}', cache_dir=sys.argv[2])\n"
-        "    images = load_images(config)\n"
-        "    print(json.dumps([images.fingerprint, images.class_names]))\n"
+        "from pathlib import Path\n"
+        "from trilemma.training.images.folders import classes_of, list_folder, splits_of\n"
+        "from trilemma.training.images.pixels import open_picture\n"
+        "from trilemma.training.images.tables import metadata_tables\n"
+        "p, m = (list_folder(Path(sys.argv[1]) / name) for name in 'pm')\n"
+        "encoded = [{'bytes': None, 'path': str(p.folder / path)} for path in p.images]\n"
+        "table = metadata_tables(splits_of(m.images, m.metadata), m, '')['train']\n"
+        "grey = [open_picture(image).getpixel((0, 0)) for image in encoded]\n"
+        "print(json.dumps([grey, classes_of(splits_of(p.images))[1], table['gr\\xf6\\xdfe'][0]]))\n"
     )
-    printed = []
-    for index, locale in enumerate(({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"})):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", **locale}
-        command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / f"cache{index}")]
-        printed.append(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
-    assert printed[0] == printed[1]
-    assert json.loads(printed[0].splitlines()[0])[1] == ["Zebra", "birne", "äpfel"]
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout) == [[2, 3, 1], ["Zebra", "birne", "äpfel"], "ß"]
 
 
 # Every image, or an error that names one
@@ -236,7 +239,7 @@ def test_files_that_programs_leave_are_not_data(tmp_path, load):
     assert images.class_names == ("cat", "dog")
     (tmp_path / "only" / "__MACOSX").mkdir(parents=True)
     picture(tmp_path / "only" / "__MACOSX" / "0.png", 9)
-    with pytest.raises(ValueError, match="holds no images and no parquet files"):
+    with pytest.raises(ValueError, match="has no images and no parquet files"):
         load(tmp_path / "only")
 
 
@@ -605,6 +608,36 @@ def test_a_class_without_an_image_is_named(tmp_path, load, caplog):
     assert "no image of the class cat" in caplog.text
 
 
+# Few images
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_images(tmp_path, load, count):
+    for index in range(count):
+        picture(tmp_path / "p" / "ab"[index % 2] / f"{index}.png", 10 * index)
+    images = load(tmp_path / "p")
+    assert len(images) == count
+    stream = batches(images, Order(batch_size=8, seed=0), device="cpu", random_flip=True)
+    seen = [round(float(x) * 127.5 + 127.5) for _ in range(3) for x in next(stream)[0][:, 0, 0, 0]]
+    for start in range(0, 24 - count, count):
+        assert sorted(seen[start : start + count]) == [10 * index for index in range(count)]
+    if count == 1:
+        with pytest.raises(ValueError, match="--validation_size needs 2 images or more; p has 1"):
+            hold_out(images, 1, seed=0)
+        return
+    rest, held_out = hold_out(images, count - 1, seed=0)
+    assert (len(rest), len(held_out)) == (1, count - 1)
+    assert sorted(levels(rest) + levels(held_out)) == [10 * index for index in range(count)]
+    assert len(next(batches(rest, Order(batch_size=4, seed=0), device="cpu"))[0]) == 4
+
+
+def test_a_class_that_is_held_out_whole_is_named(tmp_path, load, caplog):
+    grey(tmp_path / "p" / "cat", *range(20))
+    grey(tmp_path / "p" / "dog", 1)
+    hold_out(load(tmp_path / "p"), 20, seed=0)
+    assert "p, left by --validation_size: no image of the class" in caplog.text
+
+
 # 16 bits
 
 
@@ -710,3 +743,71 @@ def test_the_cause_of_an_error_of_the_hub_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ValueError, match=r"'a/b' could not be loaded .*: the proxy hung up"):
         load_images(DataConfig(dataset_name="a/b", cache_dir=str(tmp_path)))
+
+
+# Images to score
+
+
+def scored_levels(folder):
+    images = open_images(str(folder))
+    return images.read(range(len(images))).float().mean((1, 2, 3)).round().int().tolist()
+
+
+def test_images_to_score_are_read_from_sub_folders(tmp_path):
+    folder = tmp_path / "photos[1]"
+    grey(tmp_path / "photos1", 200)
+    grey(folder, 10, 20)
+    grey(folder / "more" / "deep", 30, suffix=".PNG")
+    for index, suffix in enumerate((".bmp", ".tif", ".pgm", ".tga", ".sgi", ".pcx", ".apng", ".dib")):
+        picture(folder / "more" / f"{suffix[1:]}{suffix}", 40 + index)
+    (folder / "._0.png").write_bytes(b"Mac OS")
+    (folder / "0.txt").write_text("a caption")
+    picture(folder / ".ipynb_checkpoints" / "0.png", 255)
+    picture(folder / "__MACOSX" / "0.png", 255)
+    make_run(folder / "run1", "config.yaml", "run.json")
+    assert sorted(scored_levels(folder)) == [10, 20, 30, *range(40, 48)]
+
+
+def test_the_order_of_images_to_score_is_that_of_their_names(tmp_path):
+    grey(tmp_path / "p", *range(12))
+    assert scored_levels(tmp_path / "p") == [0, 1, 10, 11, *range(2, 10)]
+
+
+LOSSY = ["a.jpg", "a.jfif", "a.webp", "a.avif", "a.jp2", "deep/a.jpeg", "a.heic", "a.gif"]
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_images_to_score_must_be_lossless(tmp_path, name):
+    grey(tmp_path / "p", 1)
+    (tmp_path / "p" / "deep").mkdir()
+    if name.endswith("heic"):
+        (tmp_path / "p" / name).write_bytes(b"x")
+    else:
+        Image.new("L", (8, 8), 2).save(tmp_path / "p" / name)
+    with pytest.raises(ValueError, match=rf"{name} is .*save samples as PNG"):
+        scored_levels(tmp_path / "p")
+
+
+def test_lossy_coding_under_another_name_is_seen(tmp_path):
+    grey(tmp_path / "p", 1)
+    Image.new("L", (8, 8), 2).save(tmp_path / "p" / "a.png", "jpeg")
+    with pytest.raises(ValueError, match=r"a\.png is JPEG.*save samples as PNG"):
+        scored_levels(tmp_path / "p")
+    (tmp_path / "p" / "a.png").unlink()
+    Image.new("RGB", (8, 8)).save(tmp_path / "p" / "a.tif", compression="jpeg")
+    with pytest.raises(ValueError, match=r"a\.tif is jpeg.*save samples as PNG"):
+        scored_levels(tmp_path / "p")
+
+
+def test_pixels_to_score_are_8_bits_and_opaque(tmp_path):
+    grey(tmp_path / "p", 1)
+    deep = np.full((8, 8, 3), 40000)
+    key = struct.pack(">HHH", 1, 2, 3)
+    for data in (png(deep, key, 2), png(np.zeros((8, 8), int), struct.pack(">H", 0), 0, 4)):
+        (tmp_path / "p" / "a.png").write_bytes(data)
+        with pytest.raises(ValueError, match=r"a\.png is .*; images must be opaque 8-bit grey or RGB"):
+            scored_levels(tmp_path / "p")
+    frames = [Image.new("L", (8, 8), level) for level in (1, 2)]
+    frames[0].save(tmp_path / "p" / "a.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"a\.png holds several pictures"):
+        scored_levels(tmp_path / "p")
