@@ -306,7 +306,7 @@ def test_archives_are_said_not_to_be_read(tmp_path, load, caplog):
     grey(tmp_path / "p", 1)
     (tmp_path / "p" / "more.zip").write_bytes(b"")
     assert levels(load(tmp_path / "p")) == [1]
-    assert "1 archives are not read, such as more.zip" in caplog.text
+    assert "archives are not read, such as more.zip (1 in all)" in caplog.text
 
 
 def test_further_pictures_of_a_file_are_said(tmp_path, load, caplog):
@@ -314,7 +314,7 @@ def test_further_pictures_of_a_file_are_said(tmp_path, load, caplog):
     (tmp_path / "p").mkdir()
     frames[0].save(tmp_path / "p" / "a.tif", save_all=True, append_images=frames[1:])
     assert levels(load(tmp_path / "p")) == [1]
-    assert "1 files hold several pictures, such as row 0" in caplog.text
+    assert "several pictures, such as row 0" in caplog.text
 
 
 # Splits and classes are those of `datasets`
@@ -384,6 +384,21 @@ def test_one_flat_split_does_not_take_the_classes_of_another(tmp_path, load):
     grey(tmp_path / "p" / "train" / "cat", 1)
     grey(tmp_path / "p" / "train" / "dog", 2)
     grey(tmp_path / "p" / "test", 3)
+    assert load(tmp_path / "p").class_names == ("cat", "dog")
+    assert load(tmp_path / "p", "test").labels is None
+
+
+def test_pictures_beside_class_folders_are_said_to_hide_the_classes(tmp_path, load, caplog):
+    for name in ("cat", "dog"):
+        grey(tmp_path / "p" / name, 1)
+    picture(tmp_path / "p" / "cover.png", 2)
+    assert load(tmp_path / "p").labels is None
+    assert "split 'train': images lie at several depths" in caplog.text
+
+
+def test_folders_at_another_depth_are_no_classes(tmp_path, load):
+    for name in ("train/images/cat", "train/images/dog", "test/unsorted"):
+        grey(tmp_path / "p" / name, 1)
     assert load(tmp_path / "p").class_names == ("cat", "dog")
     assert load(tmp_path / "p", "test").labels is None
 

@@ -216,8 +216,8 @@ def _warn_of_unused(about: dict[str, Any]) -> None:
     count, *example = about["several"]
     if count:
         logger.warning(
-            "%s: %d files hold several pictures, such as %s; only the first of each is used",
-            place, count, example[0],
+            "%s: of files that hold several pictures, such as %s (%d in all), only the first is used",
+            place, example[0], count,
         )  # fmt: skip
 
 

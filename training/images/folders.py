@@ -202,12 +202,20 @@ def check_all_in_splits(splits: Mapping[str, Sequence[str]], listing: Listing, p
 
 
 def classes_of(splits: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], list[str]]:
-    """(split -> class of each file, for the splits that have classes, names of all classes)."""
+    """(split -> class of each file, for the splits that have classes, names of all classes).
+
+    Class folders lie at one depth in all splits, that of the first split which has them.
+    """
     folders = {split: [_class_folder(path, split) for path in paths] for split, paths in splits.items()}
+    depths = {split: {len(parents) for parents in part} for split, part in folders.items()}
+    for split in splits:
+        if len(depths[split]) > 1:
+            logger.warning("split '%s': images lie at several depths, so their folders are no classes", split)
+    depth = next((d for d in depths.values() if len(d) == 1 and d != {0}), None)
     labelled = {
-        split: [_readable(parents[-1]) for parents in classes]
-        for split, classes in folders.items()
-        if all(classes) and len({len(parents) for parents in classes}) == 1
+        split: [_readable(parents[-1]) for parents in part]
+        for split, part in folders.items()
+        if depths[split] == depth
     }
     names = sorted({name for classes in labelled.values() for name in classes})
     if len(names) < 2:

@@ -192,8 +192,10 @@ def _folder(place: str, option: str, config: DataConfig, split: str) -> Source:
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise ValueError(f"{where} has no images and no parquet files; it has {names}")
     if listing.archives:
-        count, example = len(listing.archives), listing.archives[0]
-        logger.warning("%s: %d archives are not read, such as %s; unpack them", where, count, example)
+        example, count = listing.archives[0], len(listing.archives)
+        logger.warning(
+            "%s: archives are not read, such as %s (%d in all); unpack them", where, example, count
+        )
     config_name = config.dataset_config_name if option == "--dataset_name" else None
     splits, features = declared(listing, config_name, where) or (_splits(listing, where), None)
     files = {path for paths in splits.values() for path in paths}
@@ -217,7 +219,7 @@ def _splits(listing: Listing, where: str) -> dict[str, list[str]]:
         left = sorted(set(listing.tables).difference(*splits.values()))
         if left:
             logger.warning(
-                "%s: %d files are in no split and are not read, such as %s", where, len(left), left[0]
+                "%s: files in no split are not read, such as %s (%d in all)", where, left[0], len(left)
             )
         return splits
     pictured = [path for path in listing.tables if holds_images(listing.folder / path)]
