@@ -100,7 +100,7 @@ class OutputFolder:
         return read_json(self.run) if self.run.is_file() else {}
 
     def read_index(self) -> dict[str, Any]:
-        """What model_index.json says; ValueError where there is none."""
+        """What model_index.json says; ValueError without that file."""
         if not self.index.is_file():
             raise ValueError(
                 f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
@@ -111,7 +111,7 @@ class OutputFolder:
     def family(self) -> str | None:
         """Which family the model is of; None for a pipeline that is not of ours.
 
-        run.json names it. Older folders tell it by the file of code that they ship, `pipeline_<family>.py`.
+        run.json names it; in older folders it follows from the code that they ship, `pipeline_<family>.py`.
         """
         if family := self.read_run().get("family"):
             return family
@@ -164,7 +164,7 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 @contextmanager
 def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
-    """Have --output_dir, empty or with what an earlier run left, to oneself inside the block."""
+    """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
     folder, lock = OutputFolder(Path(run.output_dir)), None
     with accelerator.main_process_first():
         _refuse_foreign(folder)

@@ -26,7 +26,7 @@ class Objective(nn.Module, ABC):
     net: nn.Module
     """What is averaged, sampled and published."""
     num_classes: int | None = None
-    """K, where the pipeline is asked for classes 0..K-1."""
+    """Number of classes K of a class-conditional model."""
 
     @abstractmethod
     def forward(
