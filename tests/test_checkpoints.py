@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, damage named, the one before taken, a full disk survived."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from trilemma.training.loop.checkpoints import (
     save_checkpoint,
     set_newer_aside,
 )
+from trilemma.training.loop.resume import changed_flags, network_config, plain
+from trilemma.training.options.command_line import parse
+from trilemma.training.options.flags import flatten
 
 
 def state(step):
@@ -111,3 +115,44 @@ def test_an_older_checkpoint_can_be_resumed_without_losing_either_branch(tmp_pat
     save_checkpoint(tmp_path, 2, {"step": "new"}, keep=2)
     assert find_checkpoint(tmp_path, "latest")[1]["step"] == "new"
     assert load_checkpoint(tmp_path / "left-step-00000003")["step"] == 3
+
+
+# Data and network configurations that have moved
+
+
+def changes(before, after, network=None):
+    """What `changed_flags` names for two command lines."""
+    old, new = (parse("unconditional", "", list(flags)) for flags in (before, after))
+    return changed_flags(plain(flatten(old)), new, network)
+
+
+def test_where_the_data_are_may_change():
+    """The fingerprint of the images decides whether they are the same."""
+    assert not changes(["--train_data_dir", "p"], ["--train_data_dir", "/home/me/p/"])
+    hub = ["--dataset_name", "a/b", "--dataset_config_name", "x", "--dataset_revision", "y"]
+    assert not changes(hub, ["--train_data_dir", "p"])
+    assert changes(hub, [*hub, "--seed", "1"]) == ["--seed: 0 then, 1 now"]
+
+
+def test_network_configurations_are_compared_by_what_they_hold(tmp_path):
+    data, (old, new, other) = ["--dataset_name", "a/b"], (tmp_path / f"{name}.json" for name in "abc")
+    config = {"_class_name": "UNet2DModel", "_diffusers_version": "0.1", "block_out_channels": [8, 16]}
+    old.write_text(json.dumps(config))
+    new.write_text(json.dumps({**config, "_diffusers_version": "0.2"}, indent=4))
+    other.write_text(json.dumps({**config, "block_out_channels": [8, 8]}))
+
+    def flags(path):
+        return [*data, "--model_config_name_or_path", str(path)]
+
+    assert not changes(flags(old), flags(new))
+    assert changes(flags(old), flags(other)) == [
+        f"--model_config_name_or_path: {old} then, {other} now, perhaps another network"
+    ]
+    stored = network_config(str(old))
+    old.unlink()
+    assert not changes(flags(old), flags(new), stored)
+    assert changes(flags(old), flags(new))  # a checkpoint of an older version, which does not hold it
+    new.write_text(other.read_text())
+    assert changes(flags(new), flags(new), stored)
+    assert changes(data, flags(new))
+    assert changes(flags(new), data)

@@ -1,5 +1,10 @@
-"""Saving the state of a run and resuming it bit for bit; other flags or data are refused."""
+"""Saving the state of a run and resuming it bit for bit; other flags or data are refused.
 
+Data and network configurations may have moved meanwhile: the fingerprint tells whether the images are the
+same, and configurations are compared by what they hold.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,13 @@ from trilemma.training.loop.checkpoints import find_checkpoint, save_checkpoint,
 from trilemma.training.loop.ema import EMA
 from trilemma.training.loop.learning_rate import SHAPES
 from trilemma.training.loop.method import Method
+from trilemma.training.networks.build import load_network_config
 from trilemma.training.options.flags import flags_of, flatten
 from trilemma.training.options.groups import Config
+
+DATA_PLACES = {"dataset_name", "dataset_config_name", "dataset_revision", "train_data_dir"}
+"""Flags that say where the training images are; their fingerprint is compared in place of these."""
+NETWORK = "model_config_name_or_path"
 
 
 class Checkpoints:
@@ -30,6 +40,7 @@ class Checkpoints:
     ):
         self.folder, self.method, self.ema = folder, method, ema
         self.accelerator, self.config, self.fingerprint = accelerator, config, fingerprint
+        self.network_config = network_config(flatten(config).get(NETWORK))
 
     def resume(self) -> tuple[int, float]:
         """Restore the checkpoint that the flags name; its step and seconds, or 0, 0 without one."""
@@ -42,7 +53,7 @@ class Checkpoints:
         if newest is None:
             return 0, 0.0
         path, state = newest
-        changed = changed_flags(state["config"], self.config)
+        changed = changed_flags(state["config"], self.config, state.get("network_config"))
         precision = self.accelerator.mixed_precision
         if state["precision"] != precision:
             changed.append(f"--mixed_precision: {state['precision']} then, {precision} now")
@@ -74,6 +85,7 @@ class Checkpoints:
                 "step": step,
                 "seconds": seconds,
                 "config": plain(flatten(self.config)),
+                "network_config": self.network_config,
                 "num_processes": self.accelerator.num_processes,
                 "precision": self.accelerator.mixed_precision,
                 "fingerprint": self.fingerprint,
@@ -96,17 +108,38 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def changed_flags(before: dict[str, Any], config: Config) -> list[str]:
-    """'--flag: old then, new now' for each flag that would change the weights of a resumed run."""
+def network_config(place: str | None) -> dict[str, Any] | None:
+    """What the network configuration at this place holds; None where there is none now."""
+    if place is None:
+        return None
+    try:
+        values = load_network_config(place)
+    except (OSError, ValueError):
+        return None
+    return json.loads(json.dumps({k: v for k, v in values.items() if not k.startswith("_")}))
+
+
+def changed_flags(
+    before: dict[str, Any], config: Config, network_before: dict[str, Any] | None = None
+) -> list[str]:
+    """'--flag: old then, new now' for each flag that would change the weights of a resumed run.
+
+    network_before: what the network configuration held; None: look where it was.
+    """
     flags, now = flags_of(type(config)), plain(flatten(config))
-    free = {name for name, flag in flags.items() if flag.meta["free"]}
+    free = DATA_PLACES | {NETWORK} | {name for name, flag in flags.items() if flag.meta["free"]}
     if not SHAPES[now["lr_scheduler"]].ends:
         free |= {"max_train_steps", "num_epochs"}
-    return [
+    changed = [
         f"--{name}: {before[name]} then, {now[name]} now"
         for name in now
         if name not in free and name in before and before[name] != now[name]
     ]
+    places = before.get(NETWORK), now.get(NETWORK)
+    network_before, network_now = network_before or network_config(places[0]), network_config(places[1])
+    if places != (None, None) and (network_before is None or network_before != network_now):
+        changed.append(f"--{NETWORK}: {places[0]} then, {places[1]} now, perhaps another network")
+    return changed
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
