@@ -107,14 +107,15 @@ def sample_lines(
     else:
         images = open_images(config.images.images)
         scores = score(sticks, own_share(images, accelerator), len(images), accelerator, force)
-        origin = Origin(source=Path(config.images.images).name, n=len(images))
+        origin = Origin(source=images.path.resolve().name, n=len(images))
     return result_lines(scores, origin, force)
 
 
 def open_reference(config, accelerator: Accelerator) -> Reference:
     """The reference of the flags, or the images that the model was trained on."""
     flags = config.reference
-    if flags.reference and Path(flags.reference).suffix in READERS:
+    is_file = flags.reference and not Path(flags.reference).is_dir()
+    if is_file and Path(flags.reference).suffix in READERS:
         return Reference(None, statistics=load_reference(flags.reference, flags.reference_n))
     data, seed = trained_on(config.model.model) if flags.reference is None else (DataConfig(), 0)
     changes = {

@@ -186,7 +186,7 @@ def score(
 ) -> dict[Yardstick, dict[str, Measurement]]:
     """Score n images, of which each rank brings its share; the same numbers on every rank; collective.
 
-    ValueError for fewer samples than features where a metric needs as many, unless forced.
+    ValueError for fewer samples than features where a metric needs at least that number, unless forced.
     """
     metrics = {}
     for stick in sticks:

@@ -44,7 +44,7 @@ class GaussianProcess(nn.Module):
 
     @property
     def steps(self) -> int:
-        """T."""
+        """T, the number of noise levels."""
         return len(self.abar) - 1
 
     def signal_and_noise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilemma.pipelines.vdm_model import Gamma
+from trilemma.pipelines.networks.vdm_model import Gamma
 from trilemma.training.diffusion.losses import mean_per_example
 
 LEVELS = 256
 FAR = 16.0
-"""A value so many standard deviations off has less than 1e-20 of the true one's share, for noise up to 5."""
+"""A value this many standard deviations off has a share below 1e-20 of the true one's, for noise up to 5."""
 
 
 def prior_bpd(x0: Tensor, gamma_1: Tensor) -> Tensor:

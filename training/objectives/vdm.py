@@ -11,8 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from trilemma.pipelines.networks.vdm_model import VDMModel
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised, shortcut_step
-from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
 from trilemma.training.diffusion.process import normal_like
