@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from trilemma.training.options.flags import read_yaml
 from trilemma.training.options.groups import RunConfig
+from trilemma.training.options.yaml_file import read_values
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,7 +93,7 @@ class OutputFolder:
 
     def read_config(self) -> dict[str, Any]:
         """Flag -> value."""
-        return read_yaml(self.config) if self.config.is_file() else {}
+        return read_values(self.config) if self.config.is_file() else {}
 
     def read_run(self) -> dict[str, Any]:
         """What run.json says."""

@@ -28,6 +28,7 @@ from trilemma.model_cards.rendering.render import write_card
 from trilemma.training import families
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
+from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
 from trilemma.training.loop.loop import Data, Hooks, train
 from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
@@ -64,6 +65,7 @@ def train_and_save(config: Config, family: str, build: Build) -> None:
         images, held_out = load_data(config, accelerator)
         budget = budget_of(config, images, accelerator)
         check_publishable(config, budget.total)
+        config = with_warmup(config, budget.total, folder, accelerator)
 
         set_seed(config.run.seed)
         method = build(config, images, accelerator, budget.total)
@@ -108,6 +110,16 @@ def budget_of(config: Config, images: Images, accelerator: Accelerator) -> Budge
     per_step = optim.train_batch_size * optim.gradient_accumulation_steps * world
     epoch = math.ceil(len(images) / per_step)
     return Budget(per_step, epoch, config.run.max_train_steps or config.run.num_epochs * epoch)
+
+
+def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
+    """The configuration with a number of steps of warm-up: where none is given, that of the run to resume."""
+    optim, before = config.optim, folder.read_config() if folder.checkpoints.is_dir() else {}
+    if optim.lr_warmup_steps is None:
+        optim = replace(optim, lr_warmup_steps=before.get("lr_warmup_steps"))
+    if remark := warmup_remark(optim, total_steps):
+        accelerator.print(remark)
+    return replace(config, optim=replace(optim, lr_warmup_steps=warmup_steps(optim, total_steps)))
 
 
 def data_of(

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
+from trilemma.pipelines.samplers import KNOWN_TO_ALL
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import (
     LOSSES,
@@ -146,12 +147,16 @@ def weighting(config: DDPMConfig) -> Weighting:
 
 
 def ddpm_scheduler(schedule: NoiseSchedule, config: DDPMConfig) -> DDPMScheduler:
-    """The stock scheduler of a model of this schedule; `trailing`, so that few steps start at T too."""
+    """The stock scheduler of a model of this schedule; `trailing`, so that few steps start at T too.
+
+    Most schedulers do not know the name of every schedule, but all know `trained_betas`.
+    """
     return DDPMScheduler(
         num_train_timesteps=schedule.steps,
         beta_schedule=schedule.name,
         beta_start=schedule.beta_start,
         beta_end=schedule.beta_end,
+        trained_betas=None if schedule.name in KNOWN_TO_ALL else schedule.betas().tolist(),
         prediction_type=config.prediction_type,
         variance_type="learned_range" if LOSSES[config.loss_type].learns_variance else config.variance_type,
         clip_sample=True,
