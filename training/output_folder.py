@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,19 +165,20 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 @contextmanager
 def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
     """Have --output_dir, empty or with what an earlier run left, to oneself inside the block."""
-    folder, lock = OutputFolder(Path(run.output_dir)), None
-    with accelerator.main_process_first():
-        _refuse_foreign(folder)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if accelerator.is_main_process:
-            lock = _take(folder.path)
-            if run.overwrite_output_dir:
-                _empty(folder.path)
-    try:
+    from trilemma.training.ranks import decided, share_folder  # which imports torch
+
+    folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
+
+    def take() -> None:
+        held.callback(_take(folder.path).release)
+        if run.overwrite_output_dir:
+            _empty(folder.path)
+
+    with held:
+        decided(accelerator, lambda: _refuse_foreign(folder))
+        share_folder(folder.path, accelerator, "--output_dir")
+        decided(accelerator, take)
         yield folder
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _refuse_foreign(folder: OutputFolder) -> None:

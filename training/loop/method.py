@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from trilemma.training.loop.learning_rate import rate
+from trilemma.training.loop.machine import distribute
 from trilemma.training.options.groups import Config, OptimConfig
 
 Logs = dict[str, Tensor]
@@ -81,7 +82,7 @@ class GradientDescent:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.peak, self.factor, self.updates = config.learning_rate, rate(config, total_steps), 0
         optimizer = adamw(self.parameters, self.peak, config)
-        self.module, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.module, self.optimizer = distribute(accelerator, objective), accelerator.prepare(optimizer)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
         """One micro-batch: forward, backward and, when gradients are complete, clip and update."""

@@ -19,6 +19,7 @@ from trilemma.pipelines.ddgan import DDGANPipeline
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
 from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig
 from trilemma.training.loop.learning_rate import rate
+from trilemma.training.loop.machine import distribute
 from trilemma.training.loop.method import Logs, adamw, set_rate
 from trilemma.training.loop.watchdog import Watchdog
 from trilemma.training.networks.discriminator import GROUP, Discriminator
@@ -153,7 +154,7 @@ class DDGAN:
             for peak, updates in zip(self.peaks, (config.discriminator_steps, 1), strict=True)
         ]
         self.updates = [0, 0]
-        self.turns = [accelerator.prepare(turn) for turn in turns]
+        self.turns = [distribute(accelerator, turn) for turn in turns]
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
 
     def compile(self) -> None:
