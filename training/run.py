@@ -34,6 +34,7 @@ from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import RunLog
 from trilemma.training.loop.sheets import draw, sampling_pipeline
+from trilemma.training.memory import OutOfMemory, saying_what_to_lower
 from trilemma.training.options.groups import Config, HubConfig
 from trilemma.training.output_folder import OutputFolder, own_folder
 from trilemma.training.ranks import decided, on_all, require_same, require_same_flags, seed_noise
@@ -46,6 +47,9 @@ Build = Callable[[Any, Images, Accelerator, int], Method]
 IMAGES_SHOWN, POINTS_SHOWN = 4, 500
 """Images, or points of the plane, in the pictures of the process."""
 
+REMEDY = "take a smaller network, or lower --train_batch_size and --eval_forward_batch"
+"""What helps where memory runs out before the training."""
+
 
 def run(config: Config, family: str) -> None:
     """Train and publish a model; errors in the flags or the data end the program with one line."""
@@ -53,9 +57,9 @@ def run(config: Config, family: str) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if main else logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        with closing_groups():
+        with closing_groups(), saying_what_to_lower(REMEDY):
             train_and_save(config, family, families.family(family).build)
-    except (ValueError, OSError, FloatingPointError, PublishError) as problem:
+    except (ValueError, OSError, FloatingPointError, OutOfMemory, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 
 
@@ -177,7 +181,7 @@ def draw_pictures(
     method: Method, images: Images, config: Config, accelerator: Accelerator, folder: OutputFolder
 ) -> None:
     """The pictures of the finished model; every rank draws its share of the samples."""
-    sheet = draw(method, accelerator, config.sheet)
+    sheet = draw(method, accelerator, config)
     if not accelerator.is_main_process:
         return
     sheet_of(sheet, columns=method.num_classes, points=images.points).save(folder.samples)

@@ -74,7 +74,8 @@ class Evaluation:
             sampler=sheet.sampler,
             num_inference_steps=sampled.steps(sheet.ddpm_num_inference_steps),
         )
-        drawing = Drawing(sampled, self.folder.path.name, sampling, BATCH, self.accelerator)
+        at_once = min(BATCH, self.config.optim.forward_batch)
+        drawing = Drawing(sampled, self.folder.path.name, sampling, at_once, self.accelerator)
         drawing.labels = labels_like(drawing, self.reference.images)
         # During training even a number of few samples is of use; its line is marked as forced.
         scores = score(self.sticks, drawing, options.eval_num_samples, self.accelerator, force=True)

@@ -29,6 +29,7 @@ from trilemma.eval.scoring.reference import (
     load_reference,
 )
 from trilemma.eval.scoring.results import Origin, ResultLine, lines
+from trilemma.pipelines.shared import exact_device
 from trilemma.training.images.image_set import Images
 from trilemma.training.loop.machine import commit
 from trilemma.training.ranks import on_all
@@ -161,10 +162,11 @@ def reference_statistics(
     if all(gather_object([cached is not None])):
         return cached
     collector = ReferenceCollector(len(images), extractor.dim, extractor.num_classes or 0, keep)
-    collector = collector.to(accelerator.device)
+    collector = collector.to(exact_device(accelerator.device))
     for index, pixels, _ in image_batches(images, accelerator, f"{extractor.name} features of {images.name}"):
-        features = extractor(pixels.to(accelerator.device))
-        collector.update(index, features.features, features.logits)
+        features, logits = extractor(pixels.to(accelerator.device))
+        logits = None if logits is None else logits.to(collector.device)
+        collector.update(index, features.to(collector.device), logits)
     statistics = collector.statistics(protocol)
     if accelerator.is_local_main_process:
         statistics.save(path)
@@ -201,7 +203,8 @@ def score(
                 "nevertheless and marks the result as forced"
             )
         built = build_metrics(stick.names, stick.reference, n)
-        metrics[stick] = {name: metric.to(accelerator.device) for name, metric in built.items()}
+        device = exact_device(accelerator.device)  # metrics are sums in float64
+        metrics[stick] = {name: metric.to(device) for name, metric in built.items()}
     for index, images, labels in batches:
         images = images.to(accelerator.device)
         for stick, built in metrics.items():
@@ -226,7 +229,7 @@ def _update(
                 f"class-conditional models, and logits from an extractor with classes"
                 f" (this one is {stick.extractor.name})"
             )
-        metric.update(index, *(inputs[need] for need in METRICS[name].needs))
+        metric.update(index, *(inputs[need].to(metric.device) for need in METRICS[name].needs))
 
 
 def result_lines(

@@ -84,6 +84,13 @@ class OptimConfig:
 
     train_batch_size: int = option(128, "images per process and micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
+    eval_forward_batch: int | None = option(
+        None,
+        "images in one forward pass of the network in validation, sheets and evaluation; --train_batch_size "
+        "if not given",
+        free=True,
+        low=1,
+    )
     learning_rate: float = option(2e-4, "peak learning rate", low=0.0)
     lr_scheduler: Literal[tuple(SHAPES)] = option(
         "constant_with_warmup", "learning rate over optimizer steps"
@@ -103,6 +110,11 @@ class OptimConfig:
     adam_weight_decay: float = option(0.0, "decoupled weight decay", low=0)
     adam_epsilon: float = option(1e-8, "Adam's epsilon", low=0.0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 for no clipping", low=0)
+
+    @property
+    def forward_batch(self) -> int:
+        """Images in one forward pass without gradients: memory is then bounded by that of training."""
+        return self.eval_forward_batch or self.train_batch_size
 
     def __post_init__(self):
         if (self.lr_scheduler == "multistep") != (self.lr_milestones is not None):
