@@ -71,9 +71,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from trilemma.eval.scoring.after_training import evaluate
     from trilemma.training.loop.machine import closing_groups
+    from trilemma.training.memory import saying_what_to_lower
 
     try:
-        with closing_groups():
+        with closing_groups(), saying_what_to_lower("lower --batch_size"):
             evaluate(config)
     except (ValueError, OSError, RuntimeError) as problem:
         raise SystemExit(f"error: {problem}") from problem

@@ -36,9 +36,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from trilemma.eval.scoring.image_output import draw_to_files
     from trilemma.training.loop.machine import closing_groups
+    from trilemma.training.memory import saying_what_to_lower
 
     try:
-        with closing_groups():
+        with closing_groups(), saying_what_to_lower("lower --batch_size"):
             draw_to_files(config.model, config.sampling, config.output.output)
     except (ValueError, OSError, RuntimeError) as problem:
         raise SystemExit(f"error: {problem}") from problem

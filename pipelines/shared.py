@@ -29,6 +29,8 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 Generators = torch.Generator | list[torch.Generator] | None
 Labels = str | int | Iterable[str | int | None] | None
 
+WITHOUT_FLOAT64 = ("mps",)  # there float64 values stay on the CPU, and come to the images as float32
+
 
 class ShippedPipeline(DiffusionPipeline):
     """A pipeline that is saved with its code, and so loads where only diffusers is installed.
@@ -171,9 +173,7 @@ def check_sampler(pipeline: DiffusionPipeline, name: str) -> None:
     """ValueError unless the pipeline has a sampler of this name."""
     if name not in pipeline.samplers():
         choices = ", ".join(pipeline.samplers())
-        raise ValueError(
-            f"--sampler must be one of {choices} for a {type(pipeline).__name__}; got {name!r}"
-        )
+        raise ValueError(f"--sampler must be one of {choices} for a {type(pipeline).__name__}; got {name!r}")
 
 
 # What a scheduler of diffusers is asked for.
@@ -291,3 +291,8 @@ def image_shape(config: Any, count: int) -> tuple[int, int, int, int]:
     """(count, C, H, W) of the images that a network of this configuration takes."""
     size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
     return (count, config.in_channels, *size)
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where the float64 values that belong to tensors on `device` are."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device

@@ -20,6 +20,7 @@ from trilemma.eval.features import inception as fid_inception
 from trilemma.eval.features.classifier import LARGEST, classifier_file, load_classifier
 from trilemma.eval.features.table import EXTRACTORS
 from trilemma.training.images.image_set import Images, cache_folder
+from trilemma.training.precision import plain_float32
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,10 +94,7 @@ class FeatureExtractor(nn.Module):
             return Features(features, None if self.num_classes is None else logits)
         images = images.expand(-1, self.channels, -1, -1)
         # Evaluation may run inside a training job's autocast, and TF32 convolutions alone move every feature.
-        with (
-            torch.autocast(images.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
+        with plain_float32(images.device):
             features, logits = self.net(images)
         return Features(features, logits)
 

@@ -19,6 +19,7 @@ from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
 from trilemma.training.images.image_set import Images
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.precision import plain_float32
 from trilemma.training.sampling import Share, draw_batches
 
 
@@ -68,7 +69,8 @@ class Drawing:
             while True:
                 began = time.perf_counter()
                 try:
-                    positions, images = next(batches)
+                    with plain_float32(self.accelerator.device):
+                        positions, images = next(batches)
                 except StopIteration:
                     return
                 self.seconds += time.perf_counter() - began

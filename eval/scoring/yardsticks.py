@@ -7,6 +7,7 @@ The same yardsticks score during training and after it, samples of a model and f
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,8 +29,10 @@ from trilemma.eval.scoring.reference import (
     load_reference,
 )
 from trilemma.eval.scoring.results import Origin, ResultLine, lines
+from trilemma.pipelines.shared import exact_device
 from trilemma.training.images.image_set import Images
 from trilemma.training.loop.machine import commit
+from trilemma.training.ranks import on_all
 
 BATCH = 250
 JUDGE = "classifier"
@@ -74,9 +77,9 @@ def yardsticks(
     for kind, names in groups.items():
         if not names:
             continue
-        with accelerator.local_main_process_first():
-            source = weights if kind == extractor else None
-            net = load_extractor(kind, weights=source, reference=reference.images, cache_dir=str(cache))
+        source = weights if kind == extractor else None
+        load = partial(load_extractor, kind, weights=source, reference=reference.images, cache_dir=str(cache))
+        net = on_all(accelerator, load, local_main_first=True)
         _check_equal([net.sha256], f"the {kind} extractor's weights")
         net = net.to(accelerator.device)
         if reference.statistics is not None and kind == extractor:
@@ -155,13 +158,15 @@ def reference_statistics(
         whole=images.whole,
     )
     path = cache_path(cache / "references", protocol, min(keep, len(images)))
-    if all(gather_object([path.exists()])):
-        return load_reference(path)
+    cached = on_all(accelerator, lambda: load_reference(path) if path.exists() else None)
+    if all(gather_object([cached is not None])):
+        return cached
     collector = ReferenceCollector(len(images), extractor.dim, extractor.num_classes or 0, keep)
-    collector = collector.to(accelerator.device)
+    collector = collector.to(exact_device(accelerator.device))
     for index, pixels, _ in image_batches(images, accelerator, f"{extractor.name} features of {images.name}"):
-        features = extractor(pixels.to(accelerator.device))
-        collector.update(index, features.features, features.logits)
+        features, logits = extractor(pixels.to(accelerator.device))
+        logits = None if logits is None else logits.to(collector.device)
+        collector.update(index, features.to(collector.device), logits)
     statistics = collector.statistics(protocol)
     if accelerator.is_local_main_process:
         statistics.save(path)
@@ -198,7 +203,8 @@ def score(
                 "nevertheless and marks the result as forced"
             )
         built = build_metrics(stick.names, stick.reference, n)
-        metrics[stick] = {name: metric.to(accelerator.device) for name, metric in built.items()}
+        device = exact_device(accelerator.device)  # metrics are sums in float64
+        metrics[stick] = {name: metric.to(device) for name, metric in built.items()}
     for index, images, labels in batches:
         images = images.to(accelerator.device)
         for stick, built in metrics.items():
@@ -223,7 +229,7 @@ def _update(
                 f"class-conditional models, and logits from an extractor with classes"
                 f" (this one is {stick.extractor.name})"
             )
-        metric.update(index, *(inputs[need] for need in METRICS[name].needs))
+        metric.update(index, *(inputs[need].to(metric.device) for need in METRICS[name].needs))
 
 
 def result_lines(

@@ -22,7 +22,7 @@ from trilemma.eval.studies.questions import Sweep, check_free
 from trilemma.eval.studies.tables import cell, markdown, protocol, with_interval
 from trilemma.training.output_folder import OutputFolder, write_text
 
-INTERRUPTED = os.EX_TEMPFAIL
+INTERRUPTED = 75
 """Exit code after a signal, as that of a training: run the same command again."""
 
 FACTS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")

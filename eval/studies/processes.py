@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,12 @@ SHOWN_LOG_LINES = 10
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 """Variables by which a launcher of this process would mislead the processes that it starts."""
+
+
+NOTICES = [
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
+]
+"""Windows has no SIGUSR1."""
 
 
 def last_lines(log: Path) -> str:
@@ -30,7 +37,7 @@ class Children:
     def __init__(self):
         self.stopped = False
         self.process: subprocess.Popen | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in NOTICES:
             signal.signal(number, self._pass_on)
 
     def run(self, command: Sequence[str], log: Path) -> int:
@@ -51,4 +58,7 @@ class Children:
         self.stopped = True
         if self.process is not None and self.process.returncode is None:
             with suppress(ProcessLookupError):  # it has just ended
-                os.killpg(self.process.pid, signal.SIGTERM)
+                if sys.platform == "win32":  # which has no process groups to signal
+                    self.process.terminate()
+                else:
+                    os.killpg(self.process.pid, signal.SIGTERM)

@@ -7,6 +7,7 @@ partial batch is dropped, no image is seen twice in an epoch, one process with b
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,7 +104,8 @@ def _epoch(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _leave_group(worker: int) -> None:
-    os.setpgrp()
+    if sys.platform != "win32":  # where there are no process groups
+        os.setpgrp()
 
 
 def _as_it_is(batch):

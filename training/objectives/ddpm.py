@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
+from trilemma.pipelines.samplers import KNOWN_TO_ALL
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import (
     LOSSES,
@@ -38,6 +39,8 @@ class DDPM(Objective):
     condition: how labels (B,) become the network's class labels, or None for a network that takes none.
     make_pipeline: (net, scheduler) -> the pipeline that samples from it.
     """
+
+    passes = ("denoise",)
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class DDPM(Objective):
         alpha, sigma = self.process.signal_and_noise(t, x0)
         prediction, variance = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
         if self.loss.simple:
-            weight = self.weighting(self.process.snr(t), self.target.error_scale)
+            weight = self.weighting(self.process.snr(t), self.target.error_scale).to(x0.device)
             losses = weight * self.loss.simple(
                 prediction, self.target.encode(x0, noise, alpha, sigma), self.delta
             )
@@ -88,7 +91,7 @@ class DDPM(Objective):
             term = self.process.steps * vlb_term_bpd(self.process, x0, x_t, t, x0_hat, log_variance)
             self.times.observe(t, term.detach())
             losses = losses + self.loss.vlb_weight * importance * term
-            logs["bpd"] = importance * term.detach() + prior_bpd(self.process, x0).float()
+            logs["bpd"] = importance * term.detach() + prior_bpd(self.process, x0).float().to(x0.device)
             if not self.training:
                 logs["bpd"] = self.precise_bpd(x0, class_labels, generator)
         return losses, logs | by_quartile(losses.detach(), t, self.process.steps)
@@ -105,7 +108,7 @@ class DDPM(Objective):
         """
         rest = self.process.steps - 1
         others, _ = UniformTimes(rest).sample(len(x0), x0.device, generator)
-        bound = prior_bpd(self.process, x0).float()
+        bound = prior_bpd(self.process, x0).float().to(x0.device)
         for t, count in ((torch.ones_like(others), 1), (others + 1, rest)):
             x_t = self.process.diffuse(x0, t, normal_like(x0, generator))
             prediction, variance = self.denoise(x_t, t - 1, class_labels).sample.float().chunk(2, dim=1)
@@ -146,12 +149,16 @@ def weighting(config: DDPMConfig) -> Weighting:
 
 
 def ddpm_scheduler(schedule: NoiseSchedule, config: DDPMConfig) -> DDPMScheduler:
-    """The stock scheduler of a model of this schedule; `trailing`, so that few steps start at T too."""
+    """The stock scheduler of a model of this schedule; `trailing`, so that few steps start at T too.
+
+    Most schedulers do not know the name of every schedule, but all know `trained_betas`.
+    """
     return DDPMScheduler(
         num_train_timesteps=schedule.steps,
         beta_schedule=schedule.name,
         beta_start=schedule.beta_start,
         beta_end=schedule.beta_end,
+        trained_betas=None if schedule.name in KNOWN_TO_ALL else schedule.betas().tolist(),
         prediction_type=config.prediction_type,
         variance_type="learned_range" if LOSSES[config.loss_type].learns_variance else config.variance_type,
         clip_sample=True,

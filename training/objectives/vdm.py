@@ -11,7 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from trilemma.pipelines.networks.vdm_model import VDMModel
+from trilemma.pipelines.networks.vdm_model import VDMModel, exact
+from trilemma.pipelines.shared import exact_device
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised, shortcut_step
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
@@ -33,6 +34,8 @@ class VDM(Objective):
 
     class_names: of a class-conditional model, one for each class, or None for a model without classes.
     """
+
+    passes = ("denoise",)
 
     def __init__(self, net: VDMModel, config: VDMConfig, class_names: tuple[str, ...] | None = None):
         super().__init__()
@@ -57,7 +60,7 @@ class VDM(Objective):
         eps_hat = self.denoise(alpha * x0 + sigma * noise, levels.gamma, labels)
         diffusion = diffusion_bpd(noise, eps_hat, levels.weight)
         _lessen_variance(levels, diffusion.detach())
-        prior = prior_bpd(x0, end).float()
+        prior = prior_bpd(x0, end).float().to(x0.device)
         reconstruction = reconstruction_bpd(x0, normal_like(x0, generator), start)
         losses = diffusion + prior + reconstruction
         logs: Logs = {
@@ -65,8 +68,8 @@ class VDM(Objective):
             "diffusion_bpd": diffusion.detach(),
             "prior_bpd": prior.detach(),
             "reconstruction_bpd": reconstruction.detach(),
-            "gamma_0": start.detach().float(),
-            "gamma_1": end.detach().float(),
+            "gamma_0": start.detach().float().to(x0.device),
+            "gamma_1": end.detach().float().to(x0.device),
         }
         if self.shortcut_steps:
             fidelity = self.fidelity(x0, labels, generator)
@@ -84,7 +87,7 @@ class VDM(Objective):
         """
         device = x0.device if generator is None else generator.device
         order = torch.randperm(self.timesteps, generator=generator, device=device)[: self.shortcut_steps] + 1
-        times = order.to(x0.device).sort(descending=True).values.double() / self.timesteps
+        times = exact(order.to(x0.device).sort(descending=True).values) / self.timesteps
         gamma = self.net.gamma(times).detach()
         alpha, sigma = alpha_sigma(gamma[0], x0)
         z = alpha * x0 + sigma * normal_like(x0, generator)
@@ -119,7 +122,7 @@ def _lessen_variance(levels: Levels, diffusion: Tensor) -> None:
     """
     for part in levels.of_shape:
         if part.requires_grad:
-            part.register_hook(lambda gradient: gradient * 2 * diffusion.to(gradient))
+            part.register_hook(lambda gradient: gradient * 2 * exact(diffusion))
 
 
 def build_vdm(
@@ -163,6 +166,7 @@ def build_vdm(
 
 def _spread_times(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Times in [0, 1), float64 (count,), each uniform and together evenly spread (paper, appendix I.1)."""
+    device = exact_device(device)
     where = device if generator is None else generator.device
     first = torch.rand(1, generator=generator, device=where, dtype=torch.float64)
     return ((first + torch.arange(count, device=where) / count) % 1).to(device)

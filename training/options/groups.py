@@ -8,7 +8,7 @@ The machinery is in `training/options/flags.py`; options and recipes of one fami
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, WITH_WARMUP
+from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, USUAL_WARMUP, WITH_WARMUP
 from trilemma.training.networks.rows import NETS
 from trilemma.training.options.flags import option
 
@@ -84,13 +84,21 @@ class OptimConfig:
 
     train_batch_size: int = option(128, "images per process and micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
+    eval_forward_batch: int | None = option(
+        None,
+        "images in one forward pass of the network in validation, sheets and evaluation; --train_batch_size "
+        "if not given",
+        free=True,
+        low=1,
+    )
     learning_rate: float = option(2e-4, "peak learning rate", low=0.0)
     lr_scheduler: Literal[tuple(SHAPES)] = option(
         "constant_with_warmup", "learning rate over optimizer steps"
     )
-    lr_warmup_steps: int = option(
-        5000, "optimizer steps of warm-up", low=0, needs=("lr_scheduler", WITH_WARMUP)
-    )
+    lr_warmup_steps: int | None = option(
+        None, "optimizer steps of warm-up; if not given, a tenth of a run of less than 10,000 steps",
+        usual=USUAL_WARMUP, low=0, needs=("lr_scheduler", WITH_WARMUP),
+    )  # fmt: skip
     lr_milestones: tuple[int, ...] | None = option(
         None,
         "optimizer steps at which the rate is multiplied by --lr_gamma",
@@ -102,6 +110,11 @@ class OptimConfig:
     adam_weight_decay: float = option(0.0, "decoupled weight decay", low=0)
     adam_epsilon: float = option(1e-8, "Adam's epsilon", low=0.0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 for no clipping", low=0)
+
+    @property
+    def forward_batch(self) -> int:
+        """Images in one forward pass without gradients: memory is then bounded by that of training."""
+        return self.eval_forward_batch or self.train_batch_size
 
     def __post_init__(self):
         if (self.lr_scheduler == "multistep") != (self.lr_milestones is not None):
