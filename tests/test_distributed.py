@@ -107,15 +107,14 @@ ENDING = """
 import sys
 from pathlib import Path
 import torch
-from accelerate import Accelerator
-from trilemma.training.loop.machine import closing_groups, distribute
+from trilemma.training.loop.machine import closing_groups, distribute, evaluation_accelerator
 from trilemma.training.loop.stop import StopSignal
 
 def threads():
     return [p for p in Path("/proc/self/task").glob("*/comm") if "gloo" in p.read_text()]
 
 def work(end):
-    accelerator = Accelerator(cpu=True)
+    accelerator = evaluation_accelerator(1)
     stop, net = StopSignal(accelerator), distribute(accelerator, torch.nn.Linear(1, 1))
     net(torch.ones(1, 1)).sum().backward()
     assert not stop.seen() and threads()
