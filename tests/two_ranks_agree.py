@@ -4,6 +4,7 @@ shared disk; writes what each of them saw.
 
 import json
 import os
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import torch
 from accelerate.utils import gather_object
+from entry import signal_after
 
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.scoring import results, while_training
@@ -112,7 +114,14 @@ def start(folder: Path, *flags: str) -> None:
     entry.main("unconditional", "")
 
 
+def notice(folder: Path, *flags: str) -> None:
+    """A training of which one process alone receives a scheduler's notice, after step 5."""
+    if os.environ["RANK"] == "1":
+        signal_after(5, signal.SIGUSR1)
+    start(folder, *flags)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, folder, *rest = sys.argv[1:]
-    {"check": main, "start": start}[mode](Path(folder), *rest)
+    {"check": main, "start": start, "notice": notice}[mode](Path(folder), *rest)

@@ -1,6 +1,7 @@
 """What a run runs on: threads, hardware, versions, the commit of the code."""
 
 import gc
+import importlib
 import os
 import platform
 import subprocess
@@ -67,14 +68,12 @@ def make_accelerator(config: Config) -> Accelerator:
     if run.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(run.local_rank))
     logs = Path(run.output_dir) / config.log.logging_dir
-    refuse_unsupported(os.environ)
-    accelerator = Accelerator(
+    accelerator = _open(
         mixed_precision=run.mixed_precision,
         # As a number it would give way to a variable of the environment.
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.optim.gradient_accumulation_steps),
         log_with=config.log.logger,
         project_config=ProjectConfiguration(project_dir=run.output_dir, logging_dir=str(logs)),
-        kwargs_handlers=[PROCESS_GROUP],
     )
     set_cpu_threads(accelerator, run.cpu_threads)
     return accelerator
@@ -82,10 +81,16 @@ def make_accelerator(config: Config) -> Accelerator:
 
 def evaluation_accelerator(threads: int = 0) -> Accelerator:
     """accelerate's view of this process, for entry points that do not train; threads: `set_cpu_threads`."""
-    refuse_unsupported(os.environ)
-    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
+    accelerator = _open()
     set_cpu_threads(accelerator, threads)
     return accelerator
+
+
+def _open(**settings: Any) -> Accelerator:
+    refuse_unsupported(os.environ)
+    # DistributedDataParallel needs it. Imported after a group is open, it keeps the group's threads for ever.
+    importlib.import_module("torch._dynamo")
+    return Accelerator(kwargs_handlers=[PROCESS_GROUP], **settings)
 
 
 def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
