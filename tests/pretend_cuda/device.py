@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -80,9 +81,13 @@ class PretendedDevice(TorchDispatchMode):
         self.float64 = float64
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: Counter[tuple[str, str]] = Counter()
+        self.one_at_a_time = threading.RLock()  # a backward pass has a thread for each device
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        with self.one_at_a_time:
+            return self._dispatch(function, args, kwargs or {})
+
+    def _dispatch(self, function, args, kwargs):
         leaves = tree_leaves((args, kwargs))
         on_device = any(isinstance(leaf, FakeTensor) for leaf in leaves)
         if not on_device and CUDA.type not in {x.type for x in leaves if isinstance(x, torch.device)}:

@@ -26,7 +26,7 @@ from trilemma.training.objectives import ddgan  # noqa: E402
 
 SCORED = ["--eval_steps", "2", "--eval_num_samples", "20", "--eval_feature_extractor", "pixels"]
 FLAGS = {
-    "unconditional": [*SCORED, "--eval_metrics", "fd", "kid", "prdc", "diversity", "memorization"],
+    "unconditional": [*SCORED, "--eval_metrics", "fd", "kid"],
     "class_conditional": [*SCORED, "--eval_metrics", "energy"],
     "vdm": [],
     "vae": ["--vae_channels", "8", "8", "--lr_warmup_steps", "0"],
@@ -43,8 +43,8 @@ def train(family: str, precision: str, float64: bool, work: Path) -> dict:
     argv = [
         "train", "--preset", "digits", "--output_dir", str(out), "--max_train_steps", "2",
         "--logging_steps", "1", "--validation_steps", "1", "--validation_size", "20", "--sample_steps", "2",
-        "--checkpointing_steps", "2", "--eval_batch_size", "4", "--train_batch_size", "8", "--cache_dir", str(work / "cache"),
-        *net, *steps, *FLAGS[family],
+        "--checkpointing_steps", "2", "--eval_batch_size", "4", "--train_batch_size", "8",
+        "--cache_dir", str(work / "cache"), *net, *steps, *FLAGS[family],
     ]  # fmt: skip
     checkpoints = []
 
