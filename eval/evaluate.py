@@ -16,7 +16,7 @@ from trilemma.training.options.flags import option, parse_flags
 class ImagesConfig:
     """Images to score instead of a model's."""
 
-    images: str | None = option(None, "folder of PNGs, .npy or .npz of uint8 images; instead of --model")
+    images: str | None = option(None, "folder of lossless images, or uint8 .npy or .npz; instead of --model")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from trilemma.pipelines.shared import (
 
 
 class DDGANPipeline(ShippedPipeline):
-    """Noise -> image in as many steps as the model was trained for.
+    """Noise -> image in the number of steps that the model was trained for.
 
     `class_names` has one name for each class of a class-conditional model, and is None for others.
     `model_index.json` keeps it as `{"0": name, ...}`: diffusers takes a list there for a component.

@@ -16,11 +16,11 @@ from loopback_hub import LoopbackHub
 from trilemma.model_cards.hub.bundle import check_standalone, save_bundle
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.pipelines.ddgan import DDGANPipeline
+from trilemma.pipelines.networks.vae_model import VAEModel
+from trilemma.pipelines.networks.vdm_model import VDMModel
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vae import VAEPipeline
-from trilemma.pipelines.vae_model import VAEModel
 from trilemma.pipelines.vdm import VDMPipeline
-from trilemma.pipelines.vdm_model import VDMModel
 
 TOY_NET = """
 import torch

@@ -1,11 +1,14 @@
 """Checkpoints: whole or not there, damage named, the one before taken, a full disk survived."""
 
+import json
 import resource
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import TINY
+from diffusers import UNet2DModel
 
 from trilemma.training.loop.checkpoints import (
     DamagedCheckpoint,
@@ -16,6 +19,15 @@ from trilemma.training.loop.checkpoints import (
     save_checkpoint,
     set_newer_aside,
 )
+from trilemma.training.loop.resume import (
+    changed_flags,
+    changed_network,
+    configuration,
+    moved_network,
+    plain,
+)
+from trilemma.training.options.command_line import parse
+from trilemma.training.options.flags import flatten
 
 
 def state(step):
@@ -111,3 +123,61 @@ def test_an_older_checkpoint_can_be_resumed_without_losing_either_branch(tmp_pat
     save_checkpoint(tmp_path, 2, {"step": "new"}, keep=2)
     assert find_checkpoint(tmp_path, "latest")[1]["step"] == "new"
     assert load_checkpoint(tmp_path / "left-step-00000003")["step"] == 3
+
+
+# Data and network configurations that have moved
+
+
+def changes(before, after, compare=changed_flags):
+    """What is named for two command lines."""
+    old, new = (parse("unconditional", "", list(flags)) for flags in (before, after))
+    return compare(plain(flatten(old)), new)
+
+
+def test_where_the_data_are_may_change():
+    """The fingerprint of the images decides whether they are the same."""
+    assert not changes(["--train_data_dir", "p"], ["--train_data_dir", "/home/me/p/"])
+    hub = ["--dataset_name", "a/b", "--dataset_config_name", "x", "--dataset_revision", "y"]
+    assert not changes(hub, ["--train_data_dir", "p"])
+    assert changes(hub, [*hub, "--seed", "1"]) == ["--seed: 0 then, 1 now"]
+    assert changes(hub, [*hub, "--resolution", "8"]) == ["--resolution: None then, 8 now"]
+
+
+def network(**options):
+    return UNet2DModel(**{key: value for key, value in TINY.items() if key[0] != "_"} | options)
+
+
+def test_networks_are_compared_by_what_they_were_made_from(tmp_path):
+    before = configuration(network(in_channels=1, out_channels=1))
+    assert before["_class_name"] == "UNet2DModel"
+    network(in_channels=1, out_channels=1).save_pretrained(tmp_path)
+    again = configuration(type(network()).from_pretrained(tmp_path))
+    assert not changed_network(before, again)
+    other = configuration(network(in_channels=1, out_channels=1, norm_eps=1e-3))
+    assert changed_network(before, other) == ["the network's norm_eps: 1e-05 then, 0.001 now"]
+    assert changed_network(before, {**before, "_class_name": "PlainUNet2DModel"}) == [
+        "the network's class_name: UNet2DModel then, PlainUNet2DModel now"
+    ]
+
+
+def test_checkpoints_that_do_not_hold_their_network_are_compared_by_files(tmp_path):
+    data, (old, new, other) = ["--dataset_name", "a/b"], (tmp_path / f"{name}.json" for name in "abc")
+    config = {"_class_name": "UNet2DModel", "_diffusers_version": "0.1", "block_out_channels": [8, 16]}
+    old.write_text(json.dumps(config))
+    new.write_text(json.dumps({**config, "_diffusers_version": "0.2"}, indent=4))
+    other.write_text(json.dumps({**config, "_class_name": "PlainUNet2DModel"}))
+
+    def differ(before, after):
+        return changes(before, after, moved_network)
+
+    def flags(path):
+        return [*data, "--model_config_name_or_path", str(path)]
+
+    assert not differ(flags(old), flags(new))
+    message = [f"--model_config_name_or_path: {old} then, {other} now"]
+    assert differ(flags(old), flags(other)) == message
+    assert differ(data, flags(new))
+    assert differ(flags(new), data)
+    old.unlink()
+    assert differ(flags(old), flags(new))
+    assert not differ(flags(old), flags(old))

@@ -1,10 +1,12 @@
 """The command line: every flag of diffusers' script, precedence, and errors that help."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 import yaml
+from entry import ROOT
 
 from trilemma.training import families
 from trilemma.training.diffusion.losses import LOSSES
@@ -47,6 +49,58 @@ def test_the_command_of_diffusers_readme_parses():
     config = read(*COMMAND_OF_ITS_README)
     assert config.data.dataset_name == "huggan/flowers-102-categories"
     assert (config.data.resolution, config.optim.learning_rate, config.hub.push_to_hub) == (64, 1e-4, True)
+
+
+def documented_rows():
+    """The flags of each row of the README's table for those who come from diffusers' script."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("## Coming from diffusers' `train_unconditional.py`")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `--")]
+    return [(re.findall(r"--(\w+)", flags), what) for flags, what in rows]
+
+
+def words_of(name):
+    """A value for a flag, as diffusers' script takes it: its booleans have none."""
+    flag = flags_of(families.family("unconditional").config)[name]
+    if flag.kind is bool:
+        return [f"--{name}"]
+    value = {"use_ema": "", "dataset_name": "a/b", "hub_model_id": "a/b", "resume_from_checkpoint": "latest"}
+    plain = {str: "word", int: "2", float: "0.5"}
+    return [f"--{name}={flag.choices[0] if flag.choices else value.get(name, plain[flag.kind])}"]
+
+
+@pytest.mark.parametrize(("flags", "what"), documented_rows())
+def test_each_row_of_the_readme_s_table_holds(flags, what, capsys):
+    if "refused" in what.split(",")[0].split(":")[0]:
+        for name in flags:
+            assert f"--{name}" in refused(capsys, *words_of(name))
+        return
+    data = [] if "dataset_name" in flags else ["--dataset_name=a/b"]
+    read(*data, *(word for name in flags for word in words_of(name)))
+    for name in flags:  # and each alone
+        read(*words_of(name))
+
+
+def test_the_readme_s_table_has_every_flag_of_diffusers_script():
+    assert sorted(name for flags, _ in documented_rows() for name in flags) == sorted(DIFFUSERS_FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "remark"),
+    [
+        (["--hub_model_id", "a/b"], "--hub_model_id has no effect without --push_to_hub"),
+        (["--hub_token", "x"], "--hub_token has no effect without --push_to_hub"),
+        (["--hub_private_repo"], "--hub_private_repo has no effect without --push_to_hub"),
+        (["--train_data_dir", "p", "--dataset_config_name", "x"], "--dataset_config_name has no effect"),
+        (["--lr_scheduler", "constant", "--lr_warmup_steps", "500"], "--lr_warmup_steps has no effect"),
+    ],
+)
+def test_what_diffusers_script_accepts_without_effect_is_said_and_accepted(argv, remark, capsys, monkeypatch):
+    read(*argv)
+    assert capsys.readouterr().err.count(remark) == 1
+    monkeypatch.setenv("RANK", "1")
+    read(*argv)
+    assert not capsys.readouterr().err
 
 
 def test_bare_command_is_the_digits_preset():
@@ -100,7 +154,7 @@ def test_dry_run_prints_yaml_and_stops(capsys):
         (["--train_batch_size", "many"], ["--train_batch_size", "many"]),
         (["--huber_delta", "2"], ["--huber_delta", "no effect", "--loss_type huber"]),
         (["--ema_power", "1", "--no-use_ema"], ["--ema_power", "--use_ema"]),
-        (["--hub_model_id", "a/b"], ["--hub_model_id", "--push_to_hub"]),
+        (["--hub_tag", "v1"], ["--hub_tag", "no effect", "--push_to_hub"]),
         (["--push_to_hub", "--hub_tag", "v1", "--hub_create_pr"], ["--hub_tag", "--hub_create_pr"]),
         (["--beta_start", "1e-4", "--ddpm_beta_schedule", "squaredcos_cap_v2"], ["--beta_start", "linear"]),
         (["--variance_type", "fixed_small", "--loss_type", "vlb"], ["--variance_type", "--loss_type"]),

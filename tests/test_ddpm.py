@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
-from trilemma.eval.bounds.gaussian import GaussianTerms
+from trilemma.eval.bounds.gaussian import gaussian_terms
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.losses import LOSSES, prior_bpd
 from trilemma.training.diffusion.process import SCHEDULES, TARGETS, noise_schedule
@@ -126,7 +126,7 @@ def test_the_bound_of_held_out_images_is_that_of_the_evaluation():
     x0, generator = torch.rand(256, 1, 8, 8).mul(255).round() / 127.5 - 1, torch.Generator()
     x0[:128] = -1  # in the order of their classes, as in folders
     model = objective(tiny(outputs=2), steps=50, loss_type="hybrid").eval()
-    terms = GaussianTerms.of(model.pipeline(model.net), timesteps=None, batch_size=1000)
+    terms = gaussian_terms(model.pipeline(model.net), timesteps=None, batch_size=1000)
     whole = terms(x0[108:148], None, [np.random.default_rng(i) for i in range(40)])
     wanted = float(sum(values.mean() for values in whole.values()))
     fixed = [model(x0, None, generator.manual_seed(seed))[1]["bpd"].mean().item() for seed in range(5)]

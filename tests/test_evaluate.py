@@ -29,8 +29,8 @@ from trilemma.eval.scoring.yardsticks import Reference
 from trilemma.eval.studies.grid import columns_of
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.ddgan import DDGANPipeline
+from trilemma.pipelines.networks.vdm_model import VDMModel
 from trilemma.pipelines.vdm import VDMPipeline
-from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.images.image_set import load_images
 from trilemma.training.options.flags import parse_flags
 from trilemma.training.options.groups import DataConfig

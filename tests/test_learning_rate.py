@@ -5,7 +5,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch.optim.lr_scheduler import LambdaLR
 
-from trilemma.training.loop.learning_rate import SHAPES, WITH_WARMUP, rate
+from trilemma.training.loop.learning_rate import SHAPES, WITH_WARMUP, rate, warmup_remark, warmup_steps
 from trilemma.training.loop.method import adamw, set_rate
 from trilemma.training.options.groups import OptimConfig
 
@@ -69,3 +69,29 @@ def test_the_rate_that_is_set_is_that_of_every_parameter():
     assert all((g["lr"], g["betas"][0], g["weight_decay"]) == (PEAK, 0.7, 0.1) for g in made.param_groups)
     set_rate(made, 0.25)
     assert [g["lr"] for g in made.param_groups] == [0.25, 0.25]
+
+
+def test_a_warm_up_that_is_not_given_fits_the_run():
+    options = OptimConfig()
+    assert options.lr_warmup_steps is None
+    assert [warmup_steps(options, total) for total in (1, 20, 9_999, 10_000, 800_000)] == [
+        0, 2, 999, 5000, 5000,
+    ]  # fmt: skip
+    assert rate(options, 20)(19) == 1
+    assert [rate(options, 800_000)(step) for step in (0, 2500, 5000)] == [0, 0.5, 1]
+    remark = warmup_remark(options, 20)
+    assert "2 steps" in remark
+    assert "5,000" in remark
+    assert "20 steps" in remark
+    assert not warmup_remark(options, 10_000)
+
+
+def test_a_warm_up_that_is_given_stays_and_is_said_where_it_is_long():
+    for given, total in ((5000, 20), (11, 20), (5000, 9_999)):
+        options = OptimConfig(lr_warmup_steps=given)
+        assert warmup_steps(options, total) == given
+        assert f"--lr_warmup_steps {given:,} is more than half" in warmup_remark(options, total)
+    for given, total in ((0, 1), (10, 20), (5000, 10_000)):
+        assert not warmup_remark(OptimConfig(lr_warmup_steps=given), total)
+    for given in (None, 30):
+        assert not warmup_remark(OptimConfig(lr_warmup_steps=given, lr_scheduler="constant"), 20)

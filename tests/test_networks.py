@@ -11,7 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trilemma.pipelines.networks import PlainUNet2DModel
+from trilemma.pipelines.networks.plain_unet import PlainUNet2DModel
 from trilemma.training.networks.build import build_network, load_network_config
 from trilemma.training.networks.rows import NETS, net_for
 

@@ -24,9 +24,9 @@ from trilemma.eval.plots.process import process
 from trilemma.eval.plots.sheets import sheet
 from trilemma.eval.scoring.reference import ReferenceStatistics
 from trilemma.eval.scoring.yardsticks import Reference, pick_extractor, score, yardsticks
+from trilemma.pipelines.networks.vdm_model import Gamma
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma
-from trilemma.pipelines.vdm_model import Gamma
 from trilemma.training.diffusion.process import noise_schedule
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import hold_out, load_images, to_float, to_uint8

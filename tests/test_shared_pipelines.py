@@ -24,14 +24,14 @@ from trilemma.model_cards.hub.bundle import check_standalone, save_bundle
 from trilemma.pipelines import as_ours, shared
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.pipelines.ddgan import DDGANPipeline
-from trilemma.pipelines.networks import PlainUNet2DModel
+from trilemma.pipelines.networks.plain_unet import PlainUNet2DModel
+from trilemma.pipelines.networks.vae_model import VAEModel
+from trilemma.pipelines.networks.vdm_model import VDMModel
 from trilemma.pipelines.samplers import SAMPLERS
 from trilemma.pipelines.single_file import single_file
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vae import VAEPipeline
-from trilemma.pipelines.vae_model import VAEModel
 from trilemma.pipelines.vdm import VDMPipeline
-from trilemma.pipelines.vdm_model import VDMModel
 
 NAMES = ("zero", "one", "two")
 FOLDER = Path(shared.__file__).parent
@@ -309,7 +309,7 @@ def test_the_arguments_of_diffusers_are_passed_on(tmp_path):
 def test_a_component_of_ours_in_a_stock_pipeline_has_its_code(tmp_path):
     net = PlainUNet2DModel(8, 1, 1, ("DownBlock2D",), ("UpBlock2D",), (8,), 1, norm_num_groups=4)
     UnconditionalPipeline(net, DDPMScheduler(5)).save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.rglob("*.py")} == {"modeling_networks.py"}
+    assert {path.name for path in tmp_path.rglob("*.py")} == {"modeling_plain_unet.py"}
     loaded = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded) is DDPMPipeline
     assert type(loaded.unet).__name__ == "PlainUNet2DModel"

@@ -20,8 +20,8 @@ from trilemma.eval.studies.jobs import Job, changed_flags, parse_training
 from trilemma.eval.studies.questions import SWEEPS, Point, own_sweep, typed, words
 from trilemma.eval.sweep import main
 from trilemma.model_cards.hub.bundle import save_bundle
+from trilemma.pipelines.networks.vdm_model import VDMModel
 from trilemma.pipelines.vdm import VDMPipeline
-from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.diffusion.process import SCHEDULES
 from trilemma.training.networks.rows import NETS
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,26 @@ def test_changed_flags_are_listed_and_refused_on_resume(tmp_path, tiny):
     assert_same(before, weights(tmp_path / "out"))
     free = run(SCRIPT, *tiny, "--max_train_steps", "2", "--logging_steps", "2", *out)
     assert "Resuming" in free.output
+
+
+def test_a_run_inside_its_data_resumes_when_data_and_network_have_moved(tmp_path, tiny):
+    """Its own plots are not data, and the fingerprint knows the copy."""
+    (tmp_path / "p").mkdir()
+    for level in range(6):
+        Image.new("L", (8, 8), 40 * level).save(tmp_path / "p" / f"{level}.png")
+    out = tmp_path / "p" / "run1"
+    flags = [*tiny, "--validation_size", "0", "--train_data_dir"]
+    run(SCRIPT, *flags, str(tmp_path / "p"), "--max_train_steps", "2", "--output_dir", str(out))
+    assert (out / "samples.png").exists()
+    shutil.copytree(tmp_path / "p", tmp_path / "copy", ignore=shutil.ignore_patterns("run1"))
+    network = tmp_path / "network.json"
+    network.write_text((tmp_path / "tiny.json").read_text())
+    moved = [*flags, str(tmp_path / "copy"), "--model_config_name_or_path", str(network)]
+    again = run(SCRIPT, *moved, "--max_train_steps", "3", "--output_dir", str(out))
+    assert "at step 2" in again.output
+    inside = run(SCRIPT, *flags, f"{tmp_path}/p/.", "--max_train_steps", "4", "--output_dir", str(out))
+    assert "6 images of p" in inside.output
+    assert "at step 3" in inside.output
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path, tiny):

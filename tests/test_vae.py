@@ -21,8 +21,8 @@ from torch.testing import assert_close
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim
 from trilemma.eval.bounds.vae import terms as bound_terms
 from trilemma.model_cards.hub.bundle import save_bundle
+from trilemma.pipelines.networks.vae_model import MIN_LOG_SCALE, VAEModel
 from trilemma.pipelines.vae import VAEPipeline, arc
-from trilemma.pipelines.vae_model import MIN_LOG_SCALE, VAEModel
 from trilemma.training.families.vae import PRESETS, VAEConfig
 from trilemma.training.images.image_set import Images, to_float, to_uint8
 from trilemma.training.networks.init_from import take_weights

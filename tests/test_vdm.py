@@ -21,8 +21,8 @@ from torch.testing import assert_close
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like
 from trilemma.model_cards.hub.bundle import save_bundle
+from trilemma.pipelines.networks.vdm_model import GAMMAS, PointMLP, VDMModel
 from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
-from trilemma.pipelines.vdm_model import GAMMAS, PointMLP, VDMModel
 from trilemma.training.diffusion.variational import levels_at
 from trilemma.training.families.vdm import VDMConfig
 from trilemma.training.loop.machine import closing_groups

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim, bits_per_image
 from trilemma.eval.bounds.vdm import CONTINUOUS_TIMES
 from trilemma.eval.bounds.vdm import terms as bound_terms
+from trilemma.pipelines.networks.vdm_model import Gamma
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised
-from trilemma.pipelines.vdm_model import Gamma
 from trilemma.training.diffusion.losses import gaussian_kl
 from trilemma.training.diffusion.process import GaussianProcess
 from trilemma.training.diffusion.variational import diffusion_bpd, levels_at, prior_bpd, reconstruction_bpd
@@ -113,7 +113,7 @@ def test_the_three_terms_of_one_pixel_are_their_integrals():
     expected = integrals(low, high, (torch.arange(50).double() + 0.5) / 50)
     for name, value in zip(("prior", "diffusion", "reconstruction"), expected, strict=True):
         assert value > 0.05, name
-        assert within(values[f"bpd_{name}"], value), name
+        assert within(values[f"{name}_bpd"], value), name
     assert values["diffusion_bpd"].interval[1] - values["diffusion_bpd"].value < 0.05
 
 

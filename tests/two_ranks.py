@@ -4,6 +4,7 @@ saw.
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -50,7 +51,12 @@ def main(report: str, *flags: str) -> None:
 
 
 def train_and_report(report: str, config, family: str, build, seen: dict) -> None:
-    """Train, and write what each rank has seen: `seen` with the weights of its `networks`, name -> module."""
+    """Train, and write what each rank has seen: `seen` with the weights of its `networks`, name -> module.
+
+    What accelerate or torch says is deprecated is an error.
+    """
+    warnings.filterwarnings("error", category=FutureWarning)
+    warnings.filterwarnings("error", module=r"accelerate\.|torch\.distributed|torch\.nn\.parallel")
     with closing_groups():  # what holds the groups is local to the function
         _train_and_report(report, config, family, build, seen)
     assert not [file for file in Path("/proc/self/task").glob("*/comm") if "gloo" in file.read_text()]

@@ -5,7 +5,7 @@ import sys
 import torch
 from two_ranks import train_and_report
 
-from trilemma.pipelines.vae_model import VAEModel
+from trilemma.pipelines.networks.vae_model import VAEModel
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.objectives.vae import VAE
 from trilemma.training.options.command_line import parse

@@ -7,15 +7,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from trilemma.training.options.flags import read_yaml
 from trilemma.training.options.groups import RunConfig
+from trilemma.training.options.yaml_file import read_values
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,14 +93,14 @@ class OutputFolder:
 
     def read_config(self) -> dict[str, Any]:
         """Flag -> value."""
-        return read_yaml(self.config) if self.config.is_file() else {}
+        return read_values(self.config) if self.config.is_file() else {}
 
     def read_run(self) -> dict[str, Any]:
         """What run.json says."""
         return read_json(self.run) if self.run.is_file() else {}
 
     def read_index(self) -> dict[str, Any]:
-        """What model_index.json says; ValueError where there is none."""
+        """What model_index.json says; ValueError without that file."""
         if not self.index.is_file():
             raise ValueError(
                 f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
@@ -111,7 +111,7 @@ class OutputFolder:
     def family(self) -> str | None:
         """Which family the model is of; None for a pipeline that is not of ours.
 
-        run.json names it. Older folders tell it by the file of code that they ship, `pipeline_<family>.py`.
+        run.json names it; in older folders it follows from the code that they ship, `pipeline_<family>.py`.
         """
         if family := self.read_run().get("family"):
             return family
@@ -164,20 +164,21 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 @contextmanager
 def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
-    """Have --output_dir, empty or with what an earlier run left, to oneself inside the block."""
-    folder, lock = OutputFolder(Path(run.output_dir)), None
-    with accelerator.main_process_first():
-        _refuse_foreign(folder)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if accelerator.is_main_process:
-            lock = _take(folder.path)
-            if run.overwrite_output_dir:
-                _empty(folder.path)
-    try:
+    """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
+    from trilemma.training.ranks import decided, share_folder  # which imports torch
+
+    folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
+
+    def take() -> None:
+        held.callback(_take(folder.path).release)
+        if run.overwrite_output_dir:
+            _empty(folder.path)
+
+    with held:
+        decided(accelerator, lambda: _refuse_foreign(folder))
+        share_folder(folder.path, accelerator, "--output_dir")
+        decided(accelerator, take)
         yield folder
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _refuse_foreign(folder: OutputFolder) -> None:

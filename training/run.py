@@ -28,6 +28,7 @@ from trilemma.model_cards.rendering.render import write_card
 from trilemma.training import families
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
+from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
 from trilemma.training.loop.loop import Data, Hooks, train
 from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
@@ -36,6 +37,7 @@ from trilemma.training.loop.sheets import draw, sampling_pipeline
 from trilemma.training.memory import OutOfMemory, saying_what_to_lower
 from trilemma.training.options.groups import Config, HubConfig
 from trilemma.training.output_folder import OutputFolder, own_folder
+from trilemma.training.ranks import decided, on_all, require_same, require_same_flags, seed_noise
 from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)
@@ -64,14 +66,16 @@ def run(config: Config, family: str) -> None:
 def train_and_save(config: Config, family: str, build: Build) -> None:
     """Fill the output folder."""
     accelerator = make_accelerator(config)
+    require_same_flags(accelerator, config)
     with own_folder(config.run, accelerator) as folder:
         images, held_out = load_data(config, accelerator)
         budget = budget_of(config, images, accelerator)
-        check_publishable(config, budget.total)
+        decided(accelerator, lambda: check_publishable(config, budget.total))
+        config = with_warmup(config, budget.total, folder, accelerator)
 
         set_seed(config.run.seed)
         method = build(config, images, accelerator, budget.total)
-        set_seed(config.run.seed, device_specific=True)  # from here on each rank has its own noise
+        seed_noise(config.run.seed, accelerator.process_index)
         count = sum(p.numel() for p in method.net.parameters())
         accelerator.print(
             f"{len(images):,} images of {images.name}, {count:,} parameters, {budget.total:,} steps of "
@@ -79,9 +83,7 @@ def train_and_save(config: Config, family: str, build: Build) -> None:
         )
 
         def save(pipeline: DiffusionPipeline, where: Path = folder.path) -> None:
-            if accelerator.is_main_process:
-                save_bundle(pipeline, where)
-            accelerator.wait_for_everyone()
+            decided(accelerator, lambda: save_bundle(pipeline, where))
 
         def finish(pipeline: DiffusionPipeline) -> None:
             save(pipeline)
@@ -114,6 +116,16 @@ def budget_of(config: Config, images: Images, accelerator: Accelerator) -> Budge
     return Budget(per_step, epoch, config.run.max_train_steps or config.run.num_epochs * epoch)
 
 
+def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
+    """The configuration with a number of steps of warm-up: where none is given, that of the run to resume."""
+    optim, before = config.optim, folder.read_config() if folder.checkpoints.is_dir() else {}
+    if optim.lr_warmup_steps is None:
+        optim = replace(optim, lr_warmup_steps=before.get("lr_warmup_steps"))
+    if remark := warmup_remark(optim, total_steps):
+        accelerator.print(remark)
+    return replace(config, optim=replace(optim, lr_warmup_steps=warmup_steps(optim, total_steps)))
+
+
 def data_of(
     config: Config, images: Images, held_out: Images | None, budget: Budget, accelerator: Accelerator
 ) -> Data:
@@ -135,16 +147,23 @@ def data_of(
 
 def load_data(config: Config, accelerator: Accelerator) -> tuple[Images, Images | None]:
     """Images to train on and, if requested, others to validate on; one process a machine decodes them."""
+    images, held_out = on_all(accelerator, lambda: read_data(config), local_main_first=True)
+    prints = {"training images": images.fingerprint, "held-out images": held_out and held_out.fingerprint}
+    require_same(accelerator, prints, "the data must be the same on all machines")
+    return images, held_out
+
+
+def read_data(config: Config) -> tuple[Images, Images | None]:
+    """Images to train on and, if requested, others to validate on."""
     data = config.data
-    with accelerator.local_main_process_first():
-        images = load_images(data)
-        if not data.validation_size:
-            return images, None
-        if data.validation_split is None:
-            return hold_out(images, data.validation_size, config.run.seed)
-        alike = replace(data, channels=images.channels, resolution=images.resolution)
-        others = load_images(alike, data.validation_split)
-        return images, others.subset(range(min(data.validation_size, len(others))))
+    images = load_images(data)
+    if not data.validation_size:
+        return images, None
+    if data.validation_split is None:
+        return hold_out(images, data.validation_size, config.run.seed)
+    alike = replace(data, channels=images.channels, resolution=images.resolution)
+    others = load_images(alike, data.validation_split)
+    return images, others.subset(range(min(data.validation_size, len(others))))
 
 
 def check_publishable(config: Config, total_steps: int) -> None:

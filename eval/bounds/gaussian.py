@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from trilemma.eval.bounds.noise import normal
-from trilemma.pipelines.vdm_model import exact
+from trilemma.pipelines.networks.vdm_model import exact
 from trilemma.training.diffusion.losses import (
     learned_log_variance,
     log_variance_range,

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from trilemma.eval.bounds.noise import normal
-from trilemma.pipelines.vdm_model import exact
+from trilemma.pipelines.networks.vdm_model import exact
 from trilemma.training.objectives.vae import bound, nats_per_bit_per_dim
 
 

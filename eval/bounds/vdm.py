@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from trilemma.eval.bounds.noise import normal
+from trilemma.pipelines.networks.vdm_model import exact
 from trilemma.pipelines.shared import exact_device
 from trilemma.pipelines.vdm import alpha_sigma
-from trilemma.pipelines.vdm_model import exact
 from trilemma.training.diffusion.variational import diffusion_bpd, levels_at, prior_bpd, reconstruction_bpd
 
 CONTINUOUS_TIMES = 128

@@ -94,9 +94,9 @@ def classifier_file(images: Images, cache: Path) -> Path:
     """
     stem = f"v{VERSION}-{images.fingerprint[:16]}-{_num_classes(images)}"
     folder = cache / "classifiers"
-    found = sorted(folder.glob(f"{stem}-*.safetensors"))
-    if found:
-        return found[0]
+    cached = sorted(folder.glob(f"{stem}-*.safetensors"))
+    if cached:
+        return cached[0]
     net, trained = train_classifier(images)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{stem}.{os.getpid()}"
@@ -109,11 +109,11 @@ def load_classifier(file: Path) -> tuple[ClassifierNet, Trained, str]:
     """The network in evaluation mode, how it was trained, and its file's sha256, checked against the name."""
     if not file.is_file():
         raise FileNotFoundError(f"--extractor_weights must name a classifier's file; there is no file {file}")
-    found = file_sha256(file)
+    sha256 = file_sha256(file)
     expected = file.stem.rpartition("-")[2]
-    if len(expected) != 16 or not found.startswith(expected):
+    if len(expected) != 16 or not sha256.startswith(expected):
         raise ValueError(
-            f"{file} is not the classifier that was saved under this name: its sha256 is {found}, "
+            f"{file} is not the classifier that was saved under this name: its sha256 is {sha256}, "
             f"expected {expected}...; delete it to train the classifier again"
         )
     try:
@@ -124,7 +124,7 @@ def load_classifier(file: Path) -> tuple[ClassifierNet, Trained, str]:
         raise ValueError(f"{file} is not a classifier of this toolkit: {error}") from error
     net = ClassifierNet(trained.channels, trained.num_classes)
     net.load_state_dict(state)
-    return net.eval().requires_grad_(False), trained, found
+    return net.eval().requires_grad_(False), trained, sha256
 
 
 def train_classifier(images: Images) -> tuple[ClassifierNet, Trained]:

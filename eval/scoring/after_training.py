@@ -25,9 +25,10 @@ from trilemma.eval.scoring.yardsticks import (
     yardsticks,
 )
 from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
-from trilemma.training.loop.machine import PROCESS_GROUP, commit, set_cpu_threads
+from trilemma.training.loop.machine import commit, evaluation_accelerator
 from trilemma.training.options.groups import DataConfig
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.ranks import decided, on_all, require_same, require_same_flags
 
 HELD_OUT = "test"
 """The split under whose name the likelihood of held-out images is recorded."""
@@ -37,9 +38,9 @@ def evaluate(config) -> None:
     """Score what the flags of `eval/evaluate.py` name; collective."""
     of_samples, of_model = check_flags(config)
     path = Path(config.output.output or default_output(config.model.model))
-    results.check_writable(path)  # an error now, not when all is measured
-    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
-    set_cpu_threads(accelerator, config.model.cpu_threads)
+    accelerator = evaluation_accelerator(config.model.cpu_threads)
+    require_same_flags(accelerator, config)
+    decided(accelerator, lambda: results.check_writable(path))  # an error now, not when all is measured
     drawing = open_drawing(config.model, config.sampling, accelerator) if config.model.model else None
     likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
     reference = open_reference(config, accelerator)
@@ -85,7 +86,9 @@ def open_yardsticks(
         return []
     cache, weights = cache_folder(config.reference.cache_dir), config.score.extractor_weights
     extractor = config.score.feature_extractor
-    extractor = extractor or ("inception" if weights else pick_extractor(reference, cache))
+    extractor = extractor or (
+        "inception" if weights else decided(accelerator, lambda: pick_extractor(reference, cache))
+    )
     return yardsticks(names, extractor, reference, accelerator, cache, weights)
 
 
@@ -107,14 +110,15 @@ def sample_lines(
     else:
         images = open_images(config.images.images)
         scores = score(sticks, own_share(images, accelerator), len(images), accelerator, force)
-        origin = Origin(source=Path(config.images.images).name, n=len(images))
+        origin = Origin(source=images.path.resolve().name, n=len(images))
     return result_lines(scores, origin, force)
 
 
 def open_reference(config, accelerator: Accelerator) -> Reference:
     """The reference of the flags, or the images that the model was trained on."""
     flags = config.reference
-    if flags.reference and Path(flags.reference).suffix in READERS:
+    is_file = flags.reference and not Path(flags.reference).is_dir()
+    if is_file and Path(flags.reference).suffix in READERS:
         return Reference(None, statistics=load_reference(flags.reference, flags.reference_n))
     data, seed = trained_on(config.model.model) if flags.reference is None else (DataConfig(), 0)
     changes = {
@@ -136,7 +140,8 @@ def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: 
         data = replace(data, train_data_dir=place)
     elif place:
         data = replace(data, train_data_dir=None, dataset_name=place)
-    with accelerator.local_main_process_first():
+
+    def read() -> Reference:
         images, held_out = load_images(data), None
         if data.validation_split:
             alike = replace(data, channels=images.channels, resolution=images.resolution)
@@ -146,7 +151,12 @@ def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: 
         elif images.split == "train":
             with suppress(ValueError):  # data without such a split have nothing held out
                 held_out = load_images(replace(data, channels=images.channels), "test")
-    return Reference(images, held_out)
+        return Reference(images, held_out)
+
+    reference = on_all(accelerator, read, local_main_first=True)
+    prints = {"images of the reference": reference.images.fingerprint}
+    require_same(accelerator, prints, "the data must be the same on all machines")
+    return reference
 
 
 def trained_on(model: str | None) -> tuple[DataConfig, int]:

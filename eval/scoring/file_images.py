@@ -1,4 +1,4 @@
-"""Sets of images to score that are files: a folder of PNGs, an .npy or an .npz of uint8 arrays.
+"""Sets of images to score that are files: a folder of images, an .npy or an .npz of uint8 arrays.
 
 Nothing is converted: what is not 8-bit, of one size and losslessly coded is refused, because every metric
 would see the difference.
@@ -13,29 +13,33 @@ from accelerate import Accelerator
 from PIL import Image
 
 from trilemma.eval.scoring.yardsticks import BATCH, Batch
+from trilemma.training.images.folders import existing_folder, list_folder, suffix_of
+from trilemma.training.images.pixels import SEVERAL, raw_mode
+
+LOSSLESS = {"PNG", "BMP", "DIB", "PPM", "TIFF", "TGA", "QOI", "SGI", "SUN", "PCX"}
+"""Formats that give back the pixels that were saved, as Pillow calls them."""
+LOSSY_IN_TIFF = {"jpeg", "tiff_jpeg", "webp"}
 
 
 class ImageFolder:
-    """uint8 images of one size, read by index: a folder of PNGs, an .npy or the first array of an .npz."""
+    """uint8 images of one size, read by index: a folder of images, an .npy or the first array of an .npz."""
 
     def __init__(self, path: str):
-        self.path = Path(path)
+        self.path = existing_folder(path)
         self.files: list[Path] = []
         self.array: np.ndarray | None = None
         if self.path.is_dir():
-            self.files = sorted(p for p in self.path.iterdir() if p.suffix.lower() == ".png")
-            others = sum(p.suffix.lower() in (".jpg", ".jpeg", ".webp") for p in self.path.iterdir())
-            if others:
-                raise ValueError(
-                    f"--images {path!r} holds {others} JPEG or WebP images, whose coding changes metrics: "
-                    "save samples as PNG"
-                )
+            self.files = [self.path / name for name in list_folder(self.path).images]
             if not self.files:
-                raise ValueError(f"--images {path!r} holds no PNG files")
+                raise ValueError(f"--images {path!r} holds no PNG files or other images")
+            formats = Image.registered_extensions()
+            for file in self.files:  # by their names, before any is scored
+                if formats.get(suffix_of(file.name)) not in LOSSLESS:
+                    _refuse(file, formats.get(suffix_of(file.name), file.suffix))
         elif self.path.suffix in (".npy", ".npz"):
             self.array = self._load()
         else:
-            raise ValueError(f"--images must be a folder of PNGs, an .npy or an .npz; got {path!r}")
+            raise ValueError(f"--images must be a folder of images, an .npy or an .npz; got {path!r}")
         self.shape = self._one(0).shape
 
     def _load(self) -> np.ndarray:
@@ -59,14 +63,7 @@ class ImageFolder:
     def _one(self, i: int) -> np.ndarray:
         if self.array is not None:
             return np.asarray(self.array[i])
-        try:
-            with Image.open(self.files[i]) as image:
-                if image.mode not in ("L", "RGB"):
-                    raise ValueError(f"{self.files[i]} is {image.mode}; images must be 8-bit grey or RGB")
-                array = np.asarray(image)
-        except (OSError, SyntaxError) as problem:
-            raise ValueError(f"{self.files[i]} cannot be read: {problem}") from problem
-        return array[..., None] if array.ndim == 2 else array
+        return _pixels(self.files[i])
 
     def read(self, indices: range) -> torch.Tensor:
         """uint8 (B, C, H, W)."""
@@ -74,15 +71,39 @@ class ImageFolder:
         for i, picture in zip(indices, pictures, strict=True):
             if picture.shape != self.shape:
                 raise ValueError(
-                    f"--images: all must have one size; {self.files[i].name} is {picture.shape}, "
+                    f"--images: all must have one size; {self.files[i]} is {picture.shape}, "
                     f"the first is {self.shape}"
                 )
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
+def _pixels(file: Path) -> np.ndarray:
+    """uint8 (H, W, 1 or 3), as they were saved; ValueError for what is not."""
+    try:
+        with Image.open(file) as image:
+            compression = image.info.get("compression")
+            if image.format not in LOSSLESS or compression in LOSSY_IN_TIFF:
+                _refuse(file, compression if image.format == "TIFF" else image.format)
+            if image.mode not in ("L", "RGB") or ";16" in raw_mode(image) or "transparency" in image.info:
+                kind = f"{image.mode} ({raw_mode(image)}, transparency {image.info.get('transparency')})"
+                raise ValueError(f"{file} is {kind}; images must be opaque 8-bit grey or RGB")
+            if image.format in SEVERAL and image.is_animated:
+                raise ValueError(f"{file} holds several pictures; save each as a file")
+            array = np.asarray(image)
+    except (OSError, SyntaxError) as problem:
+        raise ValueError(f"{file} cannot be read: {problem}") from problem
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _refuse(file: Path, coding: str) -> None:
+    raise ValueError(
+        f"--images: {file} is {coding}, whose coding may change pixels and so metrics: save samples as PNG"
+    )
+
+
 def open_images(path: str) -> ImageFolder:
     """The images of `--images`."""
-    if not Path(path).exists():
+    if not existing_folder(path).exists():
         raise ValueError(f"--images {path!r} does not exist")
     return ImageFolder(path)
 

@@ -26,6 +26,7 @@ from trilemma.eval.scoring.yardsticks import (
 )
 from trilemma.training.images.image_set import Images, cache_folder
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.ranks import decided
 
 ALIKE = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
 """What must agree before an evaluation can beat an earlier one."""
@@ -58,7 +59,9 @@ class Evaluation:
     def prepare(self) -> None:
         """Compute or load everything that scoring needs; collective."""
         options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
-        extractor = options.eval_feature_extractor or pick_extractor(self.reference, cache)
+        extractor = options.eval_feature_extractor or decided(
+            self.accelerator, lambda: pick_extractor(self.reference, cache)
+        )
         self.sticks = yardsticks(options.eval_metrics, extractor, self.reference, self.accelerator, cache)
 
     def __call__(
@@ -77,19 +80,16 @@ class Evaluation:
         # During training even a number of few samples is of use; its line is marked as forced.
         scores = score(self.sticks, drawing, options.eval_num_samples, self.accelerator, force=True)
         new = result_lines(scores, drawing.origin(step, images_seen), forced=True)
-        best = self._is_best(new)
-        if self.accelerator.is_main_process:
-            results.append(self.folder.results, new)
-        if best:
+        if decided(self.accelerator, lambda: self._record(new)):
             self.save(pipeline, self.folder.best)
         return {line.metric: line.value for line in new}
 
-    def _is_best(self, new: list[ResultLine]) -> bool:
-        """Whether these lines beat all earlier ones of this run that were measured alike; collective."""
+    def _record(self, new: list[ResultLine]) -> bool:
+        """Add these lines to the results; whether they beat all earlier ones that were measured alike."""
         line = next(line for line in new if line.measure == self.best)
         better = max if facts_of(self.best).better == "higher" else min
         earlier = [
             other.value for other in results.read(self.folder.results) if other.key(ALIKE) == line.key(ALIKE)
         ]
-        self.accelerator.wait_for_everyone()  # before the main process adds to what the others read
+        results.append(self.folder.results, new)
         return not earlier or better(line.value, *earlier) == line.value

@@ -7,6 +7,7 @@ The same yardsticks score during training and after it, samples of a model and f
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from trilemma.eval.scoring.results import Origin, ResultLine, lines
 from trilemma.pipelines.shared import exact_device
 from trilemma.training.images.image_set import Images
 from trilemma.training.loop.machine import commit
+from trilemma.training.ranks import on_all
 
 BATCH = 250
 JUDGE = "classifier"
@@ -75,9 +77,9 @@ def yardsticks(
     for kind, names in groups.items():
         if not names:
             continue
-        with accelerator.local_main_process_first():
-            source = weights if kind == extractor else None
-            net = load_extractor(kind, weights=source, reference=reference.images, cache_dir=str(cache))
+        source = weights if kind == extractor else None
+        load = partial(load_extractor, kind, weights=source, reference=reference.images, cache_dir=str(cache))
+        net = on_all(accelerator, load, local_main_first=True)
         _check_equal([net.sha256], f"the {kind} extractor's weights")
         net = net.to(accelerator.device)
         if reference.statistics is not None and kind == extractor:
@@ -156,8 +158,9 @@ def reference_statistics(
         whole=images.whole,
     )
     path = cache_path(cache / "references", protocol, min(keep, len(images)))
-    if all(gather_object([path.exists()])):
-        return load_reference(path)
+    cached = on_all(accelerator, lambda: load_reference(path) if path.exists() else None)
+    if all(gather_object([cached is not None])):
+        return cached
     collector = ReferenceCollector(len(images), extractor.dim, extractor.num_classes or 0, keep)
     collector = collector.to(exact_device(accelerator.device))
     for index, pixels, _ in image_batches(images, accelerator, f"{extractor.name} features of {images.name}"):
@@ -188,7 +191,7 @@ def score(
 ) -> dict[Yardstick, dict[str, Measurement]]:
     """Score n images, of which each rank brings its share; the same numbers on every rank; collective.
 
-    ValueError for fewer samples than features where a metric needs as many, unless forced.
+    ValueError for fewer samples than features where a metric needs at least that number, unless forced.
     """
     metrics = {}
     for stick in sticks:

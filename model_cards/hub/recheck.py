@@ -27,8 +27,9 @@ from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
 from trilemma.model_cards.rendering.differences import compare_card
 from trilemma.model_cards.rendering.facts import read_facts
-from trilemma.training.loop.machine import PROCESS_GROUP
+from trilemma.training.loop.machine import evaluation_accelerator
 from trilemma.training.options.flags import public_name
+from trilemma.training.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,25 @@ def recheck(model: str, num_samples: int | None = None, reference: str | None = 
     `reference` is where the reference data are, if not where config.yaml says. ValueError if the card differs
     from the files of the model, or the reference from the one that was used.
     """
-    folder = Path(model if Path(model).is_dir() else snapshot_download(model, ignore_patterns=["logs/*"]))
+    accelerator = evaluation_accelerator()
+    folder = on_all(accelerator, lambda: _folder_of(model), local_main_first=True)
+    lines = decided(accelerator, lambda: _lines_of(folder, model))
+    draws: dict[tuple, list[ResultLine]] = {}
+    for line in lines:
+        draws.setdefault(line.key(DRAW), []).append(line)
+    return [
+        check
+        for lines in draws.values()
+        for check in _check_draw(str(folder), lines, num_samples, reference, accelerator)
+    ]
+
+
+def _folder_of(model: str) -> Path:
+    return Path(model if Path(model).is_dir() else snapshot_download(model, ignore_patterns=["logs/*"]))
+
+
+def _lines_of(folder: Path, model: str) -> list[ResultLine]:
+    """The results on the card, which must agree with the files."""
     comparison = compare_card(folder)
     if comparison.differences:
         hint = (
@@ -64,15 +83,7 @@ def recheck(model: str, num_samples: int | None = None, reference: str | None = 
         raise ValueError("\n".join([*comparison.differences, hint]))
     if comparison.remark:
         logger.warning("The card of %s: %s", model, comparison.remark)
-    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
-    draws: dict[tuple, list[ResultLine]] = {}
-    for line in read_facts(folder).lines:
-        draws.setdefault(line.key(DRAW), []).append(line)
-    return [
-        check
-        for lines in draws.values()
-        for check in _check_draw(str(folder), lines, num_samples, reference, accelerator)
-    ]
+    return read_facts(folder).lines
 
 
 def _check_draw(

@@ -42,8 +42,10 @@ def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     """Values and defaults of the flags that can change the weights, as YAML has them."""
     flags = flags_of(families.family(family).config)
     flags = {name: flag for name, flag in flags.items() if not flag.meta["free"]}
-    defaults = {name: _plain(flag.field.default) for name, flag in flags.items() if not flag.meta["secret"]}
-    values = public({name: config.get(name, default) for name, default in defaults.items()})
+    defaults = {name: _plain(flag.default) for name, flag in flags.items() if not flag.meta["secret"]}
+    usual = {name: default for name, default in defaults.items() if config.get(name) is None}
+    values = public({**config, **usual})
+    values = {name: values[name] for name in defaults}
     return values, defaults
 
 

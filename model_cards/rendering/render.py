@@ -184,7 +184,7 @@ def _data(facts: Facts) -> str:
         credit = credit._replace(licence=f"{credit.licence}, if the folder is a copy of it")
     rows = {
         "data set": _data_name(facts) + (" (a local folder)" if local else ""),
-        "in the place of": source if local else None,
+        "used instead of": source if local else None,
         "what": credit.name,
         "made by": credit.makers,
         "licence": credit.licence,

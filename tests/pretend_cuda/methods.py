@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
+from trilemma.pipelines.networks.vae_model import VAEModel
 from trilemma.pipelines.unconditional import UnconditionalPipeline
-from trilemma.pipelines.vae_model import VAEModel
 from trilemma.training.diffusion.few_steps import latent_row
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig

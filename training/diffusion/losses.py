@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilemma.pipelines.vdm_model import exact
+from trilemma.pipelines.networks.vdm_model import exact
 from trilemma.training.diffusion.process import GaussianProcess, beside
 
 VLB_WEIGHT = 0.001

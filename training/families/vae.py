@@ -100,7 +100,7 @@ PRESETS = {
 
 def build(config: VAEFamilyConfig, images, accelerator, total_steps):
     """Gradient descent on minus the evidence lower bound."""
-    from trilemma.pipelines.vae_model import VAEModel
+    from trilemma.pipelines.networks.vae_model import VAEModel
     from trilemma.training.loop.method import descend
     from trilemma.training.networks.init_from import take_weights
     from trilemma.training.objectives.vae import VAE

@@ -182,7 +182,7 @@ def build(config: VDMFamilyConfig, images, accelerator, total_steps):
 
 def fitting(row: dict[str, Any]) -> dict[str, Any]:
     """A network's configuration, if that network can be part of a VDMModel; ValueError otherwise."""
-    from trilemma.pipelines.vdm_model import NETWORKS
+    from trilemma.pipelines.networks.vdm_model import NETWORKS
 
     kind = row.get("network", row).get("_class_name", "UNet2DModel")
     if kind not in NETWORKS:

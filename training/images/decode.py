@@ -1,13 +1,6 @@
-"""From encoded images to one uint8 array: what happens to a picture before training, and the cache of it.
+"""From encoded images to one uint8 array, decoded once (`pixels.py`) and kept in a cache.
 
-A model sees square images of one size with 1 or 3 channels. `to_pixels` brings any picture there: its EXIF
-orientation is applied, a transparent one is laid on white, 16-bit grey is scaled to 8 bits by rounding v /
-257, palette, CMYK, 1-bit and the rest are converted by Pillow (which reads 16-bit *colour* PNG as its upper 8
-bits). The short side is then resized to the resolution by Pillow's bilinear filter, which is antialiased and
-the one that diffusers' `train_unconditional.py` uses, and the centre is cropped. A picture that has the right
-size already is not resampled: its pixels stay as they are.
-
-`decode_once` does this to every row, before training starts, and writes (N, C, H, W) uint8 to a folder of the
+`decode_once` decodes every row before training starts, and writes (N, C, H, W) uint8 to a folder of the
 cache, which is opened read-only ever after. The folder is written aside and renamed, so that it is whole or
 absent: a process that is killed leaves nothing that is taken for data, and of two that race the second drops
 its own copy. The folder's name is a hash of what decides the pixels: version of this file, source, rows,
@@ -16,7 +9,6 @@ access. What comes as pixels, such as points of the plane, is taken as it is.
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -27,51 +19,31 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from trilemma.training.images.pixels import (
+    GREY_MODES,
+    SEVERAL,
+    VERSION,
+    brightest_of_16_bits,
+    open_picture,
+    raw_mode,
+    to_pixels,
+)
 from trilemma.training.images.sources import Source
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # to be raised when `to_pixels` gives other pixels than before
 MAX_CACHED_BYTES = 64 * 2**30
 CHUNK_BYTES = 16 * 2**20
 THREADS_FROM_PIXELS = 128 * 128  # smaller pictures are mostly Python's work, where threads do not help
 STALE_SECONDS = 7 * 24 * 3600
-GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"}
-
-
-def to_pixels(image: Image.Image, channels: int, resolution: int) -> np.ndarray:
-    """A picture of any mode and size -> uint8 (channels, resolution, resolution); see the top of the file."""
-    image = _eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-    short = min(image.size)
-    if short != resolution:
-        size = [max(resolution, round(side * resolution / short)) for side in image.size]
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = ((side - resolution) // 2 for side in image.size)
-    pixels = np.asarray(image.crop((left, top, left + resolution, top + resolution)))
-    return pixels.reshape(resolution, resolution, channels).transpose(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """An opaque picture with 8 bits a channel."""
-    if image.mode == "F":
-        raise ValueError("32-bit float pixels have no known range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f"integer pixels {values.min()}..{values.max()} exceed 16 bits; save it with 8 or 16"
-            )
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode in ("LA", "RGBA", "PA", "RGBa") or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA"))
-    return image
+TWELVE_BITS = 4095
+"""Of 65,535: 16-bit data that stay below hold values of 12 bits or fewer."""
 
 
 class MemoryMap:
@@ -97,7 +69,7 @@ class Stream:
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         _, channels, resolution, _ = self.shape
         encoded = self.read(self.rows[positions])
-        pixels = [to_pixels(_open(image), channels, resolution) for image in encoded]
+        pixels = [to_pixels(open_picture(image), channels, resolution) for image in encoded]
         return np.stack(pixels) if pixels else np.zeros((0, *self.shape[1:]), np.uint8)
 
 
@@ -119,11 +91,12 @@ def decode_once(source: Source, channels: int | None, resolution: int | None, ca
         return Decoded(pixels, np.stack([_digest(image) for image in pixels]), {})
     rows = hashlib.sha256(source.rows.astype("<i8").tobytes()).hexdigest()
     key = json.dumps([VERSION, source.key, source.split, rows, channels, resolution])
-    name = re.sub(r"\W+", "-", f"{source.name}-{source.split}")
+    name = re.sub(r"\W+", "-", f"{source.name[-30:]}-{source.split}")[:40]
     folder = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
     if not folder.is_dir():
         _write(folder, source, channels, resolution)
-    about = json.loads((folder / "about.json").read_text())
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    _warn_of_unused(about)
     pixels = folder / "images.uint8"
     shape = about["shape"]
     return Decoded(
@@ -163,7 +136,7 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
     shape, threads = _look(source, channels, resolution)
     size = int(np.prod(shape))
     path = aside / "images.uint8" if _fits(count * size, aside) else None
-    digests, bad = np.zeros((count, 32), np.uint8), {}
+    digests, notes = np.zeros((count, 32), np.uint8), _Notes()
     if path:
         path.touch()
 
@@ -171,17 +144,16 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
         rows = source.rows[start : start + chunk]
         pixels = np.zeros((len(rows), *shape), np.uint8)
         for index, (row, encoded) in enumerate(zip(rows, source.read(rows), strict=True)):
+            where = _where(row, encoded)
             try:
-                image = _open(encoded)
-                image.load()
-                mismatch = _mismatch(image, shape, channels, resolution)
+                image, mismatch = _read(encoded, where, (shape, channels, resolution), notes)
                 if not mismatch:
                     pixels[index] = to_pixels(image, *shape[:2])
             except Exception as error:  # a damaged file can make a decoder raise anything
-                bad[start + index] = f"{_where(row, encoded)}: {error}"
+                notes.bad[start + index] = f"{where}: {error}"
                 continue
             if mismatch:
-                raise ValueError(f"{source.name}, split '{source.split}', {_where(row, encoded)} {mismatch}")
+                raise ValueError(f"{source.name}, split '{source.split}', {where} {mismatch}")
             digests[start + index] = _digest(pixels[index])
         if path:  # not through a memory map, where a full disk would kill the process
             with path.open("r+b") as file:
@@ -198,13 +170,55 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
         with path.open("r+b") as file:
             os.fsync(file.fileno())
     np.save(aside / "digests.npy", digests)
-    about = {
-        "source": source.name,
-        "split": source.split,
-        "shape": [count, *shape],
-        "bad": dict(sorted(bad.items())),
-    }
-    (aside / "about.json").write_text(json.dumps(about, indent=1))
+    about = {"source": source.name, "split": source.split, "shape": [count, *shape], **notes.as_json()}
+    (aside / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+class _Notes:
+    """What decoding notices; several threads add to it."""
+
+    def __init__(self) -> None:
+        self.bad: dict[int, str] = {}
+        self.brightest: list[int] = []
+        self.several: list[str] = []
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "bad": dict(sorted(self.bad.items())),
+            "brightest": max(self.brightest, default=None),
+            "several": [len(self.several), *sorted(self.several)[:1]],
+        }
+
+
+def _read(
+    encoded: Image.Image | dict | None, where: str, sizes: tuple, notes: _Notes
+) -> tuple[Image.Image, str]:
+    """A picture, loaded, and how it differs from the others, or ''."""
+    image = open_picture(encoded)
+    stored = raw_mode(image)
+    if image.format in SEVERAL and image.is_animated:
+        notes.several.append(where)
+    image.load()
+    brightest = brightest_of_16_bits(image, stored)
+    if brightest is not None:
+        notes.brightest.append(brightest)
+    return image, _mismatch(image, *sizes)
+
+
+def _warn_of_unused(about: dict[str, Any]) -> None:
+    """Say what of the pictures the pixels do not show."""
+    place = f"{about['source']}, split '{about['split']}'"
+    if about["brightest"] is not None and about["brightest"] <= TWELVE_BITS:
+        logger.warning(
+            "%s: the brightest 16-bit pixel is %d of 65535, so these images come out nearly black. If they "
+            "hold 12-bit data, multiply the pixels by 16 and save them again", place, about["brightest"],
+        )  # fmt: skip
+    count, *example = about["several"]
+    if count:
+        logger.warning(
+            "%s: of files that hold several pictures, such as %s (%d in all), only the first is used",
+            place, example[0], count,
+        )  # fmt: skip
 
 
 def _digest(pixels: np.ndarray) -> np.ndarray:
@@ -218,7 +232,7 @@ def _look(source: Source, channels: int | None, resolution: int | None) -> tuple
     images, problem = [], ""
     for row, encoded in zip(rows, source.read(rows), strict=True):
         try:
-            images.append(ImageOps.exif_transpose(_open(encoded)))
+            images.append(ImageOps.exif_transpose(open_picture(encoded)))
         except Exception as error:  # reported with all the others later, unless there is nothing else
             problem = f"{_where(row, encoded)}: {error}"
     if not images:
@@ -228,9 +242,9 @@ def _look(source: Source, channels: int | None, resolution: int | None) -> tuple
     channels = channels or (1 if all(image.mode in GREY_MODES for image in images) else 3)
     sizes = sorted({image.size for image in images})
     if resolution is None and (len(sizes) > 1 or sizes[0][0] != sizes[0][1]):
-        found = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
+        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
         raise ValueError(
-            f"the images of {source.name} are not squares of one size (found {found}); pass --resolution to "
+            f"the images of {source.name} are not squares of one size (found {shown}); pass --resolution to "
             "resize and crop them"
         )
     resolution = resolution or sizes[0][0]
@@ -260,18 +274,6 @@ def _fits(size: int, folder: Path) -> bool:
         *(value / 2**30 for value in (size, MAX_CACHED_BYTES, free)),
     )
     return False
-
-
-def _open(encoded: Image.Image | dict | None) -> Image.Image:
-    if isinstance(encoded, Image.Image):
-        return encoded
-    if encoded is None:
-        raise ValueError("there is no image in this row")
-    data = encoded["bytes"] if encoded["bytes"] is not None else Path(encoded["path"]).read_bytes()
-    try:
-        return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:  # whose message has only the address of the buffer
-        raise ValueError(f"not an image that Pillow can read ({len(data)} bytes)") from None
 
 
 def _where(row: int, encoded: Image.Image | dict | None) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trilemma.training.images.columns import warn_of_empty_classes
 from trilemma.training.images.decode import MemoryMap, Stream, decode_once
 from trilemma.training.images.sources import Source, open_source
 from trilemma.training.options.groups import DataConfig
@@ -114,11 +115,13 @@ def load_images(config: DataConfig, split: str | None = None) -> Images:
     if decoded.bad:
         _report_bad(decoded.bad, source, config.skip_bad_images)
     rows = np.setdiff1d(np.arange(len(source.rows)), list(decoded.bad))
+    labels = source.take(rows).labels
+    warn_of_empty_classes(labels, source.class_names, source.name, f"split '{source.split}'")
     return Images(
         pixels=decoded.pixels,
         digests=decoded.digests,
         rows=rows,
-        labels=source.take(rows).labels,
+        labels=labels,
         class_names=source.class_names,
         name=source.name,
         split=source.split,
@@ -145,9 +148,13 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
     """(the rest, `count` images drawn at random): the split that validation uses; a function of (count,
     seed).
     """
+    if len(images) < 2:
+        raise ValueError(f"--validation_size needs 2 images or more; {images.name} has {len(images)}")
     if not 0 < count < len(images):
         raise ValueError(
             f"--validation_size must be in 1..{len(images) - 1} with {len(images)} images; got {count}"
         )
     order = np.random.default_rng([HELD_OUT, seed]).permutation(len(images))
-    return images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
+    rest, held_out = images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
+    warn_of_empty_classes(rest.labels, rest.class_names, rest.name, "left by --validation_size")
+    return rest, held_out

@@ -6,19 +6,36 @@ three classes has three classes; `class_names` is reduced to match.
 Nothing here decodes an image: see `decode.py`; the columns of a table are found by `columns.py`.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from trilemma.training.images.columns import image_column, label_column
+from trilemma.training.images.columns import image_column, label_column, read_labels
+from trilemma.training.images.folders import (
+    Listing,
+    check_all_in_splits,
+    classes_of,
+    existing_folder,
+    list_folder,
+    splits_of,
+)
 from trilemma.training.images.points import POINTS, SHAPE
+from trilemma.training.images.tables import (
+    declared,
+    holds_images,
+    innermost,
+    load_tables,
+    metadata_tables,
+)
 from trilemma.training.options.flags import nearest
 from trilemma.training.options.groups import DataConfig
 
-IMAGE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,15 @@ class Source:
 def open_source(config: DataConfig, split: str) -> Source:
     """The rows of `split` that the configuration asks for."""
     if config.train_data_dir is not None:
-        source = _folder(config, split)
+        source = _folder(config.train_data_dir, "--train_data_dir", config, split)
     elif config.dataset_name == "digits":
         source = _digits(split)
     elif config.dataset_name in POINTS:
         source = _points(config, split)
+    elif config.dataset_name and Path(config.dataset_name).is_dir():
+        source = _folder(config.dataset_name, "--dataset_name", config, split)
     elif config.dataset_name:
-        tables = _load(config.dataset_name, "--dataset_name", config)
-        source = _table(tables, config.dataset_name, config, split)
+        source = _hub(config, split)
     else:
         raise ValueError(
             f"no data: pass --dataset_name (a Hub id such as ylecun/mnist, or digits, {', '.join(POINTS)}, "
@@ -120,100 +138,135 @@ def _points(config: DataConfig, split: str) -> Source:
 class _TableReader:
     table: object  # datasets.Dataset whose images are not decoded
     column: str
+    folder: str = ""  # that paths are relative to
 
     def __call__(self, rows: Sequence[int]) -> list[dict | None]:
-        return self.table[rows][self.column]
+        images = self.table[rows][self.column]
+        if not self.folder:
+            return images
+        return [
+            {**image, "path": os.path.join(self.folder, image["path"])} if image and image["path"] else image
+            for image in images
+        ]
 
 
-def _folder(config: DataConfig, split: str) -> Source:
-    folder = Path(config.train_data_dir).expanduser()
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"--train_data_dir '{folder}' {what}; pass a folder of images or parquet files")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    images = sum(path.suffix.lower() in IMAGE_FILES for path in files)
-    if not images and not any(path.suffix in (".parquet", ".arrow") for path in files):
-        names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise ValueError(f"--train_data_dir '{folder}' has no images and no parquet files; it has {names}")
-    tables = _load(str(folder), "--train_data_dir", config)
-    rows = sum(len(table) for table in tables.values())
-    if rows < images:  # `datasets` reads only the folder 'train' if a class happens to be named so
-        raise ValueError(
-            f"--train_data_dir '{folder}' holds {images} image files, but only {rows} of them are in its "
-            f"splits ({', '.join(tables)}): a class folder named like a split (train, test, validation, ...) "
-            "hides the others; rename it, or put all class folders into one folder 'train'"
-        )
-    return _table(tables, folder.resolve().name, config, split)
+@dataclass(frozen=True)
+class _FileReader:
+    folder: str
+    paths: Sequence[str]
+
+    def __call__(self, rows: Sequence[int]) -> list[dict]:
+        return [{"bytes": None, "path": os.path.join(self.folder, self.paths[row])} for row in rows]
 
 
-def _load(path: str, option: str, config: DataConfig):
+def _hub(config: DataConfig, split: str) -> Source:
     import datasets  # slow to import, and the digits do not need it
 
-    # Of a folder, `path` is all there is; configuration and revision belong to --dataset_name.
-    on_hub = option == "--dataset_name"
-    name, revision = (config.dataset_config_name, config.dataset_revision) if on_hub else (None, None)
+    name = config.dataset_name
     try:
-        # In memory a table has no cache file, which is what names its contents in `_table`.
-        return datasets.load_dataset(
-            path, name, revision=revision, cache_dir=config.cache_dir, keep_in_memory=False
+        # In memory a table has no cache file, which is what names its contents below.
+        tables = datasets.load_dataset(
+            name,
+            config.dataset_config_name,
+            revision=config.dataset_revision,
+            cache_dir=config.cache_dir,
+            keep_in_memory=False,
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        hint = " (see also --dataset_config_name and --dataset_revision)" if on_hub else ""
-        raise ValueError(f"{option} '{path}' could not be loaded{hint}: {error}") from error
+    except Exception as error:  # whatever its readers and the network raise
+        hint = "(see also --dataset_config_name and --dataset_revision)"
+        raise ValueError(f"--dataset_name '{name}' could not be loaded {hint}: {innermost(error)}") from error
+    _check_split(name, split, list(tables))
+    # The folder that holds a table's Arrow file is named by a hash of the data files and of the revision.
+    key = "\n".join("/".join(Path(file["filename"]).parts[-4:]) for file in tables[split].cache_files)
+    return _table(tables, name, config, split, key)
 
 
-def _table(tables, name: str, config: DataConfig, split: str) -> Source:
+def _folder(place: str, option: str, config: DataConfig, split: str) -> Source:
+    folder = existing_folder(place)
+    where = f"{option} '{folder}'"
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"{where} {what}; pass a folder of images or parquet files")
+    listing = list_folder(folder)
+    if not (listing.images or listing.tables):
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise ValueError(f"{where} has no images and no parquet files; it has {names}")
+    if listing.archives:
+        example, count = listing.archives[0], len(listing.archives)
+        logger.warning(
+            "%s: archives are not read, such as %s (%d in all); unpack them", where, example, count
+        )
+    config_name = config.dataset_config_name if option == "--dataset_name" else None
+    splits, features = declared(listing, config_name, where) or (_splits(listing, where), None)
+    files = {path for paths in splits.values() for path in paths}
+    name = folder.resolve().name or "images"
+    _check_split(name, split, list(splits))
+    key = listing.key(splits[split])
+    if files.intersection(listing.tables):
+        tables = load_tables(listing, splits, features, where, config.cache_dir)
+        return _table(tables, name, config, split, key)
+    if files.intersection(listing.metadata):
+        tables = metadata_tables(splits, listing, where)
+        _check_split(name, split, list(tables))
+        return _table(tables, name, config, split, key, str(folder.resolve()))
+    return _files(splits, folder, name, config, split, key)
+
+
+def _splits(listing: Listing, where: str) -> dict[str, list[str]]:
+    """Split -> its files: the images and what describes them, or else the tables."""
+    if not listing.images:
+        splits = splits_of(listing.tables)
+        left = sorted(set(listing.tables).difference(*splits.values()))
+        if left:
+            logger.warning(
+                "%s: files in no split are not read, such as %s (%d in all)", where, left[0], len(left)
+            )
+        return splits
+    pictured = [path for path in listing.tables if holds_images(listing.folder / path)]
+    if pictured:
+        raise ValueError(
+            f"{where} holds image files, such as {listing.images[0]}, and tables of images, such as "
+            f"{pictured[0]}; put one kind elsewhere"
+        )
+    splits = splits_of(listing.images, listing.metadata)
+    check_all_in_splits(splits, listing, where)
+    return splits
+
+
+def _files(
+    splits: Mapping[str, Sequence[str]], folder: Path, name: str, config: DataConfig, split: str, key: str
+) -> Source:
+    """Image files whose folders are their classes."""
     import datasets
 
-    _check_split(name, split, list(tables))
+    classes, names = classes_of(splits)
+    features = {"image": datasets.Image()} | ({"label": datasets.ClassLabel(names=names)} if names else {})
+    image_column(features, config.image_column, name)
+    labelled = label_column(features, config.label_column, name) is not None and split in classes
+    numbers = {class_name: number for number, class_name in enumerate(names)}
+    labels = np.array([numbers[class_name] for class_name in classes[split]]) if labelled else None
+    reader = _FileReader(str(folder.resolve()), splits[split])
+    rows = np.arange(len(splits[split]))
+    return Source(name, split, key, reader, rows, labels, tuple(names) if labelled else None)
+
+
+def _table(tables, name: str, config: DataConfig, split: str, key: str, folder: str = "") -> Source:
+    import datasets
+
     table = tables[split]
     image = image_column(table.features, config.image_column, name)
     label = label_column(table.features, config.label_column, name)
-    labels, names = (None, None) if label is None else _labels(tables, split, label, name)
-    # The folder that holds a table's Arrow file is named by a hash of the data files (and of the revision, on
-    # the Hub).
-    key = "\n".join("/".join(Path(file["filename"]).parts[-4:]) for file in table.cache_files)
+    labels, names = (None, None) if label is None else read_labels(tables, split, label, name)
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    reader = _TableReader(encoded, image)
+    reader = _TableReader(encoded, image, folder)
     return Source(name, split, f"{key}\n{image}", reader, np.arange(len(table)), labels, names)
 
 
 def _check_split(name: str, split: str, splits: list[str]) -> None:
     if split not in splits:
-        names = ", ".join(splits)
-        raise ValueError(f"{name} has no split '{split}'; it has {names}.{nearest(split, splits)}")
-
-
-def _labels(
-    tables, split: str, column: str, name: str
-) -> tuple[np.ndarray, tuple[str, ...]] | tuple[None, None]:
-    """Labels of the split and the names of all classes; plain integers 0..largest are their own names.
-
-    A split that has no label at all (-1 on the Hub, null where a file lacks the column) is an unlabelled one.
-    """
-    import datasets
-
-    def read(table) -> np.ndarray:
-        values = table.select_columns([column])[:][column]
-        return np.array([-1 if value is None else value for value in values], dtype=np.int64)
-
-    labels = read(tables[split])
-    if (labels == -1).all():
-        return None, None
-    feature = tables[split].features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        names = tuple(feature.names)
-    else:
-        splits = [table for table in tables.values() if column in table.features]
-        names = tuple(str(label) for label in range(max(read(table).max(initial=-1) for table in splits) + 1))
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
-    if len(wrong):
         raise ValueError(
-            f"--label_column '{column}' of {name}, split '{split}', has {len(wrong)} labels out of range: "
-            f"row {wrong[0]} has {labels[wrong[0]]} (-1 stands for none), the {len(names)} classes are "
-            f"0..{len(names) - 1}; correct them, or pass --label_column none to ignore labels"
+            f"{name} has no split '{split}'; it has {', '.join(splits)}.{nearest(split, splits)}"
         )
-    return labels, names
 
 
 def _keep_classes(source: Source, classes: Sequence[str]) -> Source:
@@ -221,18 +274,21 @@ def _keep_classes(source: Source, classes: Sequence[str]) -> Source:
         raise ValueError(
             f"--classes needs labels, and {source.name} has none; name a column with --label_column"
         )
-    numbers = {str(number): number for number in range(len(source.class_names))}
-    numbers |= {name: number for number, name in enumerate(source.class_names)}  # a name wins over a number
+    names, numbers = source.class_names, {name: number for number, name in enumerate(source.class_names)}
+    or_number = ""
+    if not all(name.isdecimal() for name in names):  # else 2 is the class named 2, wherever it stands
+        numbers = {str(number): number for number in range(len(names))} | numbers  # a name wins over a number
+        or_number = f" (or 0..{len(names) - 1})"
     unknown = [name for name in classes if name not in numbers]
     if unknown:
         raise ValueError(
-            f"--classes must be among {', '.join(source.class_names)} (or 0..{len(source.class_names) - 1}); "
-            f"got '{unknown[0]}'.{nearest(unknown[0], source.class_names)}"
+            f"--classes must be among {', '.join(names)}{or_number}; got '{unknown[0]}'."
+            f"{nearest(unknown[0], names)}"
         )
     kept = np.unique([numbers[name] for name in classes])
     source = source.take(np.flatnonzero(np.isin(source.labels, kept)))
     return replace(
         source,
         labels=np.searchsorted(kept, source.labels).astype(np.int64),
-        class_names=tuple(source.class_names[number] for number in kept),
+        class_names=tuple(names[number] for number in kept),
     )

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+
+from trilemma.training.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +102,25 @@ def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | No
             f"every checkpoint in {folder} is damaged; --overwrite_output_dir starts over"
         )
     return None
+
+
+def find_same(folder: Path, name: str, accelerator: Accelerator) -> tuple[Path, dict[str, Any]] | None:
+    """`find_checkpoint`, where the main process chooses the one that all read; collective."""
+    newest: tuple[Path, dict[str, Any]] | None = None
+
+    def choose() -> str | None:
+        nonlocal newest
+        newest = find_checkpoint(folder, name)
+        if newest is None:
+            return None
+        path = newest[0]
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path.absolute())
+
+    place = decided(accelerator, choose)
+    if place is None:
+        return None
+    path = folder / place
+    return on_all(accelerator, lambda: newest or (path, load_checkpoint(path)))
 
 
 def set_newer_aside(folder: Path, step: int) -> None:

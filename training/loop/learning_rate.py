@@ -5,6 +5,7 @@ A shape gives the factor of the peak at step 0, 1, ...; all but `multistep` are 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 POLYNOMIAL_END = 1e-7
 """Learning rate at the end of `polynomial`."""
+
+USUAL_WARMUP = 5000
+"""Optimizer steps of warm-up where the options name none, and the run is at least twice as long."""
 
 Factor = Callable[[int, "OptimConfig", int], float]
 """(step, options, number of all steps) -> factor of the peak."""
@@ -91,7 +95,28 @@ WITH_WARMUP = tuple(name for name, shape in SHAPES.items() if shape.warmup)
 """The shapes that --lr_warmup_steps has an effect on."""
 
 
+def warmup_steps(config: "OptimConfig", total_steps: int) -> int:
+    """Steps of warm-up: those of the options, else 5,000, else a tenth of a run of less than 10,000 steps."""
+    if config.lr_warmup_steps is not None:
+        return config.lr_warmup_steps
+    return USUAL_WARMUP if total_steps >= 2 * USUAL_WARMUP else total_steps // 10
+
+
+def warmup_remark(config: "OptimConfig", total_steps: int) -> str:
+    """A line for the user about a warm-up that is, or would be, longer than half of the run; else ''."""
+    steps, total = warmup_steps(config, total_steps), f"the run's {total_steps:,} steps"
+    if not SHAPES[config.lr_scheduler].warmup:
+        return ""
+    if config.lr_warmup_steps is None and steps != USUAL_WARMUP:
+        why = f"the usual {USUAL_WARMUP:,} would be more than half of {total}"
+        return f"Warm-up of the learning rate: {steps:,} steps, since {why} (--lr_warmup_steps)"
+    if 2 * steps > total_steps:
+        return f"Warm-up of the learning rate: --lr_warmup_steps {steps:,} is more than half of {total}"
+    return ""
+
+
 def rate(config: "OptimConfig", total_steps: int) -> Callable[[int], float]:
     """Factor of the peak learning rate at optimizer step 0, 1, ..."""
     shape = SHAPES[config.lr_scheduler]
+    config = replace(config, lr_warmup_steps=warmup_steps(config, total_steps))
     return lambda step: shape.factor(step, config, total_steps)

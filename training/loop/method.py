@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from trilemma.training.loop.learning_rate import rate
+from trilemma.training.loop.machine import distribute
 from trilemma.training.memory import forward_in_parts
 from trilemma.training.options.groups import Config, OptimConfig
 from trilemma.training.precision import Updates
@@ -32,7 +33,7 @@ class Objective(nn.Module, ABC):
     net: nn.Module
     """What is averaged, sampled and published."""
     num_classes: int | None = None
-    """K, where the pipeline is asked for classes 0..K-1."""
+    """Number of classes K of a class-conditional model."""
     passes: tuple[str, ...] = ()
     """Attributes that are the network's forward passes: validation computes them in parts of a batch."""
 
@@ -93,7 +94,7 @@ class GradientDescent:
         self.peak, self.factor = config.learning_rate, rate(config, total_steps)
         self.forward_batch = config.forward_batch
         optimizer = adamw(self.parameters, self.peak, config)
-        self.module, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.module, self.optimizer = distribute(accelerator, objective), accelerator.prepare(optimizer)
         self.updates = Updates(self.optimizer, accelerator.scaler)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:

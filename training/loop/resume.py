@@ -1,19 +1,31 @@
-"""Saving the state of a run and resuming it bit for bit; other flags or data are refused."""
+"""Saving the state of a run and resuming it bit for bit; other flags or data are refused.
 
+Data and network configurations may have moved meanwhile: the fingerprint says whether the images are the
+same, and a checkpoint holds the configuration of its network.
+"""
+
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
-from trilemma.training.loop.checkpoints import find_checkpoint, save_checkpoint, set_newer_aside
+from trilemma.training.loop.checkpoints import find_same, save_checkpoint, set_newer_aside
 from trilemma.training.loop.ema import EMA
 from trilemma.training.loop.learning_rate import SHAPES
 from trilemma.training.loop.method import Method
+from trilemma.training.networks.build import load_network_config
 from trilemma.training.options.flags import flags_of, flatten
 from trilemma.training.options.groups import Config
+from trilemma.training.ranks import decided
+
+DATA_PLACES = {"dataset_name", "dataset_config_name", "dataset_revision", "train_data_dir"}
+"""Flags that say where the training images are; their fingerprint is compared in place of these."""
+NETWORK = "model_config_name_or_path"
 
 
 class Checkpoints:
@@ -30,19 +42,19 @@ class Checkpoints:
     ):
         self.folder, self.method, self.ema = folder, method, ema
         self.accelerator, self.config, self.fingerprint = accelerator, config, fingerprint
+        self.network = configuration(method.net)
 
     def resume(self) -> tuple[int, float]:
         """Restore the checkpoint that the flags name; its step and seconds, or 0, 0 without one."""
-        newest = find_checkpoint(self.folder, self.config.run.resume_from_checkpoint)
-        steps = gather_object([0 if newest is None else newest[1]["step"]])
-        if len(set(steps)) > 1:
-            raise ValueError(
-                f"processes see different checkpoints, of steps {steps}: machines must share --output_dir"
-            )
+        newest = find_same(self.folder, self.config.run.resume_from_checkpoint, self.accelerator)
         if newest is None:
             return 0, 0.0
         path, state = newest
         changed = changed_flags(state["config"], self.config)
+        if "network" in state:
+            changed += changed_network(state["network"], self.network)
+        else:
+            changed += moved_network(state["config"], self.config)
         precision = self.accelerator.mixed_precision
         if state["precision"] != precision:
             changed.append(f"--mixed_precision: {state['precision']} then, {precision} now")
@@ -57,8 +69,7 @@ class Checkpoints:
                 + ". Use the old settings, or another --output_dir (with --init_from to start from the "
                 "weights of a finished model), or --overwrite_output_dir to start over."
             )
-        if self.accelerator.is_main_process:
-            set_newer_aside(self.folder, state["step"])
+        decided(self.accelerator, lambda: set_newer_aside(self.folder, state["step"]))
         self.method.load_state_dict(state["method"])
         self.ema.load_state_dict(state["ema"])
         set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
@@ -68,12 +79,13 @@ class Checkpoints:
     def save(self, step: int, seconds: float) -> None:
         """Write the checkpoint of a step; every rank takes part, for its random state."""
         rng = gather_object([rng_state(self.accelerator.device)])
-        failure: list[Exception | None] = [None]
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             state = {
                 "step": step,
                 "seconds": seconds,
                 "config": plain(flatten(self.config)),
+                "network": self.network,
                 "num_processes": self.accelerator.num_processes,
                 "precision": self.accelerator.mixed_precision,
                 "fingerprint": self.fingerprint,
@@ -81,14 +93,9 @@ class Checkpoints:
                 "ema": self.ema.state_dict(),
                 "rng": rng,
             }
-            try:
-                save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
-            except OSError as problem:
-                failure = [problem]
-        # A rank that failed alone would leave the others waiting for it.
-        failure = [f for f in gather_object(failure) if f]
-        if failure:
-            raise failure[0]
+            save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
+
+        decided(self.accelerator, write)
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -96,10 +103,21 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
+def configuration(net: nn.Module) -> dict[str, Any]:
+    """What the network was made from, as plain values; its weights and its place are not part of it."""
+    values = {"_class_name": type(net).__name__, **without_notes(net.config)}
+    return json.loads(json.dumps(values))
+
+
+def without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's configuration without the entries in which diffusers notes versions and places."""
+    return {name: value for name, value in config.items() if name[0] != "_"}
+
+
 def changed_flags(before: dict[str, Any], config: Config) -> list[str]:
     """'--flag: old then, new now' for each flag that would change the weights of a resumed run."""
     flags, now = flags_of(type(config)), plain(flatten(config))
-    free = {name for name, flag in flags.items() if flag.meta["free"]}
+    free = {*DATA_PLACES, NETWORK, *(name for name, flag in flags.items() if flag.meta["free"])}
     if not SHAPES[now["lr_scheduler"]].ends:
         free |= {"max_train_steps", "num_epochs"}
     return [
@@ -107,6 +125,36 @@ def changed_flags(before: dict[str, Any], config: Config) -> list[str]:
         for name in now
         if name not in free and name in before and before[name] != now[name]
     ]
+
+
+def changed_network(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """'the network's x: old then, new now' for each entry of its configuration that differs."""
+    return [
+        f"the network's {name.strip('_')}: {before.get(name)} then, {now.get(name)} now"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
+def moved_network(before: dict[str, Any], config: Config) -> list[str]:
+    """What `changed_flags` would say of the network's configuration, for a checkpoint that does not hold it.
+
+    Two files are compared by what they hold; one that is no longer there counts as another.
+    """
+    old, new = before.get(NETWORK), flatten(config).get(NETWORK)
+    if old == new:
+        return []
+    try:
+        if old and new and _network_at(old) == _network_at(new):
+            return []
+    except (OSError, ValueError):
+        pass
+    return [f"--{NETWORK}: {old} then, {new} now"]
+
+
+def _network_at(place: str) -> dict[str, Any]:
+    values = load_network_config(place)
+    return {"_class_name": values.get("_class_name", "UNet2DModel"), **without_notes(values)}
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

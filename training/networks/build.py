@@ -16,8 +16,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from trilemma.pipelines.networks import NoShortcut, PlainUNet2DModel
-from trilemma.pipelines.vdm_model import PointMLP
+from trilemma.pipelines.networks.plain_unet import NoShortcut, PlainUNet2DModel
+from trilemma.pipelines.networks.vdm_model import PointMLP
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.init_from import saved_config, take_weights
 from trilemma.training.networks.rows import NETS, net_for

@@ -1,7 +1,7 @@
 """The discriminator of the denoising-diffusion GAN: was this x_{t-1} drawn from the data, given x_t?
 
 Xiao, Kreis & Vahdat 2022 (arXiv 2112.07804), appendix C: residual blocks with the embedding of t in each, and
-the deviation over small groups of examples as a further channel. Average pooling stands in the place of their
+the deviation over small groups of examples as a further channel. Average pooling replaces their
 FIR filter, group norm is added, and the last layer sees every position instead of their sum: docs/ddgan.md
 has the reasons. It is never published: generators sample alone.
 """
@@ -95,7 +95,7 @@ def group_deviation(h: Tensor) -> Tensor:
     """Mean deviation over groups of neighbours in the batch, (B, C, H, W) -> (B, 1, H, W), one value a group.
 
     Karras et al. 2018 (arXiv 1710.10196), section 3: with it a discriminator sees that samples are alike.
-    Groups are of `GROUP` examples, or of as many fewer as divide the batch.
+    A group has `GROUP` examples, or the next smaller number that divides the batch.
     """
     group = next(g for g in range(GROUP, 0, -1) if len(h) % g == 0)
     exact = torch.promote_types(h.dtype, torch.float32)

@@ -19,6 +19,7 @@ from trilemma.pipelines.ddgan import DDGANPipeline
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
 from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig
 from trilemma.training.loop.learning_rate import rate
+from trilemma.training.loop.machine import distribute
 from trilemma.training.loop.method import SKIPPED, Logs, adamw, norm_log, set_rate
 from trilemma.training.loop.watchdog import Watchdog
 from trilemma.training.memory import forward_in_parts
@@ -84,7 +85,7 @@ class GeneratorTurn(nn.Module):
         self.judge = (discriminator,)  # a tuple: its parameters are not this module's
 
     def forward(self, x0: Tensor, labels: Tensor | None) -> tuple[Tensor, Logs]:
-        """Losses (B,) for x0 (B, C, H, W): softplus(-D), which does not saturate where D is sure."""
+        """Losses (B,) for x0 (B, C, H, W): softplus(-D), which does not saturate where D is certain."""
         pairs, (discriminator,) = self.pairs, self.judge
         t = pairs.times(x0)
         _, x_t = pairs.real(x0, t)
@@ -125,7 +126,7 @@ def compare(
 
 
 class DDGAN:
-    """The Method of two networks, each with its Adam; what is averaged and published is the generator.
+    """The Method of two networks, each with its Adam; the generator is averaged and published.
 
     class_names: of a class-conditional model, one for each class, or None for a model without classes.
     """
@@ -159,7 +160,7 @@ class DDGAN:
             for peak, updates in zip(self.peaks, (config.discriminator_steps, 1), strict=True)
         ]
         self.forward_batch = optim.forward_batch
-        self.turns = [accelerator.prepare(turn) for turn in turns]
+        self.turns = [distribute(accelerator, turn) for turn in turns]
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
         self.updates = [Updates(optimizer, accelerator.scaler) for optimizer in self.optimizers]
 
@@ -168,7 +169,7 @@ class DDGAN:
         self.pairs.denoise = torch.compile(self.net.forward)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
-        """The discriminator's turns, then the generator's, each with times and noise of its own."""
+        """The discriminator's updates, then the generator's, each with its own times and noise."""
         labels = labels if self.class_names else None
         self.steps += 1
         logs: Logs = {}
@@ -208,7 +209,7 @@ class DDGAN:
 
     @torch.no_grad()
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
-        """The discriminator's losses on held-out images: far above its own, it knows the data by heart."""
+        """The discriminator's losses on held-out images: far above those in training, it overfits."""
         labels = labels if self.class_names else None
         whole = len(x0) // GROUP * GROUP or len(x0)  # no group of the minibatch deviation holds both kinds
         x0, labels = x0[:whole], None if labels is None else labels[:whole]

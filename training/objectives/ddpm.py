@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
+from trilemma.pipelines.samplers import KNOWN_TO_ALL
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import (
     LOSSES,
@@ -101,9 +102,9 @@ class DDPM(Objective):
         """The bound (B,) of x0 (B, C, H, W), with x0_hat clipped as in sampling, of a model with a learned
         variance.
 
-        Of all T terms the one at t = 1 is far the largest: it is always there, and one of the others stands
-        for the rest. With one t an image, as in training, it would be missing from most and count T times in
-        the others.
+        Of all T terms the one at t = 1 is by far the largest: it is always computed, and one random other
+        term estimates the rest. With one t per image, as in training, it would be missing for most images and
+        count T times for the others.
         """
         rest = self.process.steps - 1
         others, _ = UniformTimes(rest).sample(len(x0), x0.device, generator)
@@ -148,12 +149,16 @@ def weighting(config: DDPMConfig) -> Weighting:
 
 
 def ddpm_scheduler(schedule: NoiseSchedule, config: DDPMConfig) -> DDPMScheduler:
-    """The stock scheduler of a model of this schedule; `trailing`, so that few steps start at T too."""
+    """The stock scheduler of a model of this schedule; `trailing`, so that few steps start at T too.
+
+    Most schedulers do not know the name of every schedule, but all know `trained_betas`.
+    """
     return DDPMScheduler(
         num_train_timesteps=schedule.steps,
         beta_schedule=schedule.name,
         beta_start=schedule.beta_start,
         beta_end=schedule.beta_end,
+        trained_betas=None if schedule.name in KNOWN_TO_ALL else schedule.betas().tolist(),
         prediction_type=config.prediction_type,
         variance_type="learned_range" if LOSSES[config.loss_type].learns_variance else config.variance_type,
         clip_sample=True,

@@ -14,8 +14,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
+from trilemma.pipelines.networks.vae_model import VAEModel
 from trilemma.pipelines.vae import VAEPipeline
-from trilemma.pipelines.vae_model import VAEModel
 from trilemma.training.diffusion.losses import gaussian_kl
 from trilemma.training.families.vae import VAEConfig
 from trilemma.training.loop.method import Logs, Objective
@@ -60,7 +60,7 @@ def nats_per_bit_per_dim(x0: Tensor) -> float:
 
 
 def spare(kl: Tensor, free_nats: float) -> Tensor:
-    """kl (B, D) with free_nats in the place of each dimension whose mean over the batch is below that.
+    """kl (B, D), where free_nats replaces each dimension whose mean over the batch is below it.
 
     So its mean over the batch is max(free_nats, mean KL) of each dimension, as in Kingma et al. 2016, and a
     dimension below gets no gradient from it. The batch is a process's own micro-batch.

@@ -1,5 +1,6 @@
 """The command line of an entry point: preset, file and flags become the configuration of a family."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,7 @@ def parse(
         values["sampler"] = family.samplers[0]
     if values.get("output_dir") is None:
         data = values.get("train_data_dir") or values.get("dataset_name") or "data"
-        values["output_dir"] = f"outputs/{name}-{preset or data.rstrip('/').split('/')[-1]}"
+        values["output_dir"] = f"outputs/{name}-{preset or os.path.basename(os.path.abspath(data))}"
     parser.check(values, set(typed))
     try:
         config = build(family.config, values)

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
 import sys
 import types
@@ -19,6 +20,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from trilemma.training.options.yaml_file import read_options
+
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 PLACES = (
     "dataset_name", "train_data_dir", "cache_dir", "model_config_name_or_path", "output_dir", "logging_dir",
@@ -26,16 +29,26 @@ PLACES = (
 )  # fmt: skip
 """Flags that may hold a path."""
 
+NO_EFFECT_IN_DIFFUSERS = (
+    "dataset_config_name", "lr_warmup_steps", "hub_token", "hub_model_id", "hub_private_repo",
+)  # fmt: skip
+"""Flags that diffusers' script accepts where they have no effect: here a line says so, and it is no error."""
 
-def option(default, help, *, free=False, secret=False, low=None, needs=None):
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""What a file has for a flag that takes no value on the command line."""
+
+
+def option(default, help, *, usual=None, free=False, secret=False, low=None, needs=None):
     """A dataclass field that is also a flag.
 
+    usual: of an option whose default, None, is resolved when the run begins: what it usually becomes.
     free: may change when a run is resumed, since it does not change the trained weights.
     secret: never written to a file.
     low: the smallest allowed value; a float bound is exclusive (`low=0.0` means positive).
     needs: (option, values); without one of these values the flag has no effect. `...`: any but None.
     """
-    return field(default=default, metadata=dict(help=help, free=free, secret=secret, low=low, needs=needs))
+    facts = dict(help=help, usual=usual, free=free, secret=secret, low=low, needs=needs)
+    return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,8 @@ def _flag(group: str, field: dataclasses.Field, annotation) -> Flag:
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         annotation = type(choices[0])
-    return Flag(field.name, group, annotation, choices, many, field, field.default)
+    default = field.default if field.metadata["usual"] is None else field.metadata["usual"]
+    return Flag(field.name, group, annotation, choices, many, field, default)
 
 
 def flags_of(family: type) -> dict[str, Flag]:
@@ -99,7 +113,12 @@ def build(family: type, values: dict[str, Any]):
 
 def to_yaml(config) -> str:
     """The resolved configuration as YAML that `--config` reads back."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config).items()}
+    return dump(flatten(config))
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """Flat values as YAML that `--config` reads back."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
     return yaml.safe_dump(plain, sort_keys=False)
 
 
@@ -113,21 +132,22 @@ def public(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **{name: public_name(values[name]) for name in PLACES if values.get(name)}}
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping of names to values that a YAML file holds; ValueError if it holds something else."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as problem:
-        raise ValueError(f"{str(path)!r} cannot be read: {problem}") from problem
-    if not isinstance(values, dict):
-        raise ValueError(f"{str(path)!r} must map option names to values; it holds {type(values).__name__}")
-    return values
-
-
 def nearest(word: str, names: Iterable[str]) -> str:
     """' Did you mean ...?' for a mistyped name, or ''."""
     close = difflib.get_close_matches(word, list(names), n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def read_bool(word: str) -> bool:
+    """A boolean as a file has it; ValueError for other words."""
+    if word.lower() not in BOOLEANS:
+        raise ValueError(f"must be one of {', '.join(BOOLEANS)}; got {word!r}")
+    return BOOLEANS[word.lower()]
+
+
+def shown(text: str | list[str] | None) -> str:
+    """A value of a file in an error."""
+    return "null" if text is None else repr(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -187,32 +207,32 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{Path(sys.argv[0]).name}: error: {message}\n")
 
     def read_file(self, path: str) -> dict[str, Any]:
-        """Flat values of a YAML file, each checked like one on the command line."""
+        """Flat values of a YAML file, each read and checked as if it stood on the command line."""
         try:
-            values = read_yaml(path)
+            texts = read_options(path)
         except ValueError as problem:
             self.error(f"--config {problem}")
-        for name, value in values.items():
+        values = {}
+        for name, text in texts.items():
             if name not in self.flags:
-                self.error(f"--config {path!r}: unknown option {name!r}.{nearest(str(name), self.flags)}")
-            values[name] = self.check_type(name, value, f"--config {path!r}: {name}")
+                self.error(f"--config {path!r}: unknown option {name!r}.{nearest(name, self.flags)}")
+            values[name] = self._convert(self.flags[name], text, f"--config {path!r}: {name}")
         return values
 
-    def check_type(self, name: str, value, where: str):
-        """A value from YAML, converted as argparse would convert it, or an error that names its place."""
-        flag = self.flags[name]
-        if value is None:
+    def _convert(self, flag: Flag, text: str | list[str] | None, where: str) -> Any:
+        """A value from a file, converted as argparse would; exits with an error that names its place."""
+        kind = flag.kind.__name__
+        if text is None and flag.field.default is None:
             return None
-        if flag.many != isinstance(value, list) or (flag.kind is bool) != isinstance(value, bool):
-            self.error(
-                f"{where} must be {'a list of ' if flag.many else ''}{flag.kind.__name__}; got {value!r}"
-            )
+        if text is None or flag.many != isinstance(text, list) or text == []:
+            self.error(f"{where} must be {f'a list of {kind}' if flag.many else kind}; got {shown(text)}")
         try:
-            converted = [flag.kind(v) for v in value] if flag.many else flag.kind(value)
-        except (TypeError, ValueError):
-            self.error(f"{where} must be {flag.kind.__name__}; got {value!r}")
+            read = read_bool if flag.kind is bool else flag.kind
+            converted = tuple(read(word) for word in text) if flag.many else read(text)
+        except ValueError:
+            self.error(f"{where} must be {kind}; got {shown(text)}")
         self._check_choices(flag, converted, where)
-        return tuple(converted) if flag.many else converted
+        return converted
 
     def _check_choices(self, flag: Flag, value: Any, where: str) -> None:
         for one in value if flag.many else [value]:
@@ -239,11 +259,15 @@ class Parser(argparse.ArgumentParser):
                 self._check_effect(name, *needs, values)
 
     def _check_effect(self, name: str, other: str, allowed: Any, values: dict[str, Any]) -> None:
-        """Exit where a flag has no effect, since the other option has none of the allowed values."""
+        """Exit, or say so, where a flag has no effect: the other option has none of the allowed values."""
         actual = values.get(other, self.flags[other].default)
         if (actual in (None, False)) if allowed is ... else (actual not in allowed):
             words = "" if allowed in (..., (True,)) else " " + " or ".join(map(str, allowed))
-            self.error(f"--{name} has no effect without --{other}{words} (--{other} is {actual})")
+            remark = f"--{name} has no effect without --{other}{words} (--{other} is {actual})"
+            if name not in NO_EFFECT_IN_DIFFUSERS:
+                self.error(remark)
+            if int(os.environ.get("RANK", 0)) == 0:
+                print(f"{Path(sys.argv[0]).name}: {remark}", file=sys.stderr)
 
 
 def parse_flags(family: type, description: str, argv: list[str]):

@@ -8,7 +8,7 @@ The machinery is in `training/options/flags.py`; options and recipes of one fami
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, WITH_WARMUP
+from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, USUAL_WARMUP, WITH_WARMUP
 from trilemma.training.networks.rows import NETS
 from trilemma.training.options.flags import option
 
@@ -95,9 +95,10 @@ class OptimConfig:
     lr_scheduler: Literal[tuple(SHAPES)] = option(
         "constant_with_warmup", "learning rate over optimizer steps"
     )
-    lr_warmup_steps: int = option(
-        5000, "optimizer steps of warm-up", low=0, needs=("lr_scheduler", WITH_WARMUP)
-    )
+    lr_warmup_steps: int | None = option(
+        None, "optimizer steps of warm-up; if not given, a tenth of a run of less than 10,000 steps",
+        usual=USUAL_WARMUP, low=0, needs=("lr_scheduler", WITH_WARMUP),
+    )  # fmt: skip
     lr_milestones: tuple[int, ...] | None = option(
         None,
         "optimizer steps at which the rate is multiplied by --lr_gamma",

@@ -19,7 +19,7 @@ MIN_LOG_SCALE = -7.0
 
 
 class VAEModel(ModelMixin, ConfigMixin):
-    """The convolutions of diffusers' `AutoencoderKL` with a vector for a code in the place of a picture.
+    """The convolutions of diffusers' `AutoencoderKL`, whose code is a vector instead of a picture.
 
     Each of `block_out_channels` after the first halves the image, whose side is `sample_size`.
     """
