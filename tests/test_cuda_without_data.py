@@ -29,7 +29,7 @@ WAITS = {
     "class-conditional": {},
     "vae": {},
     "vdm": GAMMA,
-    "vdm monotone": {"pipelines/vdm_model.py": 1, **GAMMA},
+    "vdm monotone": {"pipelines/networks/vdm_model.py": 1, **GAMMA},
     "vdm of T steps": GAMMA,
     "vdm shortcut": GAMMA,
     "ddgan": {},

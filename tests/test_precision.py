@@ -8,7 +8,7 @@ from pretend_cuda.methods import METHODS, batch
 from torch.testing import assert_close
 
 from trilemma.eval.bounds.bits_per_dim import bits_per_image
-from trilemma.eval.features.extractors import FeatureExtractor
+from trilemma.eval.features.extractors import FeatureExtractor, Traits
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import model_images
 from trilemma.eval.scoring.model_images import Drawing
@@ -255,7 +255,7 @@ def test_features_are_plain_float32(tf32):
             assert state() == PLAIN
             return images.flatten(1).float(), None
 
-    extractor = FeatureExtractor(Net(), name="x", sha256="x", resize="none", dim=4)
+    extractor = FeatureExtractor(Net(), Traits("x", "x", "none", dim=4))
     extractor(torch.zeros(2, 3, 2, 2, dtype=torch.uint8))
 
 

@@ -14,9 +14,7 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH
 """Variables by which a launcher of this process would mislead the processes that it starts."""
 
 
-NOTICES = [
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
-]
+NOTICES = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 """Windows has no SIGUSR1."""
 
 

@@ -28,7 +28,7 @@ from transformers import (  # noqa: E402
 
 from trilemma.eval.bounds.bits_per_dim import Likelihood, bits_per_image  # noqa: E402
 from trilemma.eval.features.classifier import ClassifierNet  # noqa: E402
-from trilemma.eval.features.extractors import FeatureExtractor, VisionNet  # noqa: E402
+from trilemma.eval.features.extractors import FeatureExtractor, Traits, VisionNet  # noqa: E402
 from trilemma.eval.features.inception import InceptionV3  # noqa: E402
 from trilemma.eval.metrics.frechet import Gaussian  # noqa: E402
 from trilemma.eval.metrics.table import METRICS  # noqa: E402
@@ -47,7 +47,7 @@ Check = Callable[[], None]
 
 def extractor(net: torch.nn.Module, dim: int, classes: int | None = None) -> FeatureExtractor:
     """An extractor around any network."""
-    return FeatureExtractor(net, name="x", sha256="x", resize="x", dim=dim, num_classes=classes)
+    return FeatureExtractor(net, Traits("x", "x", "x", dim, classes))
 
 
 def vision(model: torch.nn.Module, output: str, dim: int) -> FeatureExtractor:
