@@ -5,7 +5,6 @@ import importlib
 import os
 import platform
 import subprocess
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -138,7 +137,8 @@ def _close_groups(problem: BaseException | None = None, failed: bool = False) ->
 def set_cpu_threads(accelerator: Accelerator, threads: int) -> None:
     """On a CPU, this many threads, or 0 for an equal share of the cores: `accelerate launch` gives one."""
     if accelerator.device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        allowed = getattr(os, "sched_getaffinity", None)  # Linux has it
+        cores = len(allowed(0)) if allowed else os.cpu_count()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(threads or max(1, cores // local))
 
