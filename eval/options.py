@@ -88,14 +88,14 @@ def _check_in_training(metrics: tuple[str, ...]) -> None:
     of_model = [name for name in metrics if METRICS[name].needs == ("model",)]
     if of_model:
         raise ValueError(
-            f"--eval_metrics cannot have {of_model[0]}, which is no metric of samples; measure it after the "
+            f"--eval_metrics must be metrics of samples, and {of_model[0]} is not one; measure it after the "
             "training with eval/evaluate.py"
         )
     if METRICS[metrics[0]].best is None:
         able = ", ".join(name for name, row in METRICS.items() if row.best)
         raise ValueError(
-            f"the first of --eval_metrics chooses the best model and must be one of {able}; {metrics[0]} "
-            "has no better or worse"
+            f"the first of --eval_metrics chooses the best model and must be one of {able}; no value of "
+            f"{metrics[0]} is better than another"
         )
 
 

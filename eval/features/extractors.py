@@ -2,7 +2,7 @@
 
 Their names are in `table.py`. What changes a distance is part of the extractor: the weights (`sha256`), the
 resize (`resize`), and uint8 input, so that generated images are quantised as real ones are.
-A Frechet distance over Inception features is `fid`; over others it bears their name (`fd_dinov2`).
+A Frechet distance over Inception features is `fid`; over others it has their name (`fd_dinov2`).
 """
 
 import hashlib

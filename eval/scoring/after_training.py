@@ -67,10 +67,11 @@ def check_flags(config) -> tuple[list[str], list[str]]:
     """Names of the metrics of samples, and of those of the model itself; ValueError for flags that clash."""
     if (config.model.model is None) == (config.images.images is None):
         raise ValueError("give one of --model and --images")
-    of_model = [name for name in config.score.metrics if METRICS[name].needs == ("model",)]
+    names = tuple(dict.fromkeys(config.score.metrics))  # each once
+    of_model = [name for name in names if METRICS[name].needs == ("model",)]
     if of_model and config.model.model is None:
         raise ValueError(f"--metrics {of_model[0]} needs a --model")
-    of_samples = [name for name in config.score.metrics if name not in of_model]
+    of_samples = [name for name in names if name not in of_model]
     if config.reference.save_reference and not of_samples:
         raise ValueError(
             "--save_reference writes the statistics of features, and none of these --metrics uses features"
@@ -122,20 +123,26 @@ def open_reference(config, accelerator: Accelerator) -> Reference:
         return Reference(None, statistics=load_reference(flags.reference, flags.reference_n))
     data, seed = trained_on(config.model.model) if flags.reference is None else (DataConfig(), 0)
     changes = {
-        "train_split": flags.split,
         "resolution": flags.resolution,
         "image_column": flags.image_column,
         "label_column": flags.label_column,
         "cache_dir": flags.cache_dir,
     }
     data = replace(data, **{name: value for name, value in changes.items() if value is not None})
-    return load_images_of(data, flags.reference, seed, accelerator)
+    return load_images_of(data, flags.reference, seed, accelerator, flags.split)
 
 
-def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: Accelerator) -> Reference:
+def load_images_of(
+    data: DataConfig, place: str | None, seed: int, accelerator: Accelerator, split: str | None = None
+) -> Reference:
     """The images of these options, from `place` (a folder, or else a Hub id) if it is not None, and held-out
     ones: those of the validation, or else the test split where there is one.
+
+    split: the split to read. If it is not the one that these options train on, nothing is taken from it for
+    validation.
     """
+    trained = split in (None, data.train_split)
+    data = data if trained else replace(data, train_split=split)
     if place and Path(place).is_dir():
         data = replace(data, train_data_dir=place)
     elif place:
@@ -143,10 +150,10 @@ def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: 
 
     def read() -> Reference:
         images, held_out = load_images(data), None
-        if data.validation_split:
+        if trained and data.validation_split:
             alike = replace(data, channels=images.channels, resolution=images.resolution)
             held_out = load_images(alike, data.validation_split)
-        elif data.validation_size:
+        elif trained and data.validation_size:
             images, held_out = hold_out(images, data.validation_size, seed)
         elif images.split == "train":
             with suppress(ValueError):  # data without such a split have nothing held out
@@ -179,13 +186,13 @@ def likelihood_of(name: str, drawing: Drawing, config) -> Likelihood:
 
 
 def likelihood_images(config, reference: Reference) -> dict[str, Images]:
-    """Split -> images whose likelihood is measured: those trained on (or of --split), and held-out ones."""
+    """Split -> images whose likelihood is measured: those of --split, or training and held-out images."""
     if reference.images is None:
         raise ValueError("--metrics bpd needs a data set as --reference, not a statistics file")
-    parts = {config.reference.split or "train": reference.images}
-    if reference.held_out is not None:
-        parts.setdefault(HELD_OUT, reference.held_out)
-    return parts
+    if config.reference.split:
+        return {config.reference.split: reference.images}
+    held_out = {} if reference.held_out is None else {HELD_OUT: reference.held_out}
+    return {"train": reference.images, **held_out}
 
 
 def likelihood_lines(

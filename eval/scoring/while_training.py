@@ -10,8 +10,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from trilemma.eval.metrics.table import METRICS, facts_of
-from trilemma.eval.options import SamplingConfig, check_choices
+from trilemma.eval.metrics.table import METRICS, measure_row
+from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.model_images import Drawing, labels_like
 from trilemma.eval.scoring.results import ResultLine
@@ -50,11 +50,7 @@ class Evaluation:
         self.reference = Reference(images, held_out)
         self.folder = OutputFolder(Path(config.run.output_dir))
         self.sticks: list[Yardstick] = []
-        options = config.evaluation
-        check_choices(
-            metrics=options.eval_metrics, extractor=options.eval_feature_extractor, in_training=True
-        )
-        self.best = METRICS[options.eval_metrics[0]].best
+        self.best = METRICS[config.evaluation.eval_metrics[0]].best
 
     def prepare(self) -> None:
         """Compute or load everything that scoring needs; collective."""
@@ -87,7 +83,7 @@ class Evaluation:
     def _record(self, new: list[ResultLine]) -> bool:
         """Add these lines to the results; whether they beat all earlier ones that were measured alike."""
         line = next(line for line in new if line.measure == self.best)
-        better = max if facts_of(self.best).better == "higher" else min
+        better = max if measure_row(self.best).better == "higher" else min
         earlier = [
             other.value for other in results.read(self.folder.results) if other.key(ALIKE) == line.key(ALIKE)
         ]

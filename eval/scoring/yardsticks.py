@@ -1,4 +1,4 @@
-"""Scoring: images in, measurements out, in one pass that holds no images, each process its share.
+"""Scoring: images in, measurements out, in one pass. Each process scores its share.
 
 A `Yardstick` is one extractor with the statistics of the reference under it and the metrics that use them.
 The same yardsticks score during training and after it, samples of a model and folders of images.
@@ -197,10 +197,10 @@ def score(
     for stick in sticks:
         few = _too_few_for(stick, n)
         if few and not force:
+            dim = stick.extractor.dim
             raise ValueError(
-                f"--metrics {few[0]} over {stick.extractor.dim} {stick.extractor.name} features says little "
-                f"of {n} images: take {stick.extractor.dim} or more (--num_samples). --force measures it "
-                "nevertheless and marks the result as forced"
+                f"--metrics {few[0]} over {dim} {stick.extractor.name} features needs {dim} images or more "
+                f"(--num_samples); got {n}. --force measures it nevertheless and marks the result as forced"
             )
         built = build_metrics(stick.names, stick.reference, n)
         device = exact_device(accelerator.device)  # metrics are sums in float64

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from huggingface_hub import snapshot_download
 
 from trilemma.eval.metrics.sample_metric import Measurement
-from trilemma.eval.metrics.table import METRICS, facts_of, metric_of
+from trilemma.eval.metrics.table import METRICS, measure_row, metric_of
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.after_training import load_images_of, trained_on
@@ -147,8 +147,8 @@ def _sampling_of(line: ResultLine, num_samples: int | None) -> tuple[SamplingCon
 def _open_reference(model: str, place: str | None, line: ResultLine, accelerator: Accelerator) -> Reference:
     """What a line was measured against, as `eval/evaluate.py` reads it; ValueError if it is other images."""
     data, seed = trained_on(model)
-    data = replace(data, train_split=line.reference_split, cache_dir=None)
-    reference = load_images_of(data, place, seed, accelerator)
+    data = replace(data, cache_dir=None)
+    reference = load_images_of(data, place, seed, accelerator, line.reference_split)
     if reference.images.fingerprint != line.data_fingerprint:
         raise ValueError(
             f"{line.metric} was measured against other images than those here: give --reference, the Hub id "
@@ -165,7 +165,7 @@ def _compare(line: ResultLine, sha256: str | None, now: Measurement, all_seeds: 
         share = OF_INTERVAL * (interval[1] - interval[0]) if interval else IMAGES / line.n
         agrees = difference <= max(RELATIVE * abs(line.value), share)
         return Check(line, now, agrees, "the same" if agrees else "DIFFERS")
-    if facts_of(line.measure).depends_on_n or interval is None or now.interval is None:
+    if measure_row(line.measure).depends_on_n or interval is None or now.interval is None:
         return Check(line, now, None, "needs all seeds")
     agrees = now.interval[0] <= interval[1] and interval[0] <= now.interval[1]
     intervals = " and ".join(f"{low:.4g} .. {high:.4g}" for low, high in (interval, now.interval))
