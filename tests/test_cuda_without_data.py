@@ -83,7 +83,7 @@ def test_a_step_a_validation_an_average_and_samples(steps, name, kind):
     assert result["odd"] == {}  # losses, logs, weights, averages and images are float32 on the device
     assert result["validated"] == 12
     if kind != "float32-only":
-        fp16 = {"training/precision.py": FP16.get(name, 1)} if kind == "fp16" else {}
+        fp16 = {"training/devices/precision.py": FP16.get(name, 1)} if kind == "fp16" else {}
         assert result["waits"] == WAITS[name] | fp16
 
 

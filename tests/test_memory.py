@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from trilemma.eval import evaluate, generate
 from trilemma.eval.scoring import after_training, image_output, while_training
 from trilemma.training import entry, families, run
+from trilemma.training.devices.memory import OutOfMemory, in_parts, saying_what_to_lower
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.loop.sheets import draw
-from trilemma.training.memory import OutOfMemory, in_parts, saying_what_to_lower
 from trilemma.training.options.flags import build
 
 CPU = torch.device("cpu")

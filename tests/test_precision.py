@@ -12,11 +12,11 @@ from trilemma.eval.features.extractors import FeatureExtractor, Traits
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import model_images
 from trilemma.eval.scoring.model_images import Drawing
+from trilemma.training.devices.precision import MOST_SKIPPED, plain_float32
 from trilemma.training.loop.ema import EMA
 from trilemma.training.loop.method import SKIPPED, GradientDescent, Objective
 from trilemma.training.loop.records import Means
 from trilemma.training.options.groups import OptimConfig
-from trilemma.training.precision import MOST_SKIPPED, plain_float32
 
 CPU = torch.device("cpu")
 

@@ -18,10 +18,10 @@ from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.scoring import results, while_training
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.training import entry
+from trilemma.training.devices.ranks import decided, on_all, require_same, share_folder
 from trilemma.training.loop import machine
 from trilemma.training.loop.checkpoints import find_same, save_checkpoint
 from trilemma.training.options.command_line import parse
-from trilemma.training.ranks import decided, on_all, require_same, share_folder
 
 SCORES = {1: 3.0, 2: 2.0, 3: 5.0, 4: 1.0}
 """Of the evaluation at each step: the third is not the best so far."""

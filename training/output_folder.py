@@ -165,7 +165,7 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 @contextmanager
 def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
     """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
-    from trilemma.training.ranks import decided, share_folder  # which imports torch
+    from trilemma.training.devices.ranks import decided, share_folder  # which imports torch
 
     folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
 

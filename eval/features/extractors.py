@@ -19,8 +19,8 @@ from torch import nn
 from trilemma.eval.features import inception as fid_inception
 from trilemma.eval.features.classifier import LARGEST, classifier_file, load_classifier
 from trilemma.eval.features.table import EXTRACTORS
+from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images, cache_folder
-from trilemma.training.precision import plain_float32
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,11 +24,11 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
+from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags
 from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
 from trilemma.training.loop.machine import commit, evaluation_accelerator
 from trilemma.training.options.groups import DataConfig
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.ranks import decided, on_all, require_same, require_same_flags
 
 HELD_OUT = "test"
 """The split under whose name the likelihood of held-out images is recorded."""

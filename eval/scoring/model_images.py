@@ -17,9 +17,9 @@ from tqdm import tqdm
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
+from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.precision import plain_float32
 from trilemma.training.sampling import Share, draw_batches
 
 

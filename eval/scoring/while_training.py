@@ -24,9 +24,9 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
+from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, cache_folder
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.ranks import decided
 
 ALIKE = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
 """What must agree before an evaluation can beat an earlier one."""

@@ -30,9 +30,9 @@ from trilemma.eval.scoring.reference import (
 )
 from trilemma.eval.scoring.results import Origin, ResultLine, lines
 from trilemma.pipelines.shared import exact_device
+from trilemma.training.devices.ranks import on_all
 from trilemma.training.images.image_set import Images
 from trilemma.training.loop.machine import commit
-from trilemma.training.ranks import on_all
 
 BATCH = 250
 JUDGE = "classifier"

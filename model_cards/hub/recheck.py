@@ -27,9 +27,9 @@ from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
 from trilemma.model_cards.rendering.differences import compare_card
 from trilemma.model_cards.rendering.facts import read_facts
+from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.loop.machine import evaluation_accelerator
 from trilemma.training.options.flags import public_name
-from trilemma.training.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from trilemma.training.ranks import decided, on_all
+from trilemma.training.devices.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
 

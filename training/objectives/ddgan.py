@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline
+from trilemma.training.devices.memory import forward_in_parts
+from trilemma.training.devices.precision import Updates
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
 from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig
 from trilemma.training.loop.learning_rate import rate
 from trilemma.training.loop.machine import distribute
 from trilemma.training.loop.method import SKIPPED, Logs, adamw, norm_log, set_rate
 from trilemma.training.loop.watchdog import Watchdog
-from trilemma.training.memory import forward_in_parts
 from trilemma.training.networks.discriminator import GROUP, Discriminator
-from trilemma.training.precision import Updates
 
 
 class DiscriminatorTurn(nn.Module):
