@@ -38,8 +38,8 @@ class Job:
     train: list[str] | None
     score: list[str]
     settings: dict[str, Any]
-    samplers: tuple[str, ...]
-    takes_classes: bool
+    samplers: tuple[str, ...] = ()
+    takes_classes: bool = True
 
     @property
     def log(self) -> Path:
