@@ -14,7 +14,7 @@ from trilemma.eval.metrics.frechet import Gaussian, frechet_distance
 from trilemma.eval.scoring.model_images import load_model
 from trilemma.training.images.image_set import load_images
 from trilemma.training.options.groups import DataConfig
-from trilemma.training.sampling import every_class, sample, with_sampler
+from trilemma.training.sampling import every_class, sample
 
 SAMPLES, SETS, STEPS, SPLITS = 500, 8, 50, 100
 
@@ -28,7 +28,7 @@ def main(model: str) -> None:
     splits = [rng.permutation(len(real))[:SAMPLES] for _ in range(SPLITS)]
     perfect = [frechet_distance(Gaussian.of(real[rows]), reference) for rows in splits]
 
-    pipeline = with_sampler(load_model(model, torch.device("cpu")), "ddim")
+    pipeline = load_model(model, torch.device("cpu")).with_sampler("ddim")
     pipeline.set_progress_bar_config(disable=True)
     labels = every_class(10 if pipeline.config.get("class_names") else None, SETS * SAMPLES)
     drawn = _levels(

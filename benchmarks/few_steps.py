@@ -23,7 +23,6 @@ from trilemma.eval.scoring.yardsticks import score, yardsticks
 from trilemma.pipelines.ddgan import latent_width
 from trilemma.training.images.image_set import cache_folder
 from trilemma.training.options.groups import DataConfig
-from trilemma.training.sampling import with_sampler
 
 METRICS = ("fd", "prdc", "modes")
 SHOWN = ("fd", "coverage", "recall", "modes", "confident_share")
@@ -50,7 +49,7 @@ def main() -> None:
     rows = [(f"{Path(options.ddgan).name}, T steps", few, None)]
     for steps in options.ddpm_steps:
         sampler = "ddpm" if steps == many.scheduler.config.num_train_timesteps else "ddim"
-        rows.append((f"{name}, {steps} of {sampler}", with_sampler(many, sampler), steps))
+        rows.append((f"{name}, {steps} of {sampler}", many.with_sampler(sampler), steps))
     print(f"{options.num_samples} samples, seeds 0.., against {len(reference.images):,} images")
     print("| model | " + " | ".join(SHOWN) + " | seconds per image |")
     print("|---|" + "---|" * (len(SHOWN) + 1))

@@ -31,7 +31,6 @@ from trilemma.eval.plots.points import chain, fields, scatters, ways
 from trilemma.eval.scoring.model_images import load_model
 from trilemma.training.images.image_set import to_float, to_uint8
 from trilemma.training.images.points import MIXTURE, POINTS
-from trilemma.training.sampling import with_sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = BLOCKS  # T_QUANTILE is for this number of groups
@@ -106,7 +105,7 @@ def score_swirl(output: Path, calls: int) -> None:
         folder = f"swirl-{run.k}-{run.share}"
         pipeline = train(output / folder, run.preset, calls // run.share, *flags)
         for kind, steps in run.chains:
-            sampler = with_sampler(pipeline, kind)
+            sampler = pipeline.with_sampler(kind)
             sampler.set_progress_bar_config(disable=True)
             drawn = draw(sampler, steps)
             values = energies(drawn, law)

@@ -8,27 +8,33 @@ trained on.
 import sys
 from dataclasses import dataclass
 
-from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig
+from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_evaluation
 from trilemma.training.options.flags import option, parse_flags
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """Images to score in the place of a model."""
+    """Images to score instead of a model's."""
 
-    images: str | None = option(None, "folder of PNGs, .npy or .npz of uint8 images; in the place of --model")
+    images: str | None = option(None, "folder of PNGs, .npy or .npz of uint8 images; instead of --model")
 
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """What is compared with."""
+    """What the samples are compared with."""
 
     reference: str | None = option(None, "'digits', Hub id, folder, or statistics file (.safetensors, .npz)")
     split: str | None = option(None, "split of the reference; the training split if not given")
-    resolution: int | None = option(None, "side of the reference's images; the model's if not given", low=1)
+    resolution: int | None = option(
+        None,
+        "side of the reference's images; that of the training, or with --reference their own, if not given",
+        low=1,
+    )
     image_column: str | None = option(None, "image column of the reference; found by its type if not given")
     label_column: str | None = option(None, "label column, or 'none'; found by its type if not given")
-    reference_n: int | None = option(None, "number of images behind an .npz, for the floor", low=2)
+    reference_n: int | None = option(
+        None, "number of images behind an .npz, from which the floor is computed", low=2
+    )
     save_reference: str | None = option(
         None, "also write the reference's statistics to this .safetensors or .npz"
     )
@@ -40,7 +46,7 @@ class OutputConfig:
     """Where the numbers go."""
 
     output: str | None = option(
-        None, "results file; results.jsonl of the model's folder, or here, if not given"
+        None, "results file; results.jsonl in the model's folder, or here, if not given"
     )
 
 
@@ -54,6 +60,9 @@ class EvaluateConfig:
     sampling: SamplingConfig
     score: ScoreConfig
     output: OutputConfig
+
+    def __post_init__(self):
+        check_evaluation(self.model, self.sampling, self.score)
 
 
 def main(argv: list[str] | None = None) -> None:

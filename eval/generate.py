@@ -1,13 +1,13 @@
 """Draw images from a model: `accelerate launch eval/generate.py --model <folder or Hub id> --output images/`.
 
-To a folder of PNGs named by their seed, or to one uint8 .npy (N, H, W, C). Every process draws its share;
-what a run that was cut has drawn is not drawn again.
+Writes a folder of PNGs named by their seed, or one uint8 .npy (N, H, W, C). Every process draws its share.
+Images of an interrupted run are not drawn again.
 """
 
 import sys
 from dataclasses import dataclass
 
-from trilemma.eval.options import ModelConfig, SamplingConfig
+from trilemma.eval.options import ModelConfig, SamplingConfig, check_evaluation
 from trilemma.training.options.flags import option, parse_flags
 
 
@@ -26,12 +26,15 @@ class GenerateConfig:
     sampling: SamplingConfig
     output: OutputConfig
 
+    def __post_init__(self):
+        check_evaluation(self.model, self.sampling)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, then import what needs torch."""
     config = parse_flags(GenerateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
-    from trilemma.eval.scoring.model_images import draw_to_files
+    from trilemma.eval.scoring.image_output import draw_to_files
     from trilemma.training.loop.machine import closing_groups
 
     try:

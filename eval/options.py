@@ -1,8 +1,21 @@
-"""The options that entry points of this folder share; no torch here."""
+"""The options that entry points of this folder share, and the check of names that are looked up later.
 
+No torch here: a mistyped metric, extractor or sampler is an error before anything is imported or decoded.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from trilemma.training.options.flags import option
+from trilemma.eval.features.table import EXTRACTORS
+from trilemma.eval.metrics.table import METRICS
+from trilemma.training import families
+from trilemma.training.options.flags import nearest, option
+from trilemma.training.output_folder import OutputFolder
+
+EXTRACTOR_HELP = (
+    f"{', '.join(EXTRACTORS)}; if not given, inception if its weights are on this machine, else classifier"
+)
 
 
 @dataclass(frozen=True)
@@ -20,11 +33,15 @@ class SamplingConfig:
     """How images are drawn. An image depends on its seed alone."""
 
     num_samples: int = option(10_000, "images to draw or to score", low=1)
-    seed: int = option(0, "first seed; images have the seeds from here on", low=0)
-    sampler: str | None = option(None, "a row of SAMPLERS, such as ddim; the model's own if not given")
-    num_inference_steps: int | None = option(None, "steps of the sampler; its default if not given", low=1)
+    seed: int = option(0, "first seed; image i has this seed plus i", low=0)
+    sampler: str | None = option(
+        None, "a sampler of the model's family, such as ddim; the model's own if not given"
+    )
+    num_inference_steps: int | None = option(
+        None, "steps of the sampler; its usual number if not given", low=1
+    )
     guidance_scale: float | None = option(
-        None, "diffusers' scale: 1 + w of the paper; class-conditional models"
+        None, "diffusers' scale: 1 + w of the paper; for class-conditional models"
     )
     classes: tuple[str, ...] | None = option(None, "draw only these classes, by name or number")
 
@@ -33,12 +50,73 @@ class SamplingConfig:
 class ScoreConfig:
     """What is measured."""
 
-    feature_extractor: str | None = option(
-        None,
-        "inception, dinov2, clip, classifier or pixels; inception if its weights are there, else classifier",
-    )
+    feature_extractor: str | None = option(None, EXTRACTOR_HELP)
     extractor_weights: str | None = option(None, "file, folder or Hub id of the extractor's weights")
     metrics: tuple[str, ...] = option(("fd", "kid", "prdc"), "metrics of docs/metrics.md")
     bpd_timesteps: int | None = option(None, "noise levels drawn per image for bpd; all if not given", low=1)
     bpd_images: int | None = option(None, "images of each split for bpd; all if not given", low=2)
-    force: bool = option(False, "measure what would mean little, and mark it so")
+    force: bool = option(
+        False, "measure even where there are too few samples, and mark the results as forced"
+    )
+
+
+def check_choices(
+    *,
+    metrics: Iterable[str] = (),
+    extractor: str | None = None,
+    sampler: str | None = None,
+    samplers: Iterable[str] = (),
+    in_training: bool = False,
+) -> None:
+    """ValueError for a name that does not exist, with the nearest that does and all choices.
+
+    samplers: the choices of --sampler. in_training: the flags are those of training (--eval_metrics), whose
+    first metric chooses the best model.
+    """
+    prefix, metrics = "--eval_" if in_training else "--", tuple(metrics)
+    if sampler is not None:
+        _check("--sampler", sampler, tuple(samplers))
+    if extractor is not None:
+        _check(f"{prefix}feature_extractor", extractor, tuple(EXTRACTORS))
+    for name in metrics:
+        _check(f"{prefix}metrics", name, tuple(METRICS))
+    if in_training and metrics:
+        _check_in_training(metrics)
+
+
+def _check_in_training(metrics: tuple[str, ...]) -> None:
+    of_model = [name for name in metrics if METRICS[name].needs == ("model",)]
+    if of_model:
+        raise ValueError(
+            f"--eval_metrics cannot have {of_model[0]}, which is no metric of samples; measure it after the "
+            "training with eval/evaluate.py"
+        )
+    if METRICS[metrics[0]].best is None:
+        able = ", ".join(name for name, row in METRICS.items() if row.best)
+        raise ValueError(
+            f"the first of --eval_metrics chooses the best model and must be one of {able}; {metrics[0]} "
+            "has no better or worse"
+        )
+
+
+def samplers_of(model: str | None) -> tuple[str, ...]:
+    """Samplers of the family of a model folder; those of all families where the family cannot be read."""
+    folder = OutputFolder(Path(model or ""))
+    family = folder.family if model and folder.index.is_file() else None
+    chosen = [family] if family in families.names() else families.names()
+    return tuple(dict.fromkeys(name for each in chosen for name in families.family(each).samplers))
+
+
+def check_evaluation(model: ModelConfig, sampling: SamplingConfig, score: ScoreConfig | None = None) -> None:
+    """`check_choices` for the groups of an entry point of this folder."""
+    check_choices(
+        metrics=(score and score.metrics) or (),
+        extractor=score and score.feature_extractor,
+        sampler=sampling.sampler,
+        samplers=samplers_of(model.model),
+    )
+
+
+def _check(flag: str, name: str, choices: tuple[str, ...]) -> None:
+    if name not in choices:
+        raise ValueError(f"{flag} must be one of {', '.join(choices)}; got {name!r}.{nearest(name, choices)}")

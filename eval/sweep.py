@@ -2,16 +2,16 @@
 
 Every point is trained by its own entry point into `<output_dir>/<point>/`, or, with --model, is a way to
 sample that model. All are scored alike into one `results.jsonl`, with one figure. What follows `--` are flags
-of the training. Run the same command again: points that are done are left alone, an interrupted one goes on.
+of the training. Run the same command again to go on: points that are done are skipped.
 """
 
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig
+from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_evaluation
 from trilemma.eval.studies.questions import SWEEPS
-from trilemma.training.options.command_line import FAMILIES
+from trilemma.training import families
 from trilemma.training.options.flags import option, parse_flags
 
 
@@ -20,27 +20,27 @@ class GridConfig:
     """Which points there are, and where they go."""
 
     question: Literal[tuple(SWEEPS)] | None = option(None, "a row of eval/studies/questions.py")
-    grid: tuple[str, ...] | None = option(None, "in its place a grid of your own: flag=value,value ...")
-    family: Literal[tuple(FAMILIES)] = option(
+    grid: tuple[str, ...] | None = option(None, "instead, a grid of your own: flag=value,value ...")
+    family: Literal[families.names()] = option(
         "unconditional", "training/train_<family>.py trains it, unless --model is given", needs=("grid", ...)
     )
     output_dir: str | None = option(None, "where everything goes; outputs/sweep-<question> if not given")
     launcher: str | None = option(
         None, "what starts a point, such as 'accelerate launch --num_processes 8'; this Python if not given"
     )
-    dry_run: bool = option(False, "list the points, which are done, and the commands of the others")
+    dry_run: bool = option(False, "list the points: which are done, and the commands of the others")
 
 
 @dataclass(frozen=True)
 class PointSamplingConfig(SamplingConfig):
-    """How images are drawn, at every point alike; what is not given may be set by the question."""
+    """How images are drawn, the same at every point; the question may set what the command line does not."""
 
     num_samples: int = option(2000, "images to score at every point", low=1)
 
 
 @dataclass(frozen=True)
 class PointScoreConfig(ScoreConfig):
-    """What is measured, at every point alike."""
+    """What is measured, the same at every point."""
 
     metrics: tuple[str, ...] | None = option(None, "metrics of docs/metrics.md; the question's if not given")
 
@@ -53,6 +53,9 @@ class SweepConfig:
     model: ModelConfig
     sampling: PointSamplingConfig
     score: PointScoreConfig
+
+    def __post_init__(self):
+        check_evaluation(self.model, self.sampling, self.score)
 
 
 def main(argv: list[str] | None = None) -> None:

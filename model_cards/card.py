@@ -1,8 +1,8 @@
-"""Rendering and checking a model card: `python -m trilemma.model_cards.card <folder>`.
+"""Render or check a model card: `python -m trilemma.model_cards.card <folder>`.
 
-The card is README.md, made from the files of the output folder; after a new evaluation, render it again.
-`--verify` leaves it as it is and fails, naming them, if its results are not those of `results.jsonl`, or if
-anything in a card that was rendered is not as the files give it.
+The card is README.md. It is rendered from the files of the output folder; render it again after each new
+evaluation. `--verify` changes nothing: it compares the card with `results.jsonl` and, if the card was
+rendered, with the other files, and fails with a list of the differences.
 """
 
 import argparse
@@ -13,22 +13,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse, then import what needs more than the standard library."""
     parser = argparse.ArgumentParser(prog="python -m trilemma.model_cards.card", description=__doc__)
     parser.add_argument("folder", type=Path, help="output folder of a training")
-    parser.add_argument("--verify", action="store_true", help="check the card against the folder's files")
+    parser.add_argument("--verify", action="store_true", help="compare the card with the folder's files")
     asked = parser.parse_args(arguments)
 
-    from trilemma.model_cards.rendering.check import REMEDY, check_card
+    from trilemma.model_cards.rendering.differences import REMEDY, compare_card
     from trilemma.model_cards.rendering.render import write_card
+    from trilemma.training.output_folder import OutputFolder
 
     try:
         if not asked.verify:
             print(write_card(asked.folder))
             return
-        count, problems = check_card(asked.folder)
+        comparison = compare_card(asked.folder)
     except (ValueError, OSError) as problem:
         parser.exit(1, f"error: {problem}\n")
-    if problems:
-        parser.exit(1, "\n".join([*problems, REMEDY.format(folder=asked.folder)]) + "\n")
-    print(f"{count} figures in the card, all of them in results.jsonl")
+    if comparison.differences:
+        parser.exit(1, "\n".join([*comparison.differences, REMEDY.format(folder=asked.folder)]) + "\n")
+    results = OutputFolder(asked.folder).results.name
+    print(f"{comparison.figures} figures on the card, all of them in {results}")
+    if comparison.remark:
+        print(f"{comparison.remark}; to render it again: python -m trilemma.model_cards.card {asked.folder}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Publishing a model and checking a published one.
+"""Publish a model, or check a published one.
 
 `python -m trilemma.model_cards.publish <folder> --hub_model_id user/model` pushes an output folder.
 
-`python -m trilemma.model_cards.publish --verify user/model` pulls a model, draws its samples again from the
-stored seeds, scores them as they were scored, and fails if a number on the card comes out otherwise. It runs
-the Python file that comes with the model.
+`python -m trilemma.model_cards.publish --verify user/model` downloads a model, draws images from the same
+seeds again, scores them in the same way, and fails if a number differs from the one on the card. It runs the
+Python file that comes with the model.
 """
 
 import argparse
@@ -21,24 +21,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="output folder of a training, to be published")
     parser.add_argument("--hub_model_id", help="user/model, or model in your own namespace")
     parser.add_argument("--private", action="store_true", help="create the repository as private")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request, leaving main as it is")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request; main is not changed")
     parser.add_argument("--allow_unevaluated", action="store_true", help="publish without any results")
-    parser.add_argument("--tag", help="name the pushed commit")
+    parser.add_argument("--tag", help="tag the pushed commit with this name")
+    parser.add_argument("--verify", metavar="MODEL", help="check this published model, a Hub id or a folder")
     parser.add_argument(
-        "--verify", metavar="MODEL", help="check the numbers of this Hub id or folder instead"
+        "--num_samples", type=int, help="with --verify: use only the first N seeds (default: all of them)"
     )
     parser.add_argument(
-        "--num_samples", type=int, help="with --verify: the first so many seeds; all if not given"
-    )
-    parser.add_argument(
-        "--reference", help="with --verify: where the reference data are, if not where they were"
+        "--reference", help="with --verify: where the reference data are now, if the place has changed"
     )
     push = vars(parser.parse_args(arguments))
     check = {name: push.pop(name) for name in ("verify", "num_samples", "reference")}
     if (check["verify"] is None) == (push["folder"] is None):
         parser.error("give a folder to publish, or --verify a published model")
     if check["verify"] is None and push["hub_model_id"] is None:
-        parser.error("--hub_model_id is needed to publish")
+        parser.error("--hub_model_id is required to publish")
     try:
         if check["verify"] is None:
             from trilemma.model_cards.hub.upload import publish
@@ -55,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as problem:  # RuntimeError: PublishError, and torch's
         parser.exit(1, f"{problem}\n")
     if not any(one.agrees for one in checks) or any(one.agrees is False for one in checks):
-        parser.exit(1, "not all of the card's numbers came out again\n")
+        parser.exit(1, "not all numbers on the card could be reproduced\n")
 
 
 if __name__ == "__main__":

@@ -5,44 +5,32 @@ The state of the sampler is float32 whatever the dtype of the network. On disk t
 """
 
 import copy
-import inspect
-import numbers
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiffusionPipeline,
-    ModelMixin,
-    PNDMScheduler,
-    SchedulerMixin,
-)
-from diffusers.utils import BaseOutput
+from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
-from torch import Tensor
 
-OUTPUT_TYPES = ("pil", "np", "pt")
+from trilemma.pipelines.samplers import sampler_of, samplers_for, scheduler_for
+from trilemma.pipelines.shared import (
+    ImagesOutput,
+    ShippedPipeline,
+    check_output_type,
+    image_shape,
+    images_output,
+    kept_steps,
+    read_generators,
+    scheduler_calls,
+    scheduler_steps,
+    started,
+    used_channels,
+)
+
+STOCK = DDPMPipeline
+"""What a model is saved as; see `from_stock`."""
 
 
-@dataclass
-class UnconditionalPipelineOutput(BaseOutput):
-    """B images, and k states on the way to them where `trajectory=k` asked for them.
-
-    "pil": a list of B images, k lists of B images. "np": (B, H, W, C), (k, B, H, W, C). "pt": (B, C, H, W),
-    (k, B, C, H, W). Arrays and tensors are float32 in [0, 1].
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    trajectory: list[list[Image.Image]] | np.ndarray | Tensor | None = None
-
-
-class UnconditionalPipeline(DiffusionPipeline):
+class UnconditionalPipeline(ShippedPipeline):
     """A network that denoises, and a scheduler of diffusers.
 
     unet: called as `unet(x_t (B, C, H, W), t).sample`, such as a `UNet2DModel`. Its output has C channels, or
@@ -50,11 +38,42 @@ class UnconditionalPipeline(DiffusionPipeline):
     takes both halves; other schedulers take the first.
     """
 
+    family = "unconditional"
+    saved_as = STOCK
+    default_guidance = None
     model_cpu_offload_seq = "unet"
 
     def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+
+    @property
+    def network(self) -> ModelMixin:
+        """The network that is called at each step."""
+        return self.unet
+
+    @property
+    def sampler(self) -> str:
+        """The name of the sampler in use, as --sampler takes it."""
+        return sampler_of(self.scheduler)
+
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the samplers that this model can be sampled with."""
+        return samplers_for(self.scheduler)
+
+    def with_sampler(self, name: str) -> "UnconditionalPipeline":
+        """A copy with another sampler of the same noise schedule; this pipeline stays as it is."""
+        other = copy.copy(self)
+        other.register_modules(scheduler=scheduler_for(self.scheduler, name))
+        return other
+
+    def steps(self, wanted: int | None) -> int:
+        """The usual number of steps, or `wanted`; ValueError if the sampler cannot take that many."""
+        return scheduler_steps(self.scheduler, wanted)
+
+    def calls(self, steps: int, guided: bool) -> int:
+        """Network evaluations that an image costs."""
+        return scheduler_calls(self.scheduler, steps, guided)
 
     @torch.no_grad()
     def __call__(
@@ -68,31 +87,27 @@ class UnconditionalPipeline(DiffusionPipeline):
         trajectory: int = 0,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> UnconditionalPipelineOutput | tuple:
+    ) -> ImagesOutput | tuple:
         """Generate images.
 
         batch_size: the number of images; follows from `seeds` if they are given.
         seeds: one for each image. All its noise is drawn from it, on the CPU: a seed stands for one image
             on any device, in any batch and on any number of processes.
         generator: in place of seeds, one for all images or a list with one for each, as in diffusers.
-        num_inference_steps: by default, all steps of training for a `DDPMScheduler` and 50 for others.
+        num_inference_steps: by default, all T of training for a `DDPMScheduler`; for others 50, or the
+            largest divisor of T below.
         eta: how much noise DDIM adds, from 0 (none) to 1 (as much as DDPM); for schedulers that have it.
-        trajectory: how many states to keep, evenly spaced from the noise to the image, as the network sees
-            them.
+        trajectory: how many states to keep, evenly spaced from noise to image, as the network sees them.
         output_type: pil, np or pt.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
-        generator, batch_size = _generators(batch_size, seeds, generator)
-        scheduler = copy.deepcopy(self.scheduler)  # a scheduler keeps state while it samples
-        _set_timesteps(scheduler, num_inference_steps)
-        options = _step_options(scheduler, generator, eta)
-        kept = _evenly_spaced(trajectory, len(scheduler.timesteps))
+        check_output_type(output_type)
+        generator, batch_size = read_generators(batch_size, seeds, generator)
+        scheduler, options = started(self.scheduler, num_inference_steps, generator, eta)
+        kept = kept_steps(trajectory, len(scheduler.timesteps))
 
         config = self.unet.config
-        outputs = _used_channels(config.in_channels, config.out_channels, scheduler)
-        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-        shape = (batch_size, config.in_channels, *size)
+        outputs = used_channels(config.in_channels, config.out_channels, scheduler)
+        shape = image_shape(config, batch_size)
         noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
 
         image = noise * scheduler.init_noise_sigma
@@ -107,120 +122,9 @@ class UnconditionalPipeline(DiffusionPipeline):
         if isinstance(scheduler, DDPMScheduler):
             image = step.pred_original_sample  # the last mean: DDPMScheduler adds noise to it if t > 0
         self.maybe_free_model_hooks()
-
-        result = UnconditionalPipelineOutput(images=_convert(image, output_type))
-        if trajectory:
-            result["trajectory"] = _convert(torch.stack([*states, image]), output_type)
-        return result if return_dict else result.to_tuple()
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        *,
-        repo_id: str | None = None,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-    ) -> None:
-        """Save as a stock `DDPMPipeline`, for anyone who has diffusers. The arguments are diffusers' own."""
-        hub = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
-        if repo_id is not None:
-            hub["repo_id"] = repo_id
-        DDPMPipeline(unet=self.unet, scheduler=self.scheduler).save_pretrained(
-            os.fspath(save_directory),
-            safe_serialization=safe_serialization,
-            variant=variant,
-            max_shard_size=max_shard_size,
-            push_to_hub=push_to_hub,
-            **(hub if push_to_hub else {}),
-        )
+        return images_output(image, states, output_type, return_dict)
 
 
-def _generators(
-    batch_size: int, seeds: Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None
-) -> tuple[torch.Generator | list[torch.Generator] | None, int]:
-    """What the noise is drawn from, and the number of images."""
-    generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers knows lists only
-    if seeds is None:
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"batch_size={batch_size} needs as many generators; got {len(generator)}")
-        return generator, batch_size
-    if generator is not None:
-        raise ValueError("pass seeds or generator, not both")
-    if isinstance(seeds, int) or len(seeds) == 0:
-        raise ValueError(f"seeds must be a sequence of ints, one per image; got {seeds!r}")
-    if batch_size not in (1, len(seeds)):
-        raise ValueError(f"batch_size={batch_size} needs as many seeds; got {len(seeds)}")
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds], len(seeds)
-
-
-def _set_timesteps(scheduler: SchedulerMixin, steps: int | None) -> None:
-    """Set the steps of sampling; refuse a number of them from which the scheduler makes a wrong chain.
-
-    DDIM and PNDM go from t to t - T // steps. Unless `steps` divides T or spacing is leading, this is not the
-    next timestep: with 501 of 1000 steps, each removes the noise of one. Where T / steps is inexact, trailing
-    timesteps can end in a -1 too many, which stands for the noisiest level.
-    """
-    total = scheduler.config.num_train_timesteps
-    if steps is None:
-        steps = total if isinstance(scheduler, DDPMScheduler) else min(50, total)
-    name = f"{type(scheduler).__name__} of {total} steps"
-    if not isinstance(steps, numbers.Integral) or not 1 <= steps <= total:
-        raise ValueError(f"num_inference_steps must be 1 to {total} for a {name}, an integer; got {steps}")
-    scheduler.set_timesteps(steps)
-    spacing = scheduler.config.get("timestep_spacing")
-    fixed_stride = isinstance(scheduler, DDIMScheduler | PNDMScheduler) and spacing != "leading"
-    if (fixed_stride and total % steps) or (spacing == "trailing" and min(scheduler.timesteps) < 0):
-        divisors = [n for n in range(1, total + 1) if total % n == 0]
-        near = f"{max(n for n in divisors if n < steps)} or {min(n for n in divisors if n > steps)}"
-        raise ValueError(f"num_inference_steps must divide {total} for a {name}, as {near}; got {steps}")
-
-
-def _step_options(
-    scheduler: SchedulerMixin, generator: torch.Generator | list[torch.Generator] | None, eta: float
-) -> dict:
-    """Those arguments of `scheduler.step` that only some schedulers have."""
-    accepted = inspect.signature(scheduler.step).parameters
-    if eta and "eta" not in accepted:
-        raise ValueError(f"eta must be 0 for {type(scheduler).__name__}, got {eta}; DDIMScheduler has an eta")
-    # Without the last, DDIM clips x_0 but keeps the noise of the unclipped one, and the two drift apart: a
-    # little in every model, and to ruins under guidance. Dhariwal & Nichol's code does as here.
-    options = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
-    return {name: value for name, value in options.items() if name in accepted}
-
-
-def _used_channels(in_channels: int, out_channels: int, scheduler: SchedulerMixin) -> int:
-    """How many of the network's output channels the scheduler takes."""
-    if out_channels not in (in_channels, 2 * in_channels):
-        raise ValueError(
-            f"a network of {in_channels} input channels must have {in_channels} output channels, or "
-            f"{2 * in_channels} if it predicts a variance; got {out_channels}"
-        )
-    learned = ("learned", "learned_range")
-    takes_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type in learned
-    return out_channels if takes_variance else in_channels
-
-
-def _evenly_spaced(count: int, steps: int) -> set[int]:
-    """The steps before which a state is kept; the image, after the last step, makes them `count`."""
-    if count and not 2 <= count <= steps + 1:
-        raise ValueError(f"trajectory must be 0 or from 2 to {steps + 1} for these steps; got {count}")
-    return set(np.linspace(0, steps, count).round().astype(int)[:-1].tolist())
-
-
-def _convert(images: Tensor, output_type: str) -> list | np.ndarray | Tensor:
-    """(..., C, H, W) in [-1, 1], clipped to it, as `output_type`; PIL images by rounding to the nearest."""
-    images = (images / 2 + 0.5).clamp(0, 1)
-    if output_type == "pt":
-        return images
-    arrays = images.movedim(-3, -1).cpu().numpy()
-    if output_type == "np":
-        return arrays
-    if arrays.ndim == 5:
-        return [DiffusionPipeline.numpy_to_pil(state) for state in arrays]
-    return DiffusionPipeline.numpy_to_pil(arrays)
+def from_stock(pipeline: DDPMPipeline) -> UnconditionalPipeline:
+    """The pipeline of a model that was saved: a stock one with the same components."""
+    return UnconditionalPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler)

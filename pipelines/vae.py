@@ -4,39 +4,70 @@ Kingma & Welling 2014 (arXiv 1312.6114). The model is a `VAEModel`: `encode` giv
 of the code z of an image, `decode` the location and log scale of a logistic law for each value of each pixel.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-OUTPUT_TYPES = ("pil", "np", "pt")
+from trilemma.pipelines.shared import (
+    ImagesOutput,
+    ShippedPipeline,
+    check_output_type,
+    check_sampler,
+    convert,
+    image_shape,
+    images_output,
+    read_generators,
+)
+
 Pictures = Image.Image | Sequence[Image.Image] | np.ndarray | Tensor
 """PIL images, or floats in [0, 1]: an array (B, H, W, C) or a tensor (B, C, H, W)."""
 
 
-@dataclass
-class VAEPipelineOutput(BaseOutput):
-    """B images. "pil": a list. "np": (B, H, W, C). "pt": (B, C, H, W). Arrays and tensors are float32 in
-    [0, 1].
-    """
+class VAEPipeline(ShippedPipeline):
+    """Noise -> image in one call of the decoder; also reconstruction, and interpolation of images."""
 
-    images: list[Image.Image] | np.ndarray | Tensor
-
-
-class VAEPipeline(DiffusionPipeline):
-    """Noise -> image in one call of the decoder; also image -> reconstruction, and what lies between two."""
-
+    family = "vae"
+    default_guidance = None
     model_cpu_offload_seq = "vae"
 
     def __init__(self, vae: ModelMixin):
         super().__init__()
         self.register_modules(vae=vae)
+
+    @property
+    def network(self) -> ModelMixin:
+        """The model: encoder and decoder."""
+        return self.vae
+
+    @property
+    def sampler(self) -> str:
+        """The name of the sampler, as --sampler takes it."""
+        return "decoder"
+
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the samplers of this model: only the decoder."""
+        return ("decoder",)
+
+    def with_sampler(self, name: str) -> "VAEPipeline":
+        """A copy; ValueError for any sampler but the decoder."""
+        check_sampler(self, name)
+        return copy.copy(self)
+
+    def steps(self, wanted: int | None) -> int:
+        """1, one call of the decoder; ValueError if another number is `wanted`."""
+        if wanted not in (None, 1):
+            raise ValueError(f"--num_inference_steps must be 1, one call of the decoder; got {wanted}")
+        return 1
+
+    def calls(self, steps: int, guided: bool) -> int:
+        """Network evaluations that an image costs."""
+        return steps * (1 + guided)
 
     @torch.no_grad()
     def __call__(
@@ -49,25 +80,22 @@ class VAEPipeline(DiffusionPipeline):
         pixel_noise: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> VAEPipelineOutput | tuple:
+    ) -> ImagesOutput | tuple:
         """Generate images: z ~ N(0, I), decoded.
 
         batch_size: the number of images; follows from `seeds` if they are given.
         seeds: one for each image. All its noise is drawn from it, on the CPU: a seed stands for one image
             on any device, in any batch and on any number of processes.
         generator: in place of seeds, one for all images or a list with one for each, as in diffusers.
-        num_inference_steps: there is no choice; a number other than 1 is an error.
+        num_inference_steps: 1, one call of the decoder; any other number is an error.
         pixel_noise: draw the pixels from p(x | z), the law whose bits per dimension are reported (exactly so
-            once they are rounded to 8 bits). By default an image is the decoder's locations: p(x | z) knows
-            no dependence between pixels, and draws from it are grainy.
+            once they are rounded to 8 bits). By default an image is the decoder's locations: in p(x | z)
+            pixels are independent, and draws from it are grainy.
         output_type: pil, np or pt.
         """
-        if num_inference_steps not in (None, 1):
-            raise ValueError(
-                f"num_inference_steps must be 1, a call of the decoder; got {num_inference_steps}"
-            )
-        _check_output_type(output_type)
-        generator, batch_size = _generators(batch_size, seeds, generator)
+        self.steps(num_inference_steps)
+        check_output_type(output_type)
+        generator, batch_size = read_generators(batch_size, seeds, generator)
         options = dict(generator=generator, device=self._execution_device, dtype=torch.float32)
         image, log_scale = self.vae.decode(randn_tensor((batch_size, self.vae.config.latent_dim), **options))
         if pixel_noise:
@@ -76,18 +104,17 @@ class VAEPipeline(DiffusionPipeline):
             logistic = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
             image = image + log_scale.exp() * logistic
         self.maybe_free_model_hooks()
-        result = VAEPipelineOutput(images=_convert(image, output_type))
-        return result if return_dict else result.to_tuple()
+        return images_output(image, [], output_type, return_dict)
 
     @torch.no_grad()
     def reconstruct(
         self, images: Pictures, *, output_type: str = "pil"
     ) -> list[Image.Image] | np.ndarray | Tensor:
-        """Each image's mean code, decoded: B images, given and returned in any of the pipeline's formats."""
-        _check_output_type(output_type)
+        """Each image's mean code, decoded: B images -> B images, in any of the pipeline's formats."""
+        check_output_type(output_type)
         image, _ = self.vae.decode(self._mean_code(images))
         self.maybe_free_model_hooks()
-        return _convert(image, output_type)
+        return convert(image, output_type)
 
     @torch.no_grad()
     def interpolate(
@@ -98,29 +125,29 @@ class VAEPipeline(DiffusionPipeline):
         *,
         output_type: str = "pil",
     ) -> list[list[Image.Image]] | np.ndarray | Tensor:
-        """From reconstructions of B images to those of B others in `steps` images: for each pair, its row.
+        """For each of B pairs of images, `steps` images from one reconstruction to the other.
 
         "pil": B lists. "np": (B, steps, H, W, C). "pt": (B, steps, C, H, W). Along the arc between the two
         mean codes, not the chord (White 2016, arXiv 1609.04468): nearly all of N(0, I) lies at a distance of
         sqrt(latent_dim) from 0, and the middle of a chord lies much nearer, where few codes were trained.
         """
-        _check_output_type(output_type)
+        check_output_type(output_type)
         if steps < 2:
             raise ValueError(f"steps must be at least 2, the two ends; got {steps}")
         start, end = self._mean_code(images_a), self._mean_code(images_b)
         if len(start) != len(end):
-            raise ValueError(f"images_a and images_b must be as many; got {len(start)} and {len(end)}")
+            raise ValueError(f"images_a and images_b differ in number: {len(start)} and {len(end)}")
         codes = torch.stack([arc(start, end, i / (steps - 1)) for i in range(steps)], dim=1)
         image, _ = self.vae.decode(codes.flatten(0, 1))
         self.maybe_free_model_hooks()
-        return _convert(image.unflatten(0, codes.shape[:2]), output_type)
+        return convert(image.unflatten(0, codes.shape[:2]), output_type)
 
     def _mean_code(self, images: Pictures) -> Tensor:
-        x, config = _to_tensor(images), self.vae.config
-        wanted = (config.in_channels, config.sample_size, config.sample_size)
-        if x.shape[1:] != wanted:
+        x, (_, *shape) = _to_tensor(images), image_shape(self.vae.config, 1)
+        if list(x.shape[1:]) != shape:
             raise ValueError(
-                f"the network takes images of (channels, height, width) {wanted}; got {tuple(x.shape[1:])}"
+                f"the network takes images of (channels, height, width) {tuple(shape)}; "
+                f"got {tuple(x.shape[1:])}"
             )
         mean, _ = self.vae.encode(x.to(self._execution_device))
         return mean
@@ -140,15 +167,10 @@ def arc(start: Tensor, end: Tensor, fraction: float) -> Tensor:
     return first * start + second * end
 
 
-def _check_output_type(output_type: str) -> None:
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
-
-
 def _to_tensor(images: Pictures) -> Tensor:
     """float32 (B, C, H, W) in [-1, 1]."""
     if not isinstance(images, Image.Image) and len(images) == 0:
-        raise ValueError("images must be at least one; got none")
+        raise ValueError("images is empty; pass at least one image")
     if isinstance(images, Tensor):
         x = images
     elif isinstance(images, np.ndarray):
@@ -163,34 +185,3 @@ def _to_tensor(images: Pictures) -> Tensor:
             f"(B, C, H, W); got {x.dtype} of shape {tuple(x.shape)} in {x.min():g}..{x.max():g}"
         )
     return x.float() * 2 - 1
-
-
-def _generators(
-    batch_size: int, seeds: Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None
-) -> tuple[torch.Generator | list[torch.Generator] | None, int]:
-    """What the noise is drawn from, and the number of images."""
-    generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers knows lists only
-    if seeds is None:
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"batch_size={batch_size} needs as many generators; got {len(generator)}")
-        return generator, batch_size
-    if generator is not None:
-        raise ValueError("pass seeds or generator, not both")
-    if isinstance(seeds, int) or len(seeds) == 0:
-        raise ValueError(f"seeds must be a sequence of ints, one per image; got {seeds!r}")
-    if batch_size not in (1, len(seeds)):
-        raise ValueError(f"batch_size={batch_size} needs as many seeds; got {len(seeds)}")
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds], len(seeds)
-
-
-def _convert(images: Tensor, output_type: str) -> list | np.ndarray | Tensor:
-    """(..., C, H, W) in [-1, 1], clipped to it, as `output_type`; PIL images by rounding to the nearest."""
-    images = (images / 2 + 0.5).clamp(0, 1)
-    if output_type == "pt":
-        return images
-    arrays = images.movedim(-3, -1).cpu().numpy()
-    if output_type == "np":
-        return arrays
-    if arrays.ndim == 5:
-        return [DiffusionPipeline.numpy_to_pil(state) for state in arrays]
-    return DiffusionPipeline.numpy_to_pil(arrays)

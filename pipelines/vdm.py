@@ -13,20 +13,30 @@ A class-conditional model may be guided (Ho & Salimans 2022, arXiv 2207.12598, e
 guidance_scale - 1): either chain then takes eps_unknown + guidance_scale (eps_class - eps_unknown) for eps.
 """
 
+import copy
 import math
 import numbers
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
-OUTPUT_TYPES = ("pil", "np", "pt")
+from trilemma.pipelines.shared import (
+    ImagesOutput,
+    ShippedPipeline,
+    check_output_type,
+    check_sampler,
+    image_shape,
+    images_output,
+    kept_steps,
+    listed,
+    names_by_id,
+    read_generators,
+    read_labels,
+)
+
 STEPS = 250
 
 
@@ -63,19 +73,7 @@ CHAINS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = 
 }
 
 
-@dataclass
-class VDMPipelineOutput(BaseOutput):
-    """B images, and k states on the way to them where `trajectory=k` asked for them.
-
-    "pil": a list of B images, k lists of B images. "np": (B, H, W, C), (k, B, H, W, C). "pt": (B, C, H, W),
-    (k, B, C, H, W). Arrays and tensors are float32 in [0, 1].
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor
-    trajectory: list[list[Image.Image]] | np.ndarray | Tensor | None = None
-
-
-class VDMPipeline(DiffusionPipeline):
+class VDMPipeline(ShippedPipeline):
     """Noise -> image.
 
     class_names: one name for each class of a class-conditional model, None for others. `model_index.json`
@@ -85,6 +83,7 @@ class VDMPipeline(DiffusionPipeline):
         take any number of steps.
     """
 
+    family = "vdm"
     model_cpu_offload_seq = "unet"
 
     def __init__(
@@ -95,23 +94,53 @@ class VDMPipeline(DiffusionPipeline):
         timesteps: int | None = None,
     ):
         super().__init__()
-        if class_names is not None and not isinstance(class_names, dict):
-            class_names = {str(k): name for k, name in enumerate(class_names)}
         _check_chain(chain)
         self.register_modules(unet=unet)
-        self.register_to_config(class_names=class_names, chain=chain, timesteps=timesteps)
+        self.register_to_config(class_names=names_by_id(class_names), chain=chain, timesteps=timesteps)
 
     @property
-    def class_names(self) -> tuple[str, ...] | None:
-        names = self.config.class_names
-        return None if names is None else tuple(names[str(k)] for k in range(len(names)))
+    def network(self) -> ModelMixin:
+        """The model, which is called at each step."""
+        return self.unet
+
+    @property
+    def default_guidance(self) -> float | None:
+        """1.0, no guidance, for models with classes; None for others, which cannot be guided."""
+        return None if self.class_names is None else 1.0
+
+    @property
+    def sampler(self) -> str:
+        """The name of the chain in use, as --sampler takes it."""
+        return self.config.chain
+
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the chains."""
+        return tuple(CHAINS)
+
+    def with_sampler(self, name: str) -> "VDMPipeline":
+        """A copy with another chain; this pipeline stays as it is."""
+        check_sampler(self, name)
+        other = copy.copy(self)
+        other.register_to_config(chain=name)
+        return other
+
+    def steps(self, wanted: int | None) -> int:
+        """250, the usual number of steps, or `wanted`, which may be any number."""
+        steps = STEPS if wanted is None else wanted
+        if not isinstance(steps, numbers.Integral) or steps < 1:
+            raise ValueError(f"--num_inference_steps must be an integer of at least 1; got {steps}")
+        return steps
+
+    def calls(self, steps: int, guided: bool) -> int:
+        """Network evaluations that an image costs."""
+        return steps * (1 + guided)
 
     @torch.no_grad()
     def __call__(
         self,
         batch_size: int = 1,
         *,
-        class_labels: str | int | Sequence[str | int | None] | None = None,
+        class_labels: str | int | Iterable[str | int | None] | None = None,
         guidance_scale: float = 1.0,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -120,13 +149,14 @@ class VDMPipeline(DiffusionPipeline):
         trajectory: int = 0,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> VDMPipelineOutput | tuple:
+    ) -> ImagesOutput | tuple:
         """Generate images.
 
-        batch_size: the number of images; follows from `seeds` if they are given.
-        class_labels: names or ids, one for all images or one for each; None is an image of unknown class.
+        batch_size: the number of images; follows from `seeds` or a list of labels if they are given.
+        class_labels: names, ids in 0..K-1, or None for an image of unknown class; one for all images or one
+            for each. Only for models with classes.
         guidance_scale: diffusers' scale, 1 + w of Ho & Salimans; for models with classes. At 1 the network is
-            not asked for the unknown class at all; 0 is the unconditional model.
+            not called with the unknown class at all; 0 is the unconditional model.
         seeds: one for each image. All its noise is drawn from it, on the CPU: a seed stands for one image
             on any device, in any batch and on any number of processes.
         generator: in place of seeds, one for all images or a list with one for each, as in diffusers.
@@ -135,19 +165,17 @@ class VDMPipeline(DiffusionPipeline):
         trajectory: how many states to keep, evenly spaced from the noise to the image.
         output_type: pil, np or pt.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
-        steps = STEPS if num_inference_steps is None else num_inference_steps
-        if not isinstance(steps, numbers.Integral) or steps < 1:
-            raise ValueError(f"num_inference_steps must be an integer of at least 1; got {steps}")
+        check_output_type(output_type)
+        steps = self.steps(num_inference_steps)
         step = CHAINS[_check_chain(chain or self.config.chain)]
-        generator, batch_size = _generators(batch_size, seeds, generator)
-        kept = _evenly_spaced(trajectory, steps)
+        class_labels = listed(class_labels)
+        generator, batch_size = read_generators(batch_size, seeds, generator, class_labels)
+        kept = kept_steps(trajectory, steps)
 
         config, device = self.unet.config, self._execution_device
         labels = self._labels(class_labels, batch_size)
         guided = self._guided(guidance_scale, labels)
-        shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
+        shape = image_shape(config, batch_size)
         options = dict(generator=generator, device=device, dtype=torch.float32)
         gamma = self.unet.gamma(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device))
         z = randn_tensor(shape, **options)
@@ -159,34 +187,17 @@ class VDMPipeline(DiffusionPipeline):
             z = step(z, eps_hat, randn_tensor(shape, **options), gamma[i], gamma[i + 1])
         image = z / alpha_sigma(gamma[-1], z)[0]
         self.maybe_free_model_hooks()
+        return images_output(image, states, output_type, return_dict)
 
-        result = VDMPipelineOutput(images=_convert(image, output_type))
-        if trajectory:
-            result["trajectory"] = _convert(torch.stack([*states, image]), output_type)
-        return result if return_dict else result.to_tuple()
-
-    def _labels(
-        self, class_labels: str | int | Sequence[str | int | None] | None, count: int
-    ) -> Tensor | None:
+    def _labels(self, class_labels: str | int | list | None, count: int) -> Tensor | None:
         """Ids (count,) in 0..K, K for an unknown class; None for a model without classes."""
         names = self.class_names
         if names is None:
             if class_labels is not None:
-                raise ValueError("class_labels were given, but this model has no classes")
+                raise ValueError("class_labels must be None: this model has no classes")
             return None
-        one = class_labels is None or isinstance(class_labels, str | numbers.Integral)
-        wanted = [class_labels] * count if one else list(class_labels)
-        if len(wanted) != count:
-            raise ValueError(
-                f"class_labels must be one for all or one for each of {count} images; got {len(wanted)}"
-            )
-        known = dict(enumerate(names)) | {name: k for k, name in enumerate(names)} | {None: len(names)}
-        ids = []
-        for label in wanted:
-            if label not in known or isinstance(label, bool | float):  # True and 1.0 would pass for 1
-                choices = ", ".join(f"{k} {name!r}" for k, name in enumerate(names))
-                raise ValueError(f"class_labels must be of {choices}, or None; got {label!r}")
-            ids.append(int(label) if isinstance(label, numbers.Integral) else known[label])
+        ids = read_labels(class_labels, count, len(names), names)
+        ids = [len(names) if label is None else label for label in ids]
         return torch.tensor(ids, device=self._execution_device)
 
     def _guided(self, scale: float, labels: Tensor | None) -> list[int]:
@@ -216,41 +227,3 @@ def _check_chain(chain: str) -> str:
     if chain not in CHAINS:
         raise ValueError(f"chain must be one of {', '.join(CHAINS)}; got {chain!r}")
     return chain
-
-
-def _generators(
-    batch_size: int, seeds: Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None
-) -> tuple[torch.Generator | list[torch.Generator] | None, int]:
-    """What the noise is drawn from, and the number of images."""
-    generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers knows lists only
-    if seeds is None:
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"batch_size={batch_size} needs as many generators; got {len(generator)}")
-        return generator, batch_size
-    if generator is not None:
-        raise ValueError("pass seeds or generator, not both")
-    if isinstance(seeds, int) or len(seeds) == 0:
-        raise ValueError(f"seeds must be a sequence of ints, one per image; got {seeds!r}")
-    if batch_size not in (1, len(seeds)):
-        raise ValueError(f"batch_size={batch_size} needs as many seeds; got {len(seeds)}")
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds], len(seeds)
-
-
-def _evenly_spaced(count: int, steps: int) -> set[int]:
-    """The steps before which a state is kept; the image, after the last step, makes them `count`."""
-    if count and not 2 <= count <= steps + 1:
-        raise ValueError(f"trajectory must be 0 or from 2 to {steps + 1} for these steps; got {count}")
-    return set(np.linspace(0, steps, count).round().astype(int)[:-1].tolist())
-
-
-def _convert(images: Tensor, output_type: str) -> list | np.ndarray | Tensor:
-    """(..., C, H, W) in [-1, 1], clipped to it, as `output_type`; PIL images by rounding to the nearest."""
-    images = (images / 2 + 0.5).clamp(0, 1)
-    if output_type == "pt":
-        return images
-    arrays = images.movedim(-3, -1).cpu().numpy()
-    if output_type == "np":
-        return arrays
-    if arrays.ndim == 5:
-        return [DiffusionPipeline.numpy_to_pil(state) for state in arrays]
-    return DiffusionPipeline.numpy_to_pil(arrays)

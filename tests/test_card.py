@@ -1,11 +1,12 @@
 """Model cards: what they show, that strangers can run what they say, and that hostile names stay names."""
 
+import hashlib
 import json
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -13,19 +14,19 @@ from conftest import TINY
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import ModelCard
 
-from trilemma.eval.metrics.sample_metric import Measurement
-from trilemma.eval.scoring.results import KEYS, Origin, append, lines, read
+from trilemma.eval.scoring.results import REQUIRED, ResultLine, append, read
 from trilemma.model_cards.card import main
 from trilemma.model_cards.hub.bundle import save_bundle
-from trilemma.model_cards.rendering.check import check_card
+from trilemma.model_cards.rendering import differences
 from trilemma.model_cards.rendering.command import train_command
-from trilemma.model_cards.rendering.render import render_card, write_card
-from trilemma.model_cards.rendering.saved_model import read_folder
+from trilemma.model_cards.rendering.differences import Comparison, compare_card
+from trilemma.model_cards.rendering.facts import read_facts
+from trilemma.model_cards.rendering.render import WORDS, render_card, write_card
 from trilemma.model_cards.rendering.text import escape
-from trilemma.model_cards.wording.families import FAMILIES as PIPELINES
+from trilemma.model_cards.wording import OTHER, wording
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-from trilemma.training.families.presets import PRESETS
-from trilemma.training.options.command_line import FAMILIES, parse
+from trilemma.training import families
+from trilemma.training.options.command_line import parse
 from trilemma.training.options.flags import flags_of, flatten, public, public_name
 
 HOSTILE = [
@@ -58,29 +59,17 @@ def fill(folder, family="unconditional", *flags):
     (folder / "samples.png").write_bytes(b"a picture")
 
 
-def result(value, metric="kid", *, n=500, interval=None, floor=0.0, forced=False, **origin):
+def result(value, metric="kid", *, n=500, **entries):
     """A line of results.jsonl, as evaluations write it."""
-    told = {
-        "sampler": "ddim",
-        "num_inference_steps": 50,
-        "nfe": 50,
-        "seconds_per_image": 0.0123456,
-        "step": 60,
-    }
-    origin = Origin("/home/someone/secret/out", n, f"0..{n - 1}", **(told | origin))
-    (line,) = lines(
-        {metric: Measurement(value, n, interval, floor)},
-        origin,
-        None,
-        commit=None,
-        forced=[metric] if forced else (),
-    )
-    judged = {
-        "feature_extractor": "classifier",
-        "judge_accuracy": 0.98765,
-        "reference": "/home/someone/secret/data",
-    }
-    return line | judged | {"reference_split": "train", "reference_n": 1618}
+    line = ResultLine(
+        metric=metric, measure=metric, value=value, interval=None, floor=0.0, forced=False,
+        source="/home/someone/secret/out", n=n, seeds=f"0..{n - 1}", sampler="ddim", num_inference_steps=50,
+        nfe=50, classes=None, guidance_scale=None, seconds_per_image=0.0123456, device=None, step=60,
+        images_seen=None, feature_extractor="classifier", extractor_sha256=None, judge_accuracy=0.98765,
+        resize=None, quantisation=None, reference="/home/someone/secret/data", reference_split="train",
+        reference_n=1618, data_fingerprint=None, whole=True, commit=None, created="2026-11-25T00:00:00+00:00",
+    )  # fmt: skip
+    return replace(line, **entries)
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +118,13 @@ def test_the_hub_reads_the_card_and_every_figure_is_in_the_results(saved):
     for name in ("plain", "classes"):
         text = (saved / name / "README.md").read_text()
         data = ModelCard(text).data
-        told = {result.metric_name: result for result in data.eval_results}
-        assert told["kid"].metric_value == 0.25
-        assert told["kid"].metric_args["interval"] == [0.2, 0.3]
-        assert told.keys() == {"kid", "fd (forced)"}
+        entries = {result.metric_name: result for result in data.eval_results}
+        assert entries["kid"].metric_value == 0.25
+        assert entries["kid"].metric_args["interval"] == [0.2, 0.3]
+        assert entries.keys() == {"kid", "fd (forced)"}
         assert data.library_name == "diffusers"
         assert len(rows(text)) == 2
-        assert check_card(saved / name) == (4, [])
+        assert compare_card(saved / name) == Comparison(4)
     assert data.pipeline_tag is None
 
 
@@ -188,15 +177,15 @@ def test_only_the_newest_of_the_finished_model_is_shown(folder):
         result(5.0, sampler="heun"),
         result(6.0, n=1000),
         result(7.0, num_inference_steps=10),
-        result(8.0) | {"seeds": None, "step": None},  # a folder of images
+        result(8.0, seeds=None, step=None),  # a folder of images
         result(9.0, classes="3 'a b'"),
     ])  # fmt: skip
     text = render_card(folder)
     assert [float(row[1]) for row in rows(text)] == [3, 4, 5, 6, 7, 9]
     assert rows(text)[-1][5] == "ddim, 50 steps, only classes 3 'a b'"
-    told = ModelCard(text).data.eval_results
-    assert [r.metric_value for r in told] == [3, 4, 5, 6, 7, 9]
-    assert told[-1].metric_args["classes"] == "3 'a b'"
+    entries = ModelCard(text).data.eval_results
+    assert [r.metric_value for r in entries] == [3, 4, 5, 6, 7, 9]
+    assert entries[-1].metric_args["classes"] == "3 'a b'"
 
 
 def test_a_row_tells_the_protocol(folder):
@@ -224,7 +213,7 @@ def test_a_figure_that_is_not_in_the_results_is_found(folder, capsys, old, new, 
     append(folder / "results.jsonl", [result(31.4125, "fd", interval=(29.0, 33.0))])
     main([str(folder)])
     main([str(folder), "--verify"])
-    assert "2 figures in the card, all of them" in capsys.readouterr().out
+    assert "2 figures on the card, all of them in results.jsonl" in capsys.readouterr().out
     card = (folder / "README.md").read_text()
     assert card.count(old) == 1
     (folder / "README.md").write_text(card.replace(old, new))
@@ -241,9 +230,9 @@ def test_a_row_without_its_line_is_found(folder):
     card = write_card(folder).read_text()
     row = next(line for line in card.splitlines() if line.startswith("| kid |"))
     (folder / "README.md").write_text(card.replace(row, f"{row}\n{row.replace('kid', 'fid')}"))
-    assert any("metric fid" in problem for problem in check_card(folder)[1])
+    assert any("metric fid" in one for one in compare_card(folder).differences)
     (folder / "README.md").write_text(card.replace(row + "\n", ""))
-    assert any(f"should be: {row}" in problem for problem in check_card(folder)[1])
+    assert any(f"should be: {row}" in one for one in compare_card(folder).differences)
 
 
 @pytest.mark.parametrize("edit", [
@@ -252,7 +241,7 @@ def test_a_row_without_its_line_is_found(folder):
     ("  - task:\n      type: unconditional", "  - task:\n      type: text-to"),
     ("## Data\n", "| metric | value |\n| --- | --- |\n| fid | 1.02 |\n\n## Data\n"),
     ("## Use", "Better than GPT.\n\n## Use"),
-    ("- It knows nothing but its data", "- It knows all"),
+    ("- It has learned only from its training data", "- It has learned all"),
     ("A <Processor>".replace("<", "&lt;").replace(">", "&gt;"), "A watch"),
 ])  # fmt: skip
 def test_an_edit_of_a_rendered_card_is_found(folder, edit):
@@ -260,13 +249,13 @@ def test_an_edit_of_a_rendered_card_is_found(folder, edit):
     card = write_card(folder).read_text()
     assert card.count(edit[0]) == 1
     (folder / "README.md").write_text(card.replace(*edit))
-    problems = check_card(folder)[1]
+    problems = compare_card(folder).differences
     assert problems
     for line in set(edit[1].splitlines()) - set(card.splitlines()):
         assert any("is not from the files: " in problem and line in problem for problem in problems)
     table = "\n".join(["", *[line for line in card.splitlines() if line.startswith(("| metric", "| kid"))]])
     (folder / "README.md").write_text(card + table.replace("| 1 |", "| 0.5 |"))
-    assert check_card(folder)[1], "a second copy of the table"
+    assert compare_card(folder).differences, "a second copy of the table"
 
 
 def test_a_card_in_a_copied_or_pulled_folder_is_as_it_was(folder, tmp_path):
@@ -279,30 +268,33 @@ def test_a_card_in_a_copied_or_pulled_folder_is_as_it_was(folder, tmp_path):
     (folder / "README.md").write_text(card)
     values = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump(public(values)))
-    assert check_card(folder.rename(tmp_path / "other")) == (2, [])
+    assert compare_card(folder.rename(tmp_path / "other")) == Comparison(2)
 
 
 def test_a_card_that_is_older_than_the_results_is_found(folder):
     append(folder / "results.jsonl", [result(1.0)])
     write_card(folder)
     append(folder / "results.jsonl", [result(2.0), result(3.0, n=1000)])
-    problems = check_card(folder)[1]
+    problems = compare_card(folder).differences
     assert any("value 1 (there 2)" in problem for problem in problems)
     assert any(re.fullmatch(r"line \d+ should be: +value: 3\.0", problem) for problem in problems)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Somebody's own\n")
-    assert check_card(folder) == (0, [])
+    assert compare_card(folder) == Comparison(0)
 
 
-@pytest.mark.parametrize(("text", "told"), [
+LINE = result(1.0).to_json()
+
+
+@pytest.mark.parametrize(("text", "fault"), [
     ("[1]", "not a JSON object"),
     ("null", "not a JSON object"),
     ('{"metric": ', "not JSON"),
-    (json.dumps({k: v for k, v in result(1.0).items() if k not in ("n", "step")}), "lacks n, step;"),
-    (json.dumps(result("1.0")), "value '1.0', which is no number"),
-    (json.dumps(result(None)), "value None"),
-    (json.dumps(result(1.0) | {"interval": [1]}), "neither two numbers nor null"),
+    (json.dumps({k: v for k, v in LINE.items() if k not in ("n", "step")}), "lacks n, step;"),
+    (json.dumps(LINE | {"value": "1.0"}), "value '1.0', which is no number"),
+    (json.dumps(LINE | {"value": None}), "value None"),
+    (json.dumps(LINE | {"interval": [1]}), "neither two numbers nor null"),
 ])  # fmt: skip
-def test_a_damaged_line_of_results_is_named(folder, capsys, text, told):
+def test_a_damaged_line_of_results_is_named(folder, capsys, text, fault):
     append(folder / "results.jsonl", [result(1.0)])
     with open(folder / "results.jsonl", "a") as file:
         file.write(f"\n{text}\n")
@@ -311,14 +303,13 @@ def test_a_damaged_line_of_results_is_named(folder, capsys, text, told):
     assert stop.value.code == 1
     message = capsys.readouterr().err
     assert message.startswith(f"error: {folder / 'results.jsonl'}, line 3 ")
-    assert told in message
+    assert fault in message
 
 
 def test_a_blank_line_of_results_is_nothing(folder):
     append(folder / "results.jsonl", [result(1.0)])
     (folder / "results.jsonl").write_text((folder / "results.jsonl").read_text() + "\n  \n")
-    (line,) = read(folder / "results.jsonl")
-    assert line.keys() == KEYS
+    assert read(folder / "results.jsonl") == [result(1.0)]
 
 
 def test_no_path_of_the_machine_is_told(saved, folder):
@@ -339,20 +330,21 @@ def test_no_path_of_the_machine_is_told(saved, folder):
     assert "--train_data_dir photos" in texts[0]
 
 
-@pytest.mark.parametrize(("place", "told"), [
+@pytest.mark.parametrize(("place", "name"), [
     ("user/data", "user/data"), ("digits", "digits"), ("/a/b/c", "c"), ("/a/b/c/", "c"), ("../x/y", "y"),
     ("~/photos", "photos"), (r"C:\me\data", "data"),
 ])  # fmt: skip
-def test_public_names(place, told):
-    assert public_name(place) == told
+def test_public_names(place, name):
+    assert public_name(place) == name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_the_command_gives_the_same_configuration(family):
     """Of every preset, alone and changed, and of no preset."""
-    asked = [["--preset", name] for name in PRESETS[family]]
+    row = families.family(family)
+    asked = [["--preset", name] for name in row.presets]
     asked += [
-        ["--preset", name, "--adam_beta1", "0.3", "--no-use_ema", "--seed", "7"] for name in PRESETS[family]
+        ["--preset", name, "--adam_beta1", "0.3", "--no-use_ema", "--seed", "7"] for name in row.presets
     ]
     asked += [
         ["--dataset_name", "user/data", "--random_flip"],
@@ -365,7 +357,7 @@ def test_the_command_gives_the_same_configuration(family):
         words = shlex.split(train_command(family, plain, hardware))
         assert words[:3] == ["accelerate", "launch", f"training/train_{family}.py"]
         again = flatten(parse(family, "", words[3:]))
-        matter = [name for name, flag in flags_of(FAMILIES[family]).items() if not flag.meta["free"]]
+        matter = [name for name, flag in flags_of(row.config).items() if not flag.meta["free"]]
         assert {n: again[n] for n in matter} == {n: flatten(config)[n] for n in matter}
 
 
@@ -377,9 +369,9 @@ def test_the_command_gives_the_same_configuration(family):
 ])  # fmt: skip
 def test_the_command_has_the_processes_and_the_precision(hardware, begins, ends):
     config = flatten(parse("unconditional", "", []))
-    told = train_command("unconditional", config, hardware)
-    assert told.startswith(begins)
-    assert told.endswith(ends)
+    command = train_command("unconditional", config, hardware)
+    assert command.startswith(begins)
+    assert command.endswith(ends)
 
 
 @pytest.mark.parametrize(("flags", "data", "licence"), [
@@ -407,7 +399,7 @@ def test_a_folder_with_little_in_it(folder):
     assert ModelCard(text).data.eval_results is None
     assert "Not measured." in text
     assert dict(rows(text, "data"))["licence"] == "unknown"
-    assert check_card(folder) == (0, [])
+    assert compare_card(folder) == Comparison(0)
     with pytest.raises(ValueError, match=r"model_index\.json"):
         write_card(folder.parent)
 
@@ -422,10 +414,10 @@ def test_a_licence_in_the_front_matter_is_kept_and_nothing_else(folder):
 
 def test_limitations_follow_from_the_files(folder):
     fill(folder, "unconditional", "--train_data_dir", "/data/cifar10-jpeg")
-    append(folder / "results.jsonl", [result(0.5, "copying", forced=True)])
+    append(folder / "results.jsonl", [result(0.5, "copying", measure="copying", forced=True)])
     text = write_card(folder).read_text()
     for words in (
-        "was measured: `copying`",
+        "was measured: see `copying`",
         "(forced)",
         "JPEG copy",
         "fewer than 50,000",
@@ -434,7 +426,97 @@ def test_limitations_follow_from_the_files(folder):
         assert words in text.partition("## Limitations")[2]
 
 
-def test_every_entry_point_has_a_card(folder):
-    assert set(FAMILIES) <= {row.entry for row in PIPELINES.values()}
-    assert read_folder(folder).saved.pipeline in PIPELINES
-    assert Path(folder).name == read_folder(folder).model_id
+def test_every_family_has_a_wording(folder):
+    for name in families.names():
+        words = wording(name)
+        assert words is not OTHER
+        assert all(text.startswith("@") for text in words.papers.values())
+    facts = read_facts(folder)
+    assert facts.family == "unconditional"
+    assert folder.name == facts.model_id
+
+
+@pytest.mark.parametrize(("name", "trust"), [("LDMPipeline", False), (["pipeline_mine", "MyPipeline"], True)])
+def test_a_pipeline_of_no_family_is_an_image_generator(folder, name, trust):
+    """Not a family that happens to be the default, with its papers and its flags."""
+    index = {"_class_name": name, "unet": ["diffusers", "UNet2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    text = render_card(folder)
+    assert "An image generator of 8x8 grey images" in text
+    assert ModelCard(text).data.tags == ["diffusers", "trilemma", "diffusion"]
+    assert "The flags are unknown" in text
+    (snippet,) = code(text, "python")
+    assert ("trust_remote_code" in snippet) == trust
+    assert "seeds" not in snippet
+    assert (name[1] if trust else name) in text
+
+
+def as_of_wording_1(card):
+    """A card as an earlier version rendered it."""
+    said = f"beside it (wording {WORDS}); to change it, edit them and render it again."
+    assert said in card
+    card = card.replace(said, "beside it; edit them, and render it again.")
+    card = re.sub("^- It has learned only.*$", "- It knows nothing but its data.", card, flags=re.MULTILINE)
+    for sampler, scheduler in (("ddpm", "DDPMScheduler"), ("ddim", "DDIMScheduler")):
+        card = card.replace(f"sampler: {sampler}\n", f"sampler: {scheduler}\n")
+        card = card.replace(f"| {sampler}, ", f"| {scheduler}, ")
+    return card
+
+
+def test_the_words_of_an_older_card_are_not_edits(folder, capsys):
+    """Nor the old name of its sampler; what it says instead is how to render it again."""
+    append(folder / "results.jsonl", [result(0.25, sampler="ddpm", interval=(0.125, 0.5))])
+    card = as_of_wording_1(write_card(folder).read_text())
+    (folder / "README.md").write_text(card)
+    older = {k: v for k, v in result(0.25, interval=(0.125, 0.5)).to_json().items() if k in REQUIRED}
+    (folder / "results.jsonl").write_text(json.dumps(older | {"sampler": "DDPMScheduler"}))
+    comparison = compare_card(folder)
+    assert (comparison.figures, comparison.differences) == (2, [])
+    main([str(folder), "--verify"])
+    printed = capsys.readouterr().out
+    assert f"since its wording is number 1 and the present one {WORDS}" in printed
+    assert f"to render it again: python -m trilemma.model_cards.card {folder}" in printed
+    by_hand = re.sub("^.*This page is rendered.*$", "My model.", card, flags=re.MULTILINE)
+    (folder / "README.md").write_text(by_hand)
+    assert compare_card(folder) == Comparison(2)
+    write_card(folder)
+    assert compare_card(folder) == Comparison(2)
+
+
+@pytest.mark.parametrize("edit", [
+    ("| 0.25 |", "| 0.2 |"),
+    ("value: 0.25", "value: 0.2"),
+    ("  name: kid", "  name: fid"),
+    ("## Data\n", "| metric | value |\n| --- | --- |\n| fid | 1.02 |\n\n## Data\n"),
+    ("images = pipeline", "images = other"),
+    ("A &lt;Processor&gt;", "A watch"),
+    ("--preset digits", "--preset mnist"),
+])  # fmt: skip
+def test_an_edited_fact_of_an_older_card_is_found(folder, edit):
+    append(folder / "results.jsonl", [result(0.25)])
+    card = as_of_wording_1(write_card(folder).read_text())
+    assert card.count(edit[0]) == 1
+    edited = card.replace(*edit)
+    (folder / "README.md").write_text(edited)
+    differences = compare_card(folder).differences
+    assert differences
+    for number, line in enumerate(edited.splitlines(), 1):
+        if line not in card.splitlines():
+            line = line.replace("DDIMScheduler", "ddim")  # it is compared under its present name
+            assert f"line {number} is not from the files: {line}" in differences
+
+
+def test_a_change_of_the_words_is_counted(folder):
+    """If this fails, the text of cards has changed: count WORDS up in `rendering/render.py`, and put the new
+    digest here. Otherwise cards that were rendered before would be reported as edited.
+    """
+    prose = hashlib.sha256()
+    append(folder / "results.jsonl", [result(0.25, forced=True), result(0.5, "copying")])
+    for name in ("unconditional", "class_conditional", "ddgan", "vdm", "vae"):
+        run = {**RUN, "family": name}
+        (folder / "run.json").write_text(json.dumps(run))
+        text = render_card(folder)
+        facts = {line for _, line in differences._facts(text)}
+        prose.update("\n".join(line for line in text.splitlines() if line not in facts).encode())
+    assert WORDS == 2
+    assert prose.hexdigest() == "b524a1ad36a8b014dbd8a13565b5bc8f57690933f96437a4ea6f615ab593bdd4"

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trilemma.eval.scoring.results import SAMPLING, Marks, kind, metric_name
+from trilemma.eval.scoring.naming import metric_name
+from trilemma.eval.scoring.results import SAMPLING, ResultLine
 from trilemma.eval.studies.model_table import figures, pick, standard_protocols, trilemma, ways
 from trilemma.eval.studies.models import read_models
-from trilemma.eval.studies.targets import curve_of, parse_target, reach, section
+from trilemma.eval.studies.tables import Marks
+from trilemma.eval.studies.targets import check_target, curve_of, parse_target, reach, section
 
 LINE = {
     "metric": "fd_classifier", "value": 3.0, "interval": [2.5, 2.9], "floor": 0.4, "source": "m", "n": 2000,
@@ -41,7 +43,7 @@ def folder(root, name, lines=(), scalars=(), hardware=CPU):
 
 def table(*folders):
     models, marks = read_models(folders), Marks()
-    return trilemma(models, standard_protocols(models), marks), marks.said
+    return trilemma(models, standard_protocols(models), marks), marks.remarks
 
 
 def rows(text):
@@ -88,7 +90,7 @@ def test_the_line_of_the_standard_protocol_wins_over_newer_ones_and_the_newest_o
     models = read_models([folder(tmp_path, "one", lines), folder(tmp_path, "two", [LINE])])
     standard = standard_protocols(models)["fd_classifier"]
     way = tuple(LINE[name] for name in SAMPLING)
-    assert pick(models[0], "fd_classifier", way, standard)["value"] == 3.5
+    assert pick(models[0], "fd_classifier", way, standard).value == 3.5
 
 
 def test_ways_to_sample_are_rows_and_early_evaluations_are_not(tmp_path):
@@ -131,38 +133,39 @@ def curve(values, metric="fd_classifier", **change):
     ]
 
 
+def parsed(lines):
+    return [ResultLine.from_json(line) for line in lines]
+
+
 def test_a_target_between_two_evaluations_is_interpolated_in_the_logarithm_of_images():
-    found = reach(curve([8.0, 6.0, 4.0, 5.0]), 5.0, {1: 10.0, 2: 20.0, 4: 40.0})
-    assert not found.first
-    assert found.images == pytest.approx(100 * 2**1.5)
-    assert found.seconds == pytest.approx(10 * 2**1.5)
+    reached = reach(parsed(curve([8.0, 6.0, 4.0, 5.0])), 5.0, {1: 10.0, 2: 20.0, 4: 40.0})
+    assert not reached.first
+    assert reached.images == pytest.approx(100 * 2**1.5)
+    assert reached.seconds == pytest.approx(10 * 2**1.5)
     # A curve that is a straight line in log images is met exactly, wherever the evaluations are.
     line = [
         {**LINE, "images_seen": n, "step": n, "value": 20 - 2 * math.log(n)} for n in (100, 333, 2000, 9000)
     ]
-    assert reach(line, 8.0, {}).images == pytest.approx(math.exp(6))
-    assert reach(line, 8.0, {}).seconds is None
+    assert reach(parsed(line), 8.0, {}).images == pytest.approx(math.exp(6))
+    assert reach(parsed(line), 8.0, {}).seconds is None
 
 
 def test_a_target_met_at_once_is_a_bound_and_one_never_met_is_none():
-    assert reach(curve([4.0, 3.0]), 5.0, {1: 10.0}).first
-    assert reach(curve([4.0, 3.0]), 4.0, {1: 10.0}).images == 100
-    assert reach(curve([8.0, 6.0]), 5.0, {}) is None
+    assert reach(parsed(curve([4.0, 3.0])), 5.0, {1: 10.0}).first
+    assert reach(parsed(curve([4.0, 3.0])), 4.0, {1: 10.0}).images == 100
+    assert reach(parsed(curve([8.0, 6.0])), 5.0, {}) is None
     assert reach([], 5.0, {}) is None
-    rising = curve([0.5, 0.7, 0.9], metric="coverage_classifier")
+    rising = parsed(curve([0.5, 0.7, 0.9], metric="coverage_classifier"))
     assert reach(rising, 0.8, {}).images == pytest.approx(100 * 2**1.5)
 
 
 def test_a_curve_holds_only_what_was_measured_alike():
     later = [{**LINE, "n": 50_000, "value": 1.0, "step": 4, "images_seen": 400}]
-    assert [li["value"] for li in curve_of(curve([8.0, 6.0, 4.0]) + later, "fd_classifier")] == [
-        8.0,
-        6.0,
-        4.0,
-    ]
-    again = curve([7.0])
-    assert [li["value"] for li in curve_of(curve([8.0, 6.0]) + again, "fd_classifier")] == [7.0, 6.0]
-    assert curve_of(curve([8.0]), "kid_classifier") == []
+    longest = curve_of(parsed(curve([8.0, 6.0, 4.0]) + later), "fd_classifier")
+    assert [line.value for line in longest] == [8.0, 6.0, 4.0]
+    again = curve_of(parsed(curve([8.0, 6.0]) + curve([7.0])), "fd_classifier")
+    assert [line.value for line in again] == [7.0, 6.0]
+    assert curve_of(parsed(curve([8.0])), "kid_classifier") == []
 
 
 def test_savings_are_told_against_the_first_model(tmp_path):
@@ -189,7 +192,7 @@ def test_savings_are_told_against_the_first_model(tmp_path):
     )
     assert stuck["images"].startswith("not within 200 images")
     assert (odd["model"], odd["images"], odd["images saved"]) == ("odd [1]", "<= 100", "")
-    assert marks.said == ["not comparable: other n than the first model's curve"]
+    assert marks.remarks == ["not comparable: other n than the first model's curve"]
 
 
 def test_the_bound_of_every_family_is_drawn_against_steps_and_seconds(tmp_path):
@@ -208,11 +211,32 @@ def test_the_bound_of_every_family_is_drawn_against_steps_and_seconds(tmp_path):
     assert axes[0].get_legend_handles_labels()[1] == ["vdm", "vae (no held-out images)"]
 
 
+def test_a_target_is_reached_from_the_side_that_its_metric_is_worse_on(tmp_path):
+    """confident_share=0.8 is not reached at 0.2, and what has no better end is no target."""
+    assert reach(parsed(curve([0.2, 0.6], metric="confident_share")), 0.8, {}) is None
+    assert reach(parsed(curve([0.2, 0.9], metric="confident_share")), 0.8, {}).images > 100
+    assert reach(parsed(curve([0.4, 0.1], metric="modes_kl")), 0.2, {}).images > 100
+    lines = [*curve([1.2], metric="diversity_classifier"), *curve([0.2], metric="confident_share")]
+    models = read_models([folder(tmp_path, "one", lines)])
+    check_target("confident_share", models)
+    with pytest.raises(ValueError, match="neither a higher nor a lower diversity is better"):
+        check_target("diversity_classifier", models)
+
+
 @pytest.mark.parametrize("extractor", ["inception", "classifier", "pixels"])
 @pytest.mark.parametrize("name", ["fd", "kid", "coverage", "modes"])
-def test_the_kind_of_a_line_is_what_it_was_measured_as(name, extractor):
-    told = {"metric": metric_name(name, extractor, 10_000, "train"), "feature_extractor": extractor}
-    assert kind(told) == name
+def test_a_line_of_an_older_version_is_what_it_was_measured_as(name, extractor):
+    metric = metric_name(name, extractor, 10_000, "train", whole=True)
+    line = ResultLine.from_json({**LINE, "metric": metric, "feature_extractor": extractor})
+    assert (line.measure, line.column) == (name, name)
+
+
+def test_the_chart_of_the_bound_is_drawn_wherever_the_logs_are(tmp_path):
+    place = folder(tmp_path, "one", scalars=[{"step": 1, "seconds": 1, "bpd": 4.0}])
+    (tmp_path / "one" / "logs").rename(tmp_path / "one" / "records")
+    (tmp_path / "one" / "config.yaml").write_text("logging_dir: records\n")
+    models = read_models([place])
+    assert figures(models, standard_protocols(models)).keys() == {"elbo"}
 
 
 @pytest.mark.parametrize("word", ["fd_classifier", "fd_classifier=", "fd=low", "=5", "fd=nan", "fd=-inf"])

@@ -6,10 +6,10 @@ import sys
 import pytest
 import yaml
 
+from trilemma.training import families
 from trilemma.training.diffusion.losses import LOSSES
 from trilemma.training.diffusion.process import SCHEDULES, TARGETS
-from trilemma.training.families.presets import PRESETS
-from trilemma.training.options.command_line import FAMILIES, parse
+from trilemma.training.options.command_line import parse
 from trilemma.training.options.flags import flags_of, flatten, to_yaml
 
 DIFFUSERS_FLAGS = """dataset_name dataset_config_name model_config_name_or_path train_data_dir output_dir
@@ -40,7 +40,7 @@ def refused(capsys, *argv):
 
 
 def test_every_flag_of_diffusers_script_exists():
-    assert set(DIFFUSERS_FLAGS) <= set(flags_of(FAMILIES["unconditional"]))
+    assert set(DIFFUSERS_FLAGS) <= set(flags_of(families.family("unconditional").config))
 
 
 def test_the_command_of_diffusers_readme_parses():
@@ -60,9 +60,9 @@ def test_another_data_set_does_not_inherit_the_digits_recipe():
     assert config.run.output_dir == "outputs/unconditional-cats"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_every_preset_parses_and_names_its_source(family):
-    for name, preset in PRESETS[family].items():
+    for name, preset in families.family(family).presets.items():
         config = flatten(parse(family, "", ["--preset", name]))
         assert {k: config[k] for k in preset.options} == preset.options
         assert len(preset.source) > 20
@@ -112,6 +112,13 @@ def test_dry_run_prints_yaml_and_stops(capsys):
         (["--no-center_crop"], ["--no-center_crop", "centre"]),
         (["--preserve_input_precision"], ["--preserve_input_precision", "8"]),
         (["stray"], ["stray"]),
+        (["--sampler", "dimm", "--dry_run"], ["--sampler must be one of ddim, ddpm", "Did you mean ddim?"]),
+        (
+            ["--sampler", "euler_ancestral", "--prediction_type", "sample", "--dry_run"],
+            ["--sampler euler_ancestral cannot sample sample models", "ddim"],
+        ),
+        (["--learning_rate", "1e-8", "--lr_scheduler", "polynomial"], ["--learning_rate", "1e-07"]),
+        (["--vae_channels", "8"], ["--vae_channels does not apply here", "training/train_vae.py"]),
     ],
 )
 def test_errors_name_the_option_the_value_and_the_remedy(capsys, argv, words):
@@ -128,7 +135,7 @@ def test_unknown_key_in_a_config_file(tmp_path, capsys):
 
 
 def test_tables_and_choices_agree():
-    flags = flags_of(FAMILIES["unconditional"])
+    flags = flags_of(families.family("unconditional").config)
     for name, table in (
         ("loss_type", LOSSES),
         ("prediction_type", TARGETS),
@@ -137,8 +144,45 @@ def test_tables_and_choices_agree():
         assert set(flags[name].choices) == set(table)
 
 
-def test_help_and_errors_answer_without_torch():
-    code = "import sys; from trilemma.training.options.command_line import parse\n"
-    code += "try: parse('unconditional', '', ['--oops'])\n"
-    code += "except SystemExit: sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+@pytest.mark.parametrize("family", families.names())
+def test_the_first_sampler_is_that_of_sheets_and_others_are_refused(family, capsys):
+    config = parse(family, "", [])
+    assert config.sheet.sampler == families.family(family).samplers[0]
+    with pytest.raises(SystemExit):
+        parse(family, "", ["--sampler", "nonsense", "--dry_run"])
+    names = ", ".join(families.family(family).samplers)
+    assert f"--sampler must be one of {names}; got 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("family", "sampler"), [("unconditional", "ddpm"), ("vdm", "ancestral")])
+def test_a_config_file_that_names_its_sampler_still_loads(tmp_path, family, sampler):
+    (tmp_path / "c.yaml").write_text(f"sampler: {sampler}\neval_batch_size: 5\nddpm_num_inference_steps: 7\n")
+    sheet = parse(family, "", ["--config", str(tmp_path / "c.yaml")]).sheet
+    assert (sheet.sampler, sheet.eval_batch_size, sheet.ddpm_num_inference_steps) == (sampler, 5, 7)
+
+
+def test_the_preset_of_shortcut_chains_samples_by_them():
+    assert parse("vdm", "", ["--preset", "swirl-shortcut"]).sheet.sampler == "shortcut"
+
+
+def test_choices_that_only_higher_layers_know_are_checked_before_a_dry_run_prints(capsys):
+    def check(config):
+        raise ValueError(f"--eval_metrics must not be {config.evaluation.eval_metrics[0]}")
+
+    with pytest.raises(SystemExit) as end:
+        parse("unconditional", "", ["--eval_metrics", "fdd", "--eval_steps", "5", "--dry_run"], check=check)
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert "error: --eval_metrics must not be fdd" in captured.err
+    assert not captured.out
+
+
+def test_help_and_errors_of_every_family_answer_without_torch():
+    code = "import sys; from trilemma.training import families\n"
+    code += "from trilemma.training.options.command_line import parse\n"
+    code += "for family in families.names():\n"
+    code += "    for words in (['--oops'], ['--help']):\n"
+    code += "        try: parse(family, '', words)\n"
+    code += "        except SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from trilemma.training.images import decode
-from trilemma.training.images import image_set as data
+from trilemma.training.images.batches import FLIP, ORDER, Order, batches
 from trilemma.training.images.decode import to_pixels
-from trilemma.training.images.image_set import batches, hold_out, load_images, to_float, to_uint8
+from trilemma.training.images.image_set import HELD_OUT, hold_out, load_images, to_float, to_uint8
 from trilemma.training.options.groups import DataConfig
 
 CLASSES = ("airplane", "bird", "cat")
@@ -611,7 +611,7 @@ def test_too_large_for_the_cache_is_decoded_on_access(tmp_path, configure, monke
     assert not list((tmp_path / "other" / "images").glob("*/images.uint8"))
     np.testing.assert_array_equal(everything(images)[0], pixels[good].transpose(0, 3, 1, 2))
     assert images.fingerprint == stored.fingerprint
-    streams = [batches(source, batch_size=4, seed=1, device="cpu") for source in (images, stored)]
+    streams = [batches(source, Order(4, 1), device="cpu") for source in (images, stored)]
     for _ in range(3):
         torch.testing.assert_close(next(streams[0])[0], next(streams[1])[0], rtol=0, atol=0)
 
@@ -647,7 +647,7 @@ def order(stream, count):
 
 
 def test_a_batch_is_floats_with_their_labels(numbered):
-    x0, labels = next(batches(numbered, batch_size=4, seed=0, device="cpu"))
+    x0, labels = next(batches(numbered, Order(4, 0), device="cpu"))
     assert (x0.dtype, x0.shape, labels.dtype, labels.shape) == (
         torch.float32,
         (4, 1, 4, 4),
@@ -660,21 +660,21 @@ def test_a_batch_is_floats_with_their_labels(numbered):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 30])
 def test_every_image_once_an_epoch_and_none_dropped(numbered, batch_size):
-    seen = order(batches(numbered, batch_size=batch_size, seed=3, device="cpu"), 11)
+    seen = order(batches(numbered, Order(batch_size, 3), device="cpu"), 11)
     epochs = [seen[start : start + 11] for start in range(0, 11 * batch_size, 11)]
     assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
 def test_seed_decides_the_order(numbered):
-    one, again, other = (order(batches(numbered, batch_size=5, seed=s, device="cpu"), 9) for s in (0, 0, 1))
+    one, again, other = (order(batches(numbered, Order(5, s), device="cpu"), 9) for s in (0, 0, 1))
     assert one == again != other
 
 
 def test_ranks_share_what_one_process_would_see(numbered):
-    alone = taken(batches(numbered, batch_size=6, seed=0, device="cpu"), 9)
+    alone = taken(batches(numbered, Order(6, 0), device="cpu"), 9)
     ranks = [
-        taken(batches(numbered, batch_size=2, seed=0, device="cpu", rank=r, world=3), 9) for r in range(3)
+        taken(batches(numbered, Order(2, 0, rank=r, world=3), device="cpu"), 9) for r in range(3)
     ]
     for whole, *parts in zip(alone, *ranks, strict=True):
         torch.testing.assert_close(torch.cat([x0 for x0, _ in parts]), whole[0])
@@ -683,18 +683,17 @@ def test_ranks_share_what_one_process_would_see(numbered):
 
 @pytest.mark.parametrize("start", [1, 4, 17])
 def test_start_goes_on_as_if_never_cut(numbered, start):
-    options = {"batch_size": 4, "seed": 2, "device": "cpu", "rank": 1, "world": 2, "random_flip": True}
-    uncut = taken(batches(numbered, **options), start + 6)[start:]
-    for (x0, labels), (expected, expected_labels) in zip(
-        taken(batches(numbered, **options, start=start), 6), uncut, strict=True
-    ):
+    order, options = Order(4, 2, rank=1, world=2), {"device": "cpu", "random_flip": True}
+    uncut = taken(batches(numbered, order, **options), start + 6)[start:]
+    cut = taken(batches(numbered, replace(order, start=start), **options), 6)
+    for (x0, labels), (expected, expected_labels) in zip(cut, uncut, strict=True):
         assert torch.equal(x0, expected)
         assert torch.equal(labels, expected_labels)
 
 
 def test_flips_are_drawn_for_each_image(numbered):
     flipped = []
-    for x0, labels in taken(batches(numbered, batch_size=11, seed=0, device="cpu", random_flip=True), 60):
+    for x0, labels in taken(batches(numbered, Order(11, 0), device="cpu", random_flip=True), 60):
         pixels = to_float(numbered.__getitems__(labels)[0])
         same, turned = ((x0 == other).flatten(1).all(1) for other in (pixels, pixels.flip(-1)))
         assert (same ^ turned).all()
@@ -706,18 +705,16 @@ def test_flips_are_drawn_for_each_image(numbered):
 
 def test_torchs_own_generator_is_left_alone(numbered):
     before = torch.get_rng_state()
-    taken(batches(numbered, batch_size=4, seed=0, device="cpu", random_flip=True), 5)
+    taken(batches(numbered, Order(4, 0), device="cpu", random_flip=True), 5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_reader_processes_give_the_same_batches(numbered):
-    options = {"batch_size": 4, "seed": 0, "device": "cpu", "random_flip": True}
-    stream = batches(numbered, **options, num_workers=2, start=3)
-    for found, expected in zip(
-        taken(stream, 6), taken(batches(numbered, **options, start=3), 6), strict=True
-    ):
-        assert torch.equal(found[0], expected[0])
-        assert torch.equal(found[1], expected[1])
+    order, options = Order(4, 0, start=3), {"device": "cpu", "random_flip": True}
+    stream = batches(numbered, order, **options, num_workers=2)
+    for batch, expected in zip(taken(stream, 6), taken(batches(numbered, order, **options), 6), strict=True):
+        assert torch.equal(batch[0], expected[0])
+        assert torch.equal(batch[1], expected[1])
 
 
 def test_images_travel_to_reader_processes_without_their_pixels(configure):
@@ -731,11 +728,11 @@ def test_images_travel_to_reader_processes_without_their_pixels(configure):
 
 def test_impossible_batches_are_refused_at_the_call(numbered):
     with pytest.raises(ValueError, match="--train_batch_size must be at least 1; got 0"):
-        batches(numbered, batch_size=0, seed=0, device="cpu")
+        batches(numbered, Order(0, 0), device="cpu")
     with pytest.raises(ValueError, match="no images"):
-        batches(numbered.subset([]), batch_size=1, seed=0, device="cpu")
+        batches(numbered.subset([]), Order(1, 0), device="cpu")
     with pytest.raises(ValueError, match=r"rank must be in 0\.\.1"):
-        batches(numbered, batch_size=1, seed=0, device="cpu", rank=2, world=2)
+        batches(numbered, Order(1, 0, rank=2, world=2), device="cpu")
 
 
 # Subsets
@@ -762,14 +759,14 @@ def test_hold_out_splits_by_seed(numbered):
 
 def test_uses_of_randomness_do_not_share_a_stream():
     """SeedSequence takes [a, b] and [a, b, 0] for one seed, so the use must come first."""
-    assert len({data.ORDER, data.FLIP, data.HELD_OUT}) == 3
-    first = np.random.default_rng([data.ORDER, 5, 2]).random(4)
-    assert not np.array_equal(first, np.random.default_rng([data.FLIP, 5, 2, 0]).random(4))
+    assert len({ORDER, FLIP, HELD_OUT}) == 3
+    first = np.random.default_rng([ORDER, 5, 2]).random(4)
+    assert not np.array_equal(first, np.random.default_rng([FLIP, 5, 2, 0]).random(4))
 
 
 def test_readers_leave_the_process_group_so_that_stop_signals_miss_them():
     images = load_images(DataConfig(dataset_name="digits"))
-    stream = batches(images, batch_size=4, seed=0, device="cpu", num_workers=1)
+    stream = batches(images, Order(4, 0), device="cpu", num_workers=1)
     next(stream)
     listed = subprocess.run(
         ["ps", "-o", "pid=,pgid=", "--ppid", str(os.getpid())], capture_output=True, text=True

@@ -1,7 +1,6 @@
 """The denoising-diffusion GAN: posterior against diffusers, R1 by finite differences, runs end to end."""
 
 import copy
-import inspect
 import json
 import os
 import random
@@ -20,18 +19,14 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from trilemma.model_cards.hub.bundle import save_bundle
-from trilemma.pipelines import ddgan as pipeline_module
-from trilemma.pipelines import unconditional
 from trilemma.pipelines.ddgan import DDGANPipeline, condition
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, latent_row, vp_process
-from trilemma.training.families.groups import DDGANConfig, GANOptimConfig
-from trilemma.training.families.presets import PRESETS
+from trilemma.training.families.ddgan import PRESETS, DDGANConfig, GANOptimConfig
 from trilemma.training.loop.checkpoints import checkpoint_steps, find_checkpoint
 from trilemma.training.loop.watchdog import GRACE, PATIENCE, SIGNS, CollapsedRun, Watchdog
 from trilemma.training.networks.discriminator import GROUP, Discriminator, group_deviation
 from trilemma.training.objectives.ddgan import DDGAN, DiscriminatorTurn, compare
 from trilemma.training.options.command_line import parse
-from trilemma.training.sampling import with_sampler
 
 SCRIPT = "training/train_ddgan.py"
 CLASSES = ("zero", "one", "two")
@@ -268,7 +263,7 @@ def test_classes_by_name_and_number():
     assert not torch.allclose(named[:1], images_of(pipe, [0], class_labels="one"))
     labels = pipe._labels(None, 300, torch.Generator().manual_seed(0))
     assert torch.bincount(labels, minlength=3).min() > 70
-    with pytest.raises(ValueError, match="0 'zero', 1 'one', 2 'two'; got 'three'"):
+    with pytest.raises(ValueError, match="0 'zero', 1 'one', 2 'two', or None; got 'three'"):
         pipe(class_labels="three")
     with pytest.raises(ValueError, match="no classes"):
         make_pipeline()(class_labels=1)
@@ -293,16 +288,14 @@ def test_what_the_pipeline_refuses():
         pipe(seeds=[1], generator=torch.Generator())
     with pytest.raises(ValueError, match="posterior"):
         DDGANPipeline(pipe.unet, DDIMScheduler(4, prediction_type="sample"))
+    with pytest.raises(ValueError, match="--sampler must be one of ddpm for a DDGANPipeline; got 'ddim'"):
+        pipe.with_sampler("ddim")
+    other = pipe.with_sampler("ddpm")
+    other.register_modules(scheduler=DDIMScheduler(4, prediction_type="sample"))
     with pytest.raises(ValueError, match="posterior; got a DDIMScheduler"):
-        with_sampler(pipe, "ddim")(seeds=[1])
+        other(seeds=[1])
     with pytest.raises(ValueError, match="identity"):
         DDGANPipeline(make_net(class_embed_type=None), pipe.scheduler)
-
-
-@pytest.mark.parametrize("name", ["_generators", "_evenly_spaced", "_convert"])
-def test_what_the_pipelines_share_is_the_same_in_both_files(name):
-    """Each file is shipped alone, so they share by copy; a change belongs into both."""
-    assert inspect.getsource(vars(pipeline_module)[name]) == inspect.getsource(vars(unconditional)[name])
 
 
 def test_a_stranger_draws_the_same_images(tmp_path):
@@ -333,11 +326,13 @@ torch.testing.assert_close(images, torch.load({str(tmp_path / "wanted.pt")!r}), 
 # The method
 
 
-def make_method(class_names=None, warmup=0, **options):
+def make_method(class_names=None, warmup=0, optim=None, **options):
     accelerator = Accelerator(cpu=True)
     classes = len(class_names or ())
     config = DDGANConfig(**({"watchdog_steps": 0, "r1_interval": 2} | options))
-    optim = GANOptimConfig(train_batch_size=8, learning_rate=1e-3, lr_warmup_steps=warmup)
+    optim = GANOptimConfig(
+        **({"train_batch_size": 8, "learning_rate": 1e-3, "lr_warmup_steps": warmup} | (optim or {}))
+    )
     return DDGAN(make_net(), make_discriminator(classes), accelerator, config, optim, 100, class_names)
 
 
@@ -375,15 +370,25 @@ def test_a_state_goes_on_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(flat(one.net), flat(other.net))
     assert torch.equal(flat(one.discriminator), flat(other.discriminator))
-    assert one.schedules[0].get_last_lr() == other.schedules[0].get_last_lr()
+    assert [one.learning_rate(turn) for turn in (0, 1)] == [other.learning_rate(turn) for turn in (0, 1)]
 
 
 def test_both_rates_warm_up_together_whatever_the_turns():
     method = make_method(warmup=4, discriminator_steps=3, discriminator_learning_rate=2e-3)
     for _ in range(6):
-        rates = [schedule.get_last_lr()[0] for schedule in method.schedules]
-        assert rates[0] == pytest.approx(2 * rates[1])
+        assert method.learning_rate(0) == pytest.approx(2 * method.learning_rate(1))
         method.step(torch.rand(8, 1, 8, 8), None)
+
+
+def test_milestones_lower_both_rates_at_the_same_step():
+    optim = {"lr_scheduler": "multistep", "lr_milestones": (2, 4), "lr_gamma": 0.1}
+    method = make_method(optim=optim, discriminator_steps=3, discriminator_learning_rate=2e-3)
+    rates = []
+    for _ in range(5):
+        rates.append(method.learning_rate(1))
+        assert method.learning_rate(0) == pytest.approx(2 * rates[-1])
+        method.step(torch.rand(8, 1, 8, 8), None)
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
 
 
 def test_r1_comes_every_so_many_steps():
@@ -480,6 +485,12 @@ def test_what_the_command_line_refuses(capsys):
     assert "--sampler" in refused(capsys, "--sampler", "ddim")
     assert "--ddpm_num_steps" in refused(capsys, "--ddpm_num_steps", "1000")
     assert "--ddpm_num_steps, 4; got 3" in refused(capsys, "--ddpm_num_inference_steps", "3")
+    assert "go together" in refused(capsys, "--lr_scheduler", "multistep")
+
+
+def test_the_rates_of_both_networks_take_milestones():
+    config = parse("ddgan", "", ["--lr_scheduler", "multistep", "--lr_milestones", "10", "20"])
+    assert config.optim.lr_milestones == (10, 20)
 
 
 @pytest.fixture
@@ -556,7 +567,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, flags):
 def test_a_discriminator_a_hundred_times_too_fast_is_caught(tmp_path, flags):
     """The run stops with the sign and the flags to try, and the checkpoint from before it is still there."""
     out = tmp_path / "out"
-    rate = 100 * PRESETS["ddgan"]["digits"].options["discriminator_learning_rate"]
+    rate = 100 * PRESETS["digits"].options["discriminator_learning_rate"]
     fast = ["--discriminator_channels", "16", "32", "--discriminator_learning_rate", str(rate)]
     fast += ["--watchdog_steps", "20", "--checkpointing_steps", "20", "--validation_steps", "1000"]
     done = run(SCRIPT, *flags, *fast, "--max_train_steps", "1000", "--output_dir", str(out), check=False)

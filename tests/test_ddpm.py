@@ -10,8 +10,9 @@ from trilemma.eval.bounds.gaussian import GaussianTerms
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.losses import LOSSES, prior_bpd
 from trilemma.training.diffusion.process import SCHEDULES, TARGETS, noise_schedule
-from trilemma.training.families.groups import DDPMConfig
-from trilemma.training.objectives.ddpm import DDPM, ImportanceTimes, ddpm_scheduler
+from trilemma.training.diffusion.times import ImportanceTimes
+from trilemma.training.objectives.ddpm import DDPM, ddpm_scheduler
+from trilemma.training.options.ddpm import DDPMConfig
 
 
 class Constant(nn.Module):

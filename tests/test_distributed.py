@@ -15,10 +15,10 @@ from entry import ROOT, command, environment, run
 from PIL import Image, ImageChops
 from test_train_unconditional import SCRIPT, assert_same, scalars, weights
 
-from trilemma.eval.plots.pictures import sheet
+from trilemma.eval.plots.sheets import sheet
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.loop.checkpoints import checkpoint_steps
-from trilemma.training.sampling import sample, with_sampler
+from trilemma.training.sampling import sample
 
 pytestmark = pytest.mark.distributed
 
@@ -108,8 +108,8 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from trilemma.training.loop.loop import StopSignal
 from trilemma.training.loop.machine import closing_groups
+from trilemma.training.loop.stop import StopSignal
 
 def threads():
     return [p for p in Path("/proc/self/task").glob("*/comm") if "gloo" in p.read_text()]
@@ -155,7 +155,7 @@ def test_samples_do_not_depend_on_the_number_of_processes(tmp_path, tiny):
     """The published model draws the same sheet from the same seeds, whoever drew it."""
     out = ["--output_dir", str(tmp_path / "out"), "--max_train_steps", "2", "--eval_batch_size", "5"]
     launch(2, *command(SCRIPT, *tiny, *out)[1:])
-    pipeline = with_sampler(UnconditionalPipeline.from_pretrained(tmp_path / "out"), "ddim")
+    pipeline = UnconditionalPipeline.from_pretrained(tmp_path / "out").with_sampler("ddim")
     again = sheet(sample(pipeline, range(5), batch_size=2, num_inference_steps=10))
     drawn = Image.open(tmp_path / "out" / "samples.png")
     assert ImageChops.difference(again.convert("L"), drawn.convert("L")).getextrema()[1] <= 1

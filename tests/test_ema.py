@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
 from trilemma.training.loop.ema import EMA, ema_decay
+from trilemma.training.loop.loop import published
 from trilemma.training.options.groups import EMAConfig
 
 
@@ -42,6 +44,34 @@ def test_without_ema_the_average_is_the_weights():
     steps(net, ours)
     for a, p in zip(ours.average, net.parameters(), strict=True):
         assert torch.equal(a, p)
+
+
+class Fixed:
+    """A method whose pipeline is its network."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def pipeline(self, net):
+        return net
+
+
+def test_an_error_while_the_average_is_published_leaves_the_raw_weights_and_the_training_mode():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout())
+    ours = EMA(net, lambda step: 0.5)
+    steps(net, ours)
+    own = [p.detach().clone() for p in net.parameters()]
+
+    def fail(pipeline):
+        assert pipeline is net
+        assert not any(module.training for module in net.modules())
+        assert all(torch.equal(p, a) for p, a in zip(net.parameters(), ours.average, strict=True))
+        raise KeyError
+
+    with pytest.raises(KeyError), published(Fixed(net), ours) as pipeline:
+        fail(pipeline)
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(p, o) for p, o in zip(net.parameters(), own, strict=True))
 
 
 def test_applied_puts_the_average_in_and_the_own_weights_back_exactly():

@@ -1,24 +1,38 @@
 """The evaluation entry points, end to end: models, files, several processes, bad input, during training."""
 
 import json
+import re
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from entry import command, environment, run
+from diffusers import DDPMScheduler, UNet2DModel
+from entry import ROOT, command, environment, run
 from PIL import Image
 from test_distributed import TORCHRUN
 
-from trilemma.eval.metrics.sample_metric import Measurement
-from trilemma.eval.options import SamplingConfig
-from trilemma.eval.scoring.model_images import default_guidance, labels_like
-from trilemma.eval.scoring.results import Origin, lines, metric_name
+from trilemma.eval.bounds.bits_per_dim import Likelihood
+from trilemma.eval.evaluate import EvaluateConfig
+from trilemma.eval.metrics.sample_metric import Measurement, SampleMetric
+from trilemma.eval.metrics.table import METRICS, Measure, Metric
+from trilemma.eval.options import SamplingConfig, check_choices
+from trilemma.eval.scoring import after_training
+from trilemma.eval.scoring.model_images import labels_like
+from trilemma.eval.scoring.naming import metric_name
+from trilemma.eval.scoring.protocol import ReferenceProtocol
+from trilemma.eval.scoring.results import Origin, ResultLine, lines, read
+from trilemma.eval.scoring.yardsticks import Reference
+from trilemma.eval.studies.grid import columns_of
+from trilemma.model_cards.hub.bundle import save_bundle
+from trilemma.pipelines.ddgan import DDGANPipeline
 from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.images.image_set import load_images
+from trilemma.training.options.flags import parse_flags
 from trilemma.training.options.groups import DataConfig
 
 EVALUATE, GENERATE, TRAIN = "eval/evaluate.py", "eval/generate.py", "training/train_unconditional.py"
@@ -65,10 +79,10 @@ def test_training_scored_twice_and_kept_the_best(model):
 
 
 def test_a_line_says_everything_that_a_comparison_needs(model, tmp_path):
-    found = scored(model, tmp_path, *model_flags(model))
-    assert {"fd_classifier", "kid_classifier", "precision_classifier", "coverage_classifier"} <= found.keys()
-    assert "fid" not in str(found.keys())
-    line = found["fd_classifier"]
+    scores = scored(model, tmp_path, *model_flags(model))
+    assert {"fd_classifier", "kid_classifier", "precision_classifier", "coverage_classifier"} <= scores.keys()
+    assert "fid" not in str(scores.keys())
+    line = scores["fd_classifier"]
     assert line["n"] == 80
     assert line["reference_n"] == 1797 - 64  # what was held out is not what it was trained on
     assert (line["sampler"], line["num_inference_steps"], line["nfe"]) == ("ddim", 4, 4)
@@ -230,17 +244,19 @@ def cut(path):
         (("kid", "inception", 10_000, "train"), "kid"),
         (("kid", "classifier", 10_000, "train"), "kid_classifier"),
         (("class_accuracy", "classifier", 100, "train"), "class_accuracy"),
-        (("bpd_test", None, 100, None), "bpd_test"),
+        (("bpd", None, 100, "test"), "bpd_test"),
+        (("prior_bpd", None, 100, "train"), "bpd_train_prior"),
     ],
 )
 def test_names_are_honest(arguments, name):
-    assert metric_name(*arguments) == name
+    assert metric_name(*arguments, whole=True) == name
 
 
 def test_lines_keep_the_number_of_each_measurement():
-    made = lines({"a": Measurement(1.0, 7)}, Origin("x", 10), None, commit=None)
-    assert made[0]["n"] == 7
-    assert json.loads(json.dumps(made[0]))["interval"] is None
+    protocol = ReferenceProtocol("pixels", None, "none", "uint8", "toy", "train", "0", False, 10)
+    (line,) = lines({"kid": Measurement(1.0, 7)}, Origin("x", 10), protocol, commit=None)
+    assert (line.n, line.measure, line.metric) == (7, "kid", "kid_pixels")
+    assert json.loads(json.dumps(line.to_json()))["interval"] is None
 
 
 def test_generate_does_not_mix_models_or_samplers_in_one_place(model, tmp_path):
@@ -250,7 +266,7 @@ def test_generate_does_not_mix_models_or_samplers_in_one_place(model, tmp_path):
     other = [*model_flags(model, 4), "--sampler", "heun", "--output", str(tmp_path / "images")]
     done = run(GENERATE, *other, check=False)
     assert done.wait() != 0
-    assert "drawn otherwise" in done.output
+    assert "drawn with other settings" in done.output
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     png(foreign / "00000000.png", 8)
@@ -267,10 +283,9 @@ def test_flags_of_conditional_models_are_refused_elsewhere(model, tmp_path):
 
 
 def test_guidance_is_refused_where_the_pipeline_has_none():
-    attributes = {"config": {"class_names": {"0": "a"}}, "__call__": lambda self, seeds: None}
-    pipeline = type("DDGANPipeline", (), attributes)()
+    pipeline = SimpleNamespace(family="ddgan", class_names=("a",), default_guidance=None)
     drawing = SimpleNamespace(pipeline=pipeline, sampling=SamplingConfig(guidance_scale=2.0))
-    with pytest.raises(ValueError, match="--guidance_scale is nothing that a DDGANPipeline has"):
+    with pytest.raises(ValueError, match="--guidance_scale has no effect: ddgan models have no guidance"):
         labels_like(drawing, None)
 
 
@@ -281,8 +296,133 @@ def test_models_without_classes_have_no_guidance_by_default():
     }  # fmt: skip
     for classes, scale in ((None, None), (["a", "b"], 1.0)):
         model = VDMModel(row, sample_size=8, in_channels=1, num_class_embeds=classes and 3)
-        assert default_guidance(VDMPipeline(model, classes)) == scale
+        assert VDMPipeline(model, classes).default_guidance == scale
 
 
 def test_a_part_of_the_split_is_not_the_literatures_reference():
     assert metric_name("fd", "inception", 50_000, "train", whole=False) == "fid_50k_vs_part_of_train"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "model_cards" / "zoo").glob("*/results.jsonl")), ids=str)
+def test_results_of_the_zoo_are_read_and_written_as_they_are(path):
+    """Lines of the version before `measure` and `whole` were recorded."""
+    for text, line in zip(path.read_text().splitlines(), read(path), strict=True):
+        before, after = json.loads(text), line.to_json()
+        assert {**before, "sampler": None} == {**{key: after[key] for key in before}, "sampler": None}
+        assert ResultLine.from_json(json.loads(json.dumps(after))) == line
+        assert line.sampler not in ("DDPMScheduler", "DDIMScheduler")
+        name = metric_name(line.measure, line.feature_extractor, line.n, line.reference_split, line.whole)
+        assert name == line.metric
+
+
+def test_what_the_reference_was_is_kept_and_told_of_older_lines():
+    protocol = ReferenceProtocol("inception", "0", "x", "uint8", "toy", "train", "0", False, 10, whole=False)
+    (line,) = lines({"fd": Measurement(1.0, 50_000)}, Origin("x", 50_000), protocol, commit=None)
+    assert (line.metric, line.whole) == ("fid_50k_vs_part_of_train", False)
+    older = {key: value for key, value in line.to_json().items() if key not in ("measure", "whole")}
+    assert ResultLine.from_json(older) == line
+    assert ResultLine.from_json({**older, "metric": "fid"}).whole
+    assert ResultLine.from_json({**older, "metric": "fd_pixels", "feature_extractor": "pixels"}).whole is None
+
+
+def test_the_number_of_a_sweep_keeps_what_the_sweep_added():
+    protocol = ReferenceProtocol("pixels", None, "none", "uint8", "toy", "train", "0", False, 10)
+    (line,) = lines({"kid": Measurement(1.0, 7)}, Origin("x", 7), protocol, commit=None)
+    swept = ResultLine.from_json({**line.to_json(), "point": "a=1", "lines": 1})
+    assert swept.extra == {"point": "a=1", "lines": 1}
+    assert swept.to_json()["point"] == "a=1"
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        (EVALUATE, ["--metrics", "fd", "fdd"], "--metrics must be one of fd, .*; got 'fdd'. Did you mean fd"),
+        (EVALUATE, ["--feature_extractor", "incepton"], "got 'incepton'. Did you mean inception"),
+        (EVALUATE, ["--sampler", "dimm"], "--sampler must be one of .*; got 'dimm'. Did you mean ddim"),
+        (GENERATE, ["--sampler", "dimm"], "--sampler must be one of .*; got 'dimm'. Did you mean ddim"),
+        ("eval/sweep.py", ["--question", "losses", "--sampler", "dimm"], "got 'dimm'. Did you mean ddim"),
+        (TRAIN, ["--dry_run", "--eval_steps", "1", "--eval_metrics", "fdd"], "got 'fdd'. Did you mean fd"),
+        (TRAIN, ["--dry_run", "--eval_steps", "1", "--eval_metrics", "diversity"], "chooses the best model"),
+        (TRAIN, ["--dry_run", "--eval_steps", "1", "--eval_metrics", "fd", "bpd"], "no metric of samples"),
+        (TRAIN, ["--dry_run", "--eval_steps", "1", "--eval_feature_extractor", "vgg"], "got 'vgg'"),
+    ],
+)
+def test_a_mistyped_name_is_refused_before_torch_is_imported(script, flags, message):
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = code.replace("sys.argv[0]", repr(str(ROOT / script)))
+    start = [sys.executable, "-c", f"import sys; sys.argv[0] = {script!r}; {code}"]
+    done = subprocess.run([*start, *flags], capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, done.stderr)
+
+
+def test_a_family_without_a_bound_is_refused_before_anything_is_drawn():
+    pipeline = SimpleNamespace(family="ddgan")
+    message = "ddgan models have no bound .* class_conditional, unconditional, vae, vdm"
+    with pytest.raises(ValueError, match=message):
+        Likelihood(pipeline, None, 250)
+
+
+def test_bits_per_dimension_of_a_denoising_gan_end_before_the_data_are_opened(tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("the data were opened")
+
+    network = UNet2DModel(sample_size=8, **{**TINY, "class_embed_type": "identity"})
+    gan = DDGANPipeline(network, DDPMScheduler(num_train_timesteps=4, prediction_type="sample"))
+    save_bundle(gan, tmp_path / "gan")
+    monkeypatch.setattr(after_training, "open_reference", never)
+    flags = ["--model", str(tmp_path / "gan"), "--metrics", "fd", "bpd", "--reference", "digits"]
+    config = parse_flags(EvaluateConfig, "", [*flags, "--output", str(tmp_path / "results.jsonl")])
+    with pytest.raises(ValueError, match="ddgan models have no bound"):
+        after_training.evaluate(config)
+
+
+def test_each_split_is_measured_once():
+    train, test = SimpleNamespace(name="train"), SimpleNamespace(name="test")
+    for split, reference, expected in (
+        (None, Reference(train, test), {"train": train, "test": test}),
+        ("test", Reference(test, train), {"test": test}),
+        ("train", Reference(train, None), {"train": train}),
+    ):
+        config = SimpleNamespace(reference=SimpleNamespace(split=split))
+        assert after_training.likelihood_images(config, reference) == expected
+
+
+class Brightness(SampleMetric):
+    """Mean grey level of the samples over the reference's: a metric of these tests."""
+
+    def __init__(self, reference, num_samples):
+        super().__init__(num_samples)
+        self.level = float(reference.gaussian.mean.mean())
+        self.add_sum("total", 1)
+
+    def update(self, index, features):
+        self.mark(index)
+        self.total += features.mean(1).sum().to(self.total)
+
+    def compute(self):
+        self.check_complete(self.total)
+        return {
+            "brightness": Measurement(float(self.total) / self.num_samples / self.level, self.num_samples)
+        }
+
+
+def test_a_new_metric_is_one_row_and_its_class(tmp_path, monkeypatch, capsys):
+    row = Metric(
+        f"{__name__}:Brightness", {"brightness": Measure(better="lower", shown=True)}, best="brightness"
+    )
+    monkeypatch.setitem(METRICS, "brightness", row)
+    images = load_images(DataConfig(dataset_name="digits", cache_dir=str(tmp_path)))
+    pixels, _ = images.__getitems__(range(len(images)))
+    np.save(tmp_path / "a.npy", (pixels // 2).permute(0, 2, 3, 1).numpy())
+    flags = ["--images", str(tmp_path / "a.npy"), "--reference", "digits", "--cache_dir", str(tmp_path)]
+    flags += ["--metrics", "brightness", "--feature_extractor", "pixels", "--cpu_threads", "1"]
+    config = parse_flags(EvaluateConfig, "", [*flags, "--output", str(tmp_path / "results.jsonl")])
+    after_training.evaluate(config)
+    (line,) = read(tmp_path / "results.jsonl")
+    assert (line.metric, line.measure) == ("brightness_pixels", "brightness")
+    assert line.value == pytest.approx(0.48, abs=0.03)
+    assert columns_of([line]) == {"brightness": False}
+    check_choices(metrics=["brightness"], in_training=True)
+    with pytest.raises(SystemExit):
+        parse_flags(EvaluateConfig, "", ["--metrics", "brightnes"])

@@ -8,15 +8,14 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
+from trilemma.eval.features import classifier, inception
 from trilemma.eval.features.extractors import (
-    EXTRACTORS,
     Features,
     VisionNet,
-    classifier,
-    distance_name,
-    inception,
     load_extractor,
 )
+from trilemma.eval.features.table import EXTRACTORS
+from trilemma.eval.scoring.naming import metric_name
 from trilemma.training.images.image_set import load_images
 from trilemma.training.options.groups import DataConfig
 
@@ -197,6 +196,6 @@ def test_unknown_names_list_the_choices():
 
 
 def test_only_inceptions_distance_is_called_fid():
-    names = {name: distance_name(name) for name in EXTRACTORS}
+    names = {name: metric_name("fd", name, 50_000, "train", whole=True) for name in EXTRACTORS}
     assert names["inception"] == "fid"
     assert all(distance == f"fd_{name}" for name, distance in names.items() if name != "inception")

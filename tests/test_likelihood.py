@@ -15,14 +15,13 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim, bits_per_image
-from trilemma.eval.bounds.gaussian import GaussianTerms, process_of
+from trilemma.eval.bounds.gaussian import gaussian_terms, process_of
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.losses import log_variance_range
 from trilemma.training.diffusion.process import SCHEDULES, TARGETS, noise_schedule
 from trilemma.training.images.image_set import Images, to_float
-from trilemma.training.sampling import with_sampler
 
 EDGE = 1 + 1 / 255  # of the outermost 8-bit bin
 MEAN, STD = 0.1, 0.2
@@ -145,7 +144,7 @@ def test_exact_reverse_process_attains_the_entropy(target):
     learned = {"variance": "learned_range", "fraction": fraction}
     pipeline = known(gaussian_posterior, 50, target=target, sample_size=8, **learned)
     images = gaussian_images(600, 8)
-    metric = bits_per_image(GaussianTerms.of(pipeline, None, 5000), images, seed=0, device=CPU)
+    metric = bits_per_image(gaussian_terms(pipeline, None, 5000), images, seed=0, device=CPU)
     excess = metric.prior + metric.diffusion + metric.reconstruction - gaussian_bits(images)
     error = float(excess.std()) / 600**0.5
     assert error < 0.01
@@ -170,7 +169,7 @@ def test_fixed_variances_cost_what_the_closed_form_says(variance, steps, count):
     expected = float((0.5 * ((p / q).log() + (q + mean_error) / p - 1)).sum()) / math.log(2)
     images = gaussian_images(count, 8)
     values = bits_per_dim(pipeline, images, batch_size=2000)
-    value, _, (_, high), _ = values["bpd_diffusion"]
+    value, _, (_, high), _ = values["diffusion_bpd"]
     error = (high - value) / NORMAL_QUANTILE
     assert error < 0.06
     assert abs(value - expected) < 3 * error
@@ -277,9 +276,9 @@ def test_each_term_equals_its_definition(variance, clip):
     mass = torch.where(own.abs() > 0.999, ndtr(torch.where(outward, 1 / 255 - off, 1 / 255 + off)), mass)
     last = Normal(process.abar[-1].sqrt() * own, (1 - process.abar[-1]).sqrt())
     expected = {
-        "bpd_prior": kl_divergence(last, Normal(0.0, 1.0)).mean(),
-        "bpd_diffusion": kl,
-        "bpd_reconstruction": -mass.log().mean(),
+        "prior_bpd": kl_divergence(last, Normal(0.0, 1.0)).mean(),
+        "diffusion_bpd": kl,
+        "reconstruction_bpd": -mass.log().mean(),
     }
     for name, value in expected.items():
         assert values[name].value == pytest.approx(float(value) / math.log(2), rel=2e-5), name
@@ -289,7 +288,7 @@ def test_each_term_equals_its_definition(variance, clip):
 
 def per_image(pipeline, images, timesteps=None, **options):
     """(N, 3) terms of each image."""
-    terms = GaussianTerms.of(pipeline, timesteps, options.pop("batch_size", 100))
+    terms = gaussian_terms(pipeline, timesteps, options.pop("batch_size", 100))
     metric = bits_per_image(terms, images, device=CPU, **{"seed": 0, **options})
     return torch.stack([metric.prior, metric.diffusion, metric.reconstruction], dim=1)
 
@@ -332,7 +331,7 @@ def test_predictions_are_clipped_as_the_sampler_clips_them():
 
 @pytest.mark.parametrize("timesteps", [1, 3, 4, 10, 18, 19])
 def test_systematic_times_take_every_t_equally_often(timesteps):
-    terms = GaussianTerms.of(known(some_network, 20), timesteps, 8)
+    terms = gaussian_terms(known(some_network, 20), timesteps, 8)
     starts = [SimpleNamespace(integers=lambda high, r=r: range(high)[r]) for r in range(-19, 0)]
     times = np.stack([terms._times(start) for start in starts])
     assert (times[:, 0] == 1).all()
@@ -387,7 +386,7 @@ def test_batches_and_company_change_no_image(timesteps):
 
 
 def shares(pipeline, images, world):
-    terms = GaussianTerms.of(pipeline, None, 30)
+    terms = gaussian_terms(pipeline, None, 30)
     return [bits_per_image(terms, images, seed=0, device=CPU, rank=r, world=world) for r in range(world)]
 
 
@@ -443,7 +442,7 @@ def test_class_labels_stay_with_their_images():
     pipeline.unet.predict = lambda asked: predict(asked).expand(-1, 1, 4, 4)
     for timesteps in (None, 3):
         values = bits_per_dim(pipeline, images, timesteps=timesteps, batch_size=9)
-        assert values["bpd_diffusion"].value == pytest.approx(0, abs=1e-9)
+        assert values["diffusion_bpd"].value == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="--label_column"):
         bits_per_dim(pipeline, images_of(images.pixels))
     with pytest.raises(ValueError, match="3 classes; x has a label 3"):
@@ -456,7 +455,7 @@ def test_a_saved_model_has_the_same_bits(tmp_path):
     before = bits_per_dim(pipeline, images)
     pipeline.save_pretrained(tmp_path)
     assert bits_per_dim(DDPMPipeline.from_pretrained(tmp_path), images) == before
-    assert bits_per_dim(with_sampler(pipeline, "ddim"), images) == before
+    assert bits_per_dim(pipeline.with_sampler("ddim"), images) == before
 
 
 def test_dropout_is_off_and_comes_back():
@@ -534,5 +533,5 @@ def test_wrong_arguments_are_refused():
 
 def test_a_bound_that_is_not_finite_is_an_error():
     pipeline = known(lambda x_t, alpha, sigma: x_t * float("nan"), 10)
-    with pytest.raises(ValueError, match="bpd_diffusion is not finite for 2 images, the first is 0"):
+    with pytest.raises(ValueError, match="diffusion_bpd is not finite for 2 images, the first is 0"):
         bits_per_dim(pipeline, uniform_images(2))

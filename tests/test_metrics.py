@@ -16,7 +16,8 @@ from torchmetrics.image.inception import InceptionScore as TorchmetricsInception
 from torchmetrics.image.kid import poly_mmd
 
 from trilemma.eval.metrics import frechet
-from trilemma.eval.metrics.distances import METRICS, FrechetDistance, build_metrics
+from trilemma.eval.metrics.build import build_metrics
+from trilemma.eval.metrics.distances import FrechetDistance
 from trilemma.eval.metrics.frechet import (
     BLOCKS,
     Gaussian,
@@ -25,13 +26,15 @@ from trilemma.eval.metrics.frechet import (
     frechet_floor,
     jackknife,
 )
-from trilemma.eval.metrics.pairs import EVERYTHING
 from trilemma.eval.metrics.pairwise import kernel_distance, manifolds, nearest
 from trilemma.eval.metrics.sample_metric import Measurement, block_interval, share_interval
-from trilemma.eval.scoring.reference import Protocol, ReferenceCollector, ReferenceStatistics
+from trilemma.eval.metrics.table import ALL_IMAGES, METRICS
+from trilemma.eval.scoring.protocol import ReferenceProtocol
+from trilemma.eval.scoring.reference import ReferenceCollector, ReferenceStatistics
 
 D, K = 6, 4
 Results = dict[str, Measurement]
+OF_SAMPLES = tuple(name for name, row in METRICS.items() if row.needs != ("model",))
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -58,10 +61,10 @@ def logits_of(features: torch.Tensor) -> torch.Tensor:
 
 
 def reference_of(features: torch.Tensor, heldout: torch.Tensor | None = None) -> ReferenceStatistics:
-    collector = ReferenceCollector(len(features), features.shape[1], K, keep=EVERYTHING)
+    collector = ReferenceCollector(len(features), features.shape[1], K, keep=ALL_IMAGES)
     for index in torch.arange(len(features)).split(37):
         collector.update(index, features[index], logits_of(features[index]))
-    protocol = Protocol("pixels", None, "none", "uint8", "toy", "train", "0", False, len(features))
+    protocol = ReferenceProtocol("pixels", None, "none", "uint8", "toy", "train", "0", False, len(features))
     return dataclasses.replace(collector.statistics(protocol), heldout=heldout)
 
 
@@ -82,7 +85,7 @@ def feed(metrics: dict, samples: torch.Tensor, indices: list[torch.Tensor]) -> N
             metric.update(index, *(batch[need] for need in METRICS[name].needs))
 
 
-def score(reference: ReferenceStatistics, samples: torch.Tensor, names=tuple(METRICS), batch=64) -> Results:
+def score(reference: ReferenceStatistics, samples: torch.Tensor, names=OF_SAMPLES, batch=64) -> Results:
     metrics = build_metrics(names, reference, len(samples))
     feed(metrics, samples, list(torch.arange(len(samples)).split(batch)))
     return {name: value for metric in metrics.values() for name, value in metric.compute().items()}
@@ -451,7 +454,7 @@ def whole() -> Results:
 
 def test_order_and_batches_change_nothing(whole):
     samples = toy_samples()
-    metrics = build_metrics(METRICS, toy_reference(), len(samples))
+    metrics = build_metrics(OF_SAMPLES, toy_reference(), len(samples))
     order = torch.randperm(len(samples), generator=rng(3))
     feed(metrics, samples, [order[:1], order[1:1], order[1:50], order[50:]])
     assert_same({k: v for m in metrics.values() for k, v in m.compute().items()}, whole)
@@ -474,7 +477,7 @@ def score_shards(rank: int, folder: str) -> None:
     reference, samples = toy_reference_sharded(rank), toy_samples()
     for world, shards in SHARDS.items():
         if rank < world:
-            metrics = build_metrics(METRICS, reference, len(samples))
+            metrics = build_metrics(OF_SAMPLES, reference, len(samples))
             for metric in metrics.values():
                 metric.process_group = groups[world]
             if len(shards[rank]):
@@ -498,10 +501,10 @@ def score_shards(rank: int, folder: str) -> None:
 
 def toy_reference_sharded(rank: int) -> ReferenceStatistics:
     features, heldout = normal(300, D, seed=1).float(), normal(80, D, seed=2).float()
-    collector = ReferenceCollector(300, D, K, keep=EVERYTHING)
+    collector = ReferenceCollector(300, D, K, keep=ALL_IMAGES)
     index = torch.arange(rank, 300, 3)
     collector.update(index, features[index], logits_of(features[index]))
-    protocol = Protocol("pixels", None, "none", "uint8", "toy", "train", "0", False, 300)
+    protocol = ReferenceProtocol("pixels", None, "none", "uint8", "toy", "train", "0", False, 300)
     return dataclasses.replace(collector.statistics(protocol), heldout=heldout)
 
 
@@ -516,7 +519,7 @@ def test_shards_change_nothing(tmp_path, whole):
 
 
 def test_sums_stay_float64():
-    metrics = build_metrics(METRICS, toy_reference(), 101)
+    metrics = build_metrics(OF_SAMPLES, toy_reference(), 101)
     module = torch.nn.ModuleList(metrics.values()).half().float().to("cpu").bfloat16()
     feed(metrics, toy_samples(), [torch.arange(101)])
     for metric in module:
@@ -538,7 +541,7 @@ def test_miscounted_samples_are_errors():
 
 
 # class_accuracy only compares the largest logit: there a wrong class is no error.
-@pytest.mark.parametrize("name", sorted(set(METRICS) - {"class_accuracy"}))
+@pytest.mark.parametrize("name", sorted({*OF_SAMPLES} - {"class_accuracy"}))
 def test_bad_outputs_are_errors(name):
     samples = toy_samples(30)
     samples[4, 2] = torch.nan
@@ -555,7 +558,7 @@ def test_what_the_reference_lacks_is_named():
         build_metrics(("modes",), bare, 10)
     with pytest.raises(ValueError, match="--metrics memorization needs real images"):
         build_metrics(("memorization",), dataclasses.replace(toy_reference(), heldout=None), 10)
-    with pytest.raises(ValueError, match=r"--metrics must be of fd, kid.*'fdi'"):
+    with pytest.raises(ValueError, match=r"--metrics must be of fd, .*'fdi'"):
         build_metrics(("fdi",), bare, 10)
     with pytest.raises(ValueError, match=r"\(B, 6\).*\(10, 5\).*--feature_extractor"):
         FrechetDistance(bare, 10).update(torch.arange(10), torch.zeros(10, 5))
@@ -570,3 +573,15 @@ def test_few_samples_have_no_interval():
     for name in ("fd", "kid", "is", "diversity"):
         assert results[name].interval is None
         assert math.isfinite(results[name].value)
+
+
+@pytest.mark.parametrize("name", OF_SAMPLES)
+def test_a_row_names_the_measures_that_its_metric_gives(name):
+    row = METRICS[name]
+    assert list(score(toy_reference(), toy_samples(), names=(name,))) == list(row.measures)
+    assert row.best is None or row.measures[row.best].better
+
+
+def test_every_measure_belongs_to_one_metric():
+    measures = [measure for row in METRICS.values() for measure in row.measures]
+    assert len(measures) == len(set(measures))

@@ -161,7 +161,7 @@ def test_errors_name_the_remedy():
         build_network({"_class_name": "UNet2DConditionModel"}, channels=1, resolution=8)
     with pytest.raises(ValueError, match="no option 'layer_per_block'; did you mean layers_per_block"):
         build_network({**TINY, "layer_per_block": 1}, channels=1, resolution=8)
-    with pytest.raises(ValueError, match=r"multiple of 4 .* got 30\. Take 28 or 32"):
+    with pytest.raises(ValueError, match=r"multiple of 4 .* got 30\. Use 28 or 32"):
         build_network(NETS["unet_28"], channels=1, resolution=30)
 
 
@@ -198,10 +198,15 @@ def test_load_network_config_says_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"nothing\.json"):
         load_network_config(str(tmp_path / "nothing.json"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="no model on the Hub"):
+    with pytest.raises(ValueError, match="nor a model on the Hub"):
         load_network_config("nobody/nothing")
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 28, 32, 64, 128])
 def test_the_network_for_a_resolution_takes_it(resolution):
     on_meta(net_for(resolution), resolution)
+
+
+def test_the_network_for_points_is_chosen_by_the_kind_of_data():
+    assert net_for(1, points=True) == "mlp"
+    assert net_for(1) != "mlp"

@@ -17,21 +17,22 @@ from torch.testing import assert_close
 from trilemma.eval.bounds.bits_per_dim import bits_per_dim
 from trilemma.eval.bounds.precise import precise_bpd
 from trilemma.eval.features.extractors import load_extractor
-from trilemma.eval.metrics.distances import build_metrics
+from trilemma.eval.metrics.build import build_metrics
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.plots import points as point_plots
-from trilemma.eval.plots.pictures import process, sheet
+from trilemma.eval.plots.process import process
+from trilemma.eval.plots.sheets import sheet
 from trilemma.eval.scoring.reference import ReferenceStatistics
 from trilemma.eval.scoring.yardsticks import Reference, pick_extractor, score, yardsticks
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma
 from trilemma.pipelines.vdm_model import Gamma
 from trilemma.training.diffusion.process import noise_schedule
-from trilemma.training.images.image_set import batches, hold_out, load_images, to_float, to_uint8
+from trilemma.training.images.batches import Order, batches
+from trilemma.training.images.image_set import hold_out, load_images, to_float, to_uint8
 from trilemma.training.images.points import MIXTURE, POINTS, SHAPE, Mixture, MixtureDenoiser, picture
 from trilemma.training.loop.records import RunLog
 from trilemma.training.options.groups import DataConfig
-from trilemma.training.sampling import with_sampler
 
 SAMPLES = 2000
 GRID = torch.cartesian_prod(torch.arange(256), torch.arange(256)).to(torch.uint8).view(-1, *SHAPE)
@@ -90,10 +91,11 @@ def test_options_of_images_are_errors(option):
 def test_what_is_done_to_images_can_be_done_to_points():
     images = load_images(DataConfig(dataset_name="mixture", classes=("1", "3"), max_train_images=500))
     assert images.class_names == ("1", "3")
+    assert images.points
     assert set(images.labels) == {0, 1}
     rest, held_out = hold_out(images, 100, seed=0)
     assert (len(rest), len(held_out)) == (400, 100)
-    x0, labels = next(batches(rest, batch_size=32, seed=0, device="cpu", num_workers=1))
+    x0, labels = next(batches(rest, Order(32, seed=0), device="cpu", num_workers=1))
     assert (x0.shape, x0.dtype, labels.shape) == ((32, *SHAPE), torch.float32, (32,))
     with pytest.raises(ValueError, match="mixture has no split 'validation'"):
         load_images(DataConfig(dataset_name="mixture"), "validation")
@@ -284,8 +286,8 @@ def shares(samples):
 
 PIPELINES = {
     "ddpm": (oracle, (10, 25, 500)),
-    "ddim": (lambda: with_sampler(oracle(), "ddim"), (10, 25, 250)),
-    "dpmsolver++": (lambda: with_sampler(oracle(), "dpmsolver++"), (10, 25, 250)),
+    "ddim": (lambda: oracle().with_sampler("ddim"), (10, 25, 250)),
+    "dpmsolver++": (lambda: oracle().with_sampler("dpmsolver++"), (10, 25, 250)),
     "ancestral": (vdm_oracle, (5, 15, 500)),
 }
 
@@ -361,8 +363,8 @@ def test_bound_of_evaluation_agrees_with_the_truth():
     low, high = measured["bpd"].interval
     assert low < truth + 0.05
     assert truth < high
-    assert measured["bpd_reconstruction"].value < 0.1
-    assert measured["bpd_prior"].value < 0.01
+    assert measured["reconstruction_bpd"].value < 0.1
+    assert measured["prior_bpd"].value < 0.01
 
 
 # Pictures and runs
@@ -373,9 +375,9 @@ def test_a_picture_has_a_dot_for_each_point():
     drawn = picture(corners)
     assert (drawn.shape, drawn.dtype) == ((1, 512, 512), torch.uint8)
     assert (drawn[0, -1, 0], drawn[0, -1, -1], drawn[0, 0, 0], drawn[0, 256, 256]) == (0, 0, 255, 255)
-    assert sheet(corners, columns=3).size == (512, 512)
+    assert sheet(corners, columns=3, points=True).size == (512, 512)
     states = corners[:, None].expand(-1, 4, *SHAPE)
-    figure = process(states, states, [0, 0.3, 0.6, 1])
+    figure = process(states, states, [0, 0.3, 0.6, 1], points=True)
     assert len(figure.axes) == 2 * 4  # all points of a state in one picture
 
 
@@ -383,7 +385,7 @@ def test_trackers_see_points_as_a_picture():
     shown = []
     tracker = SimpleNamespace(name="tensorboard", log_images=lambda images, **_: shown.append(images))
     log = SimpleNamespace(accelerator=SimpleNamespace(trackers=[tracker]))
-    RunLog.images(log, "samples", points("swirl"), 1)
+    RunLog.images(log, "samples", points("swirl"), 1, points=True)
     assert shown[0]["samples"].shape == (1, 512, 512, 3)
 
 

@@ -9,10 +9,11 @@ from datasets import ClassLabel, Dataset, Features, Image
 from entry import ROOT, run
 from PIL import Image as PILImage
 
-from trilemma.training.families.presets import PRESETS
+from trilemma.training import families
 from trilemma.training.images.points import POINTS
 from trilemma.training.networks.rows import NETS
 
+PRESETS = {name: families.family(name).presets for name in families.names()}
 ROWS = [(family, name) for family, rows in PRESETS.items() for name in rows]
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,13 +15,13 @@ import yaml
 from diffusers import DDPMScheduler
 from huggingface_hub import HfApi, constants, snapshot_download
 from loopback_hub import LoopbackHub
-from test_card import fill, network, result
+from test_card import as_of_wording_1, fill, network, result
 
 from trilemma.eval.evaluate import EvaluateConfig
-from trilemma.eval.metrics import distances as metrics
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.scoring import after_training as evaluation
-from trilemma.eval.scoring.results import append, read
+from trilemma.eval.scoring import yardsticks
+from trilemma.eval.scoring.results import REQUIRED, append, read
 from trilemma.model_cards.hub import recheck, upload
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
@@ -59,7 +60,7 @@ def folder(tmp_path):
     contents = {
         "model_index.json": b'{"_class_name": "DDPMPipeline"}',
         "README.md": b"---\nlicense: mit\n---\n# A model\n",
-        "results.jsonl": json.dumps(result(3.2, "fid")).encode() + b"\n",
+        "results.jsonl": json.dumps(result(3.2, "fid").to_json()).encode() + b"\n",
         "logs/events.out.tfevents.1": b"log",
         "unet/diffusion_pytorch_model.safetensors": bytes(1000),
         "checkpoints/step-00000001/state.safetensors": b"not for the Hub",
@@ -184,7 +185,7 @@ def test_a_push_that_is_cut_is_run_again(hub, folder, cut):
 
 
 @pytest.mark.parametrize("results", [
-    None, "", json.dumps(result(1.0, step=59)), json.dumps(result(1.0) | {"seeds": None})
+    None, "", json.dumps(result(1.0, step=59).to_json()), json.dumps(result(1.0, seeds=None).to_json())
 ])  # fmt: skip
 def test_a_model_without_results_is_refused(hub, folder, results):
     """None at all, of an earlier step, of a folder of images."""
@@ -314,11 +315,11 @@ def test_the_numbers_of_a_published_model_come_out_again(hub, copy, tmp_path, mo
     pull = partial(snapshot_download, endpoint=hub.url, cache_dir=tmp_path / "hub")
     monkeypatch.setattr(recheck, "snapshot_download", pull)
     checks = recheck.recheck(NAME)
-    assert {check.line["metric"] for check in checks} >= {"fd_pixels", "kid_pixels", "copying_pixels"}
+    assert {check.line.metric for check in checks} >= {"fd_pixels", "kid_pixels", "copying_pixels"}
     assert len(checks) == len(read(copy / "results.jsonl"))
     for check in checks:
         assert check.agrees, check
-        assert check.now.value == pytest.approx(check.line["value"], rel=1e-4)
+        assert check.now.value == pytest.approx(check.line.value, rel=1e-4)
     main(["--verify", NAME, "--num_samples", "60", "--reference", "digits"])
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert re.search(r"intervals overlap: \S+ \.\. \S+ and \S+ \.\. \S+$", rows["fd_pixels"])
@@ -329,7 +330,7 @@ def test_a_number_that_is_not_the_model_s_is_found(copy, capsys):
     lines = read(copy / "results.jsonl")
     (copy / "results.jsonl").unlink()
     append(copy / "results.jsonl", [
-        line | ({"value": line["value"] * 1.5} if line["metric"] == "fd_pixels" else {}) for line in lines
+        replace(line, value=line.value * (1.5 if line.measure == "fd" else 1)) for line in lines
     ])  # fmt: skip
     with pytest.raises(ValueError, match="fd_pixels"):
         recheck.recheck(str(copy))  # the card still has the old one
@@ -349,10 +350,10 @@ def test_samples_of_some_classes_are_a_row_and_a_draw_of_their_own(measured, cop
     )  # fmt: skip
     evaluation.evaluate(build(EvaluateConfig, values))
     lines = read(copy / "results.jsonl")
-    assert (lines[-1]["classes"], lines[-1]["guidance_scale"]) == ("'digit 3' 4", 1.0)
-    append(copy / "results.jsonl", [lines[-1] | {"classes": "5"}])  # not what was drawn
+    assert (lines[-1].classes, lines[-1].guidance_scale) == ("'digit 3' 4", 1.0)
+    append(copy / "results.jsonl", [replace(lines[-1], classes="5")])  # not what was drawn
     write_card(copy)
-    checks = {(c.line["metric"], c.line["classes"]): c for c in recheck.recheck(str(copy))}
+    checks = {(c.line.metric, c.line.classes): c for c in recheck.recheck(str(copy))}
     assert checks["fd_pixels", None].agrees
     assert checks["fd_pixels", "'digit 3' 4"].agrees
     values = {check.now.value for (metric, _), check in checks.items() if metric == "fd_pixels"}
@@ -377,14 +378,49 @@ def test_another_reference_and_more_samples_than_seeds_are_refused(copy):
     ("is", 10.0, (9.0, 11.0), False, None),
 ])  # fmt: skip
 def test_when_numbers_agree(measure, value, interval, all_seeds, agrees):
-    line = result(10.0, "fd_classifier", interval=(9.0, 11.0))
+    line = result(10.0, f"{measure}_classifier", measure=measure, interval=(9.0, 11.0))
     now = Measurement(value, 500, interval)
-    assert recheck._compare(line, measure, None, now, all_seeds).agrees is agrees
-    assert recheck._compare(line, measure, "other weights", now, all_seeds).agrees is None
+    assert recheck._compare(line, None, now, all_seeds).agrees is agrees
+    assert recheck._compare(line, "other weights", now, all_seeds).agrees is None
 
 
-def test_recheck_knows_every_metric():
-    assert recheck.MEASURES.keys() == metrics.METRICS.keys()
-    told = [name for names in recheck.MEASURES.values() for name in names]
-    assert set(recheck.FREE_OF_N) < set(told)
-    assert len(told) == len(set(told))
+def test_a_distance_to_a_part_of_the_training_images_is_checked(copy, monkeypatch):
+    """`validation_size` leaves a part of them, which only a FID says in its name: fid_90_vs_part_of_train."""
+    lines = [line for line in read(copy / "results.jsonl") if line.measure == "fd"]
+    assert [line.whole for line in lines] == [False]
+    renamed = replace(lines[0], feature_extractor="inception", metric="fid_90_vs_part_of_train")
+    pixels = yardsticks.load_extractor
+
+    def load(name, **options):
+        extractor = pixels("pixels", **options)
+        extractor.name = name
+        return extractor
+
+    monkeypatch.setattr(yardsticks, "load_extractor", load)
+    for value, agrees in ((renamed.value, True), (2 * renamed.value, False)):
+        (copy / "results.jsonl").unlink()
+        append(copy / "results.jsonl", [replace(renamed, value=value)])
+        write_card(copy)
+        (check,) = recheck.recheck(str(copy))
+        assert check.agrees is agrees, check
+
+
+def test_lines_and_cards_of_an_earlier_version_are_checked(copy, caplog):
+    """Without `measure` and `whole`, with the class of the scheduler as sampler, under an older wording."""
+    lines = [line.to_json() for line in read(copy / "results.jsonl")]
+    older = [{key: line[key] for key in REQUIRED} | {"sampler": "DDIMScheduler"} for line in lines]
+    (copy / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
+    (copy / "README.md").write_text(as_of_wording_1(write_card(copy).read_text()))
+    checks = recheck.recheck(str(copy))
+    assert len(checks) == len(lines)
+    assert all(check.agrees for check in checks)
+    assert "only its facts were compared" in caplog.text
+
+
+def test_a_number_of_the_model_itself_is_not_drawn_again(copy):
+    """Bits per dimension come from no samples."""
+    append(copy / "results.jsonl", [result(3.0, "bpd_test", measure="bpd", feature_extractor=None)])
+    write_card(copy)
+    checks = {check.line.metric: check for check in recheck.recheck(str(copy))}
+    assert (checks["bpd_test"].agrees, checks["bpd_test"].why) == (None, "not measured on samples")
+    assert checks["fd_pixels"].agrees

@@ -11,15 +11,17 @@ from torch.testing import assert_close
 
 from trilemma.eval.metrics.distances import FrechetDistance
 from trilemma.eval.metrics.frechet import Gaussian, frechet_distance
+from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.eval.scoring.reference import (
-    Protocol,
     ReferenceCollector,
     ReferenceStatistics,
     cache_path,
     load_reference,
 )
 
-PROTOCOL = Protocol("inception", "6726", "tf1-bilinear-299", "round", "cifar10", "train", "abc", False, 50)
+PROTOCOL = ReferenceProtocol(
+    "inception", "6726", "tf1-bilinear-299", "round", "cifar10", "train", "abc", False, 50
+)
 
 
 def features(n: int = 50) -> torch.Tensor:
@@ -73,7 +75,7 @@ def test_own_file_returns_everything(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["reference.safetensors"]
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(Protocol), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", dataclasses.fields(ReferenceProtocol), ids=lambda field: field.name)
 def test_another_protocol_is_refused_by_field(field):
     stats = statistics()
     stats.check(PROTOCOL)
@@ -86,10 +88,10 @@ def test_another_protocol_is_refused_by_field(field):
 
 def test_cache_path_depends_on_all_of_the_protocol(tmp_path):
     paths = {cache_path(tmp_path, PROTOCOL, 0), cache_path(tmp_path, PROTOCOL, 10)}
-    for field in dataclasses.fields(Protocol):
+    for field in dataclasses.fields(ReferenceProtocol):
         changed = {"flips": True, "n": 49}.get(field.name, "other")
         paths.add(cache_path(tmp_path, dataclasses.replace(PROTOCOL, **{field.name: changed}), 0))
-    assert len(paths) == 2 + len(dataclasses.fields(Protocol))
+    assert len(paths) == 2 + len(dataclasses.fields(ReferenceProtocol))
     assert cache_path(tmp_path, PROTOCOL, 0) in paths
 
 
@@ -186,7 +188,7 @@ def test_files_that_are_not_ours_are_refused(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         load_reference(path)
     save_file({"mean": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="is no trilemma-reference-1 file"):
+    with pytest.raises(ValueError, match="is not a trilemma-reference-1 file"):
         load_reference(path)
     other = tmp_path / "reference.pkl"
     other.write_bytes(whole)

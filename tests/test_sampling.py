@@ -7,19 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, HeunDiscreteScheduler, ModelMixin
+from diffusers import DDPMScheduler, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
+from trilemma.pipelines.samplers import SAMPLERS
 from trilemma.pipelines.unconditional import UnconditionalPipeline
-from trilemma.training.sampling import (
-    SAMPLERS,
-    evaluations,
-    gather_in_order,
-    sample,
-    shard,
-    with_sampler,
-)
+from trilemma.training.sampling import Share, gather_in_order, sample, shard
 
 
 class GaussianNetwork(ModelMixin, ConfigMixin):
@@ -58,7 +52,7 @@ def pipeline_of(target="epsilon", schedule="linear", sample_size=8):
     ("name", "target"), [(n, target) for n, row in SAMPLERS.items() for target in row.targets]
 )
 def test_every_sampler_finds_the_law_of_the_data(name, target, schedule):
-    pipeline = with_sampler(pipeline_of(target, schedule, sample_size=32), name)
+    pipeline = pipeline_of(target, schedule, sample_size=32).with_sampler(name)
     images = pipeline(seeds=range(8), num_inference_steps=250, output_type="pt").images * 2 - 1
     # 8192 pixels: standard errors 0.0022 and 0.0016; 250 steps of first order narrow the law by up to 0.015.
     assert abs(images.mean() - 0.3) < 0.01
@@ -69,15 +63,16 @@ def test_every_sampler_finds_the_law_of_the_data(name, target, schedule):
 def test_another_sampler_keeps_the_schedule_and_changes_nothing_else(name):
     pipeline = pipeline_of()
     before = str(vars(pipeline.scheduler))
-    other = with_sampler(pipeline, name)
+    other = pipeline.with_sampler(name)
     assert other.unet is pipeline.unet
-    assert isinstance(other.scheduler, SAMPLERS[name].scheduler)
+    assert type(other.scheduler).__name__ == SAMPLERS[name].scheduler
+    assert other.sampler == name
     assert other.scheduler.config.timestep_spacing == "trailing"
     torch.testing.assert_close(other.scheduler.betas, pipeline.scheduler.betas)
     assert isinstance(pipeline.scheduler, DDPMScheduler)
     assert pipeline.components["scheduler"] is pipeline.scheduler
     assert str(vars(pipeline.scheduler)) == before
-    back = with_sampler(other, "ddpm")
+    back = other.with_sampler("ddpm")
     assert {k: v for k, v in back.scheduler.config.items() if k[0] != "_"}.items() >= {
         (k, v) for k, v in pipeline.scheduler.config.items() if k[0] != "_" and k != "trained_betas"
     }
@@ -85,19 +80,19 @@ def test_another_sampler_keeps_the_schedule_and_changes_nothing_else(name):
 
 def test_a_sampler_that_is_not_there_or_cannot_do_it():
     with pytest.raises(ValueError, match=r"--sampler must be one of ddpm, ddim, .*; got 'ddmp'"):
-        with_sampler(pipeline_of(), "ddmp")
+        pipeline_of().with_sampler("ddmp")
     with pytest.raises(ValueError, match=r"cannot sample sample models; these can: ddpm, ddim"):
-        with_sampler(pipeline_of("sample"), "euler_ancestral")
+        pipeline_of("sample").with_sampler("euler_ancestral")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_evaluations_are_the_calls_of_the_network(name):
-    pipeline = with_sampler(pipeline_of(), name)
+    pipeline = pipeline_of().with_sampler(name)
     calls = []
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: calls.append(1))
     pipeline(seeds=[0, 1], num_inference_steps=10)
-    expected = 19 if SAMPLERS[name].scheduler is HeunDiscreteScheduler else 10
-    assert evaluations(pipeline, 10) == len(calls) == expected
+    expected = 19 if name == "heun" else 10
+    assert pipeline.calls(10, False) == len(calls) == expected
 
 
 @pytest.mark.parametrize(("count", "world"), [(10, 1), (10, 3), (2, 4), (0, 2)])
@@ -109,11 +104,11 @@ def test_shares_make_up_the_whole(count, world):
 
 @pytest.mark.parametrize("world", [1, 3, 7])
 def test_batches_and_ranks_do_not_change_an_image(world):
-    pipeline, seeds = with_sampler(pipeline_of(), "sde-dpmsolver++"), range(20, 25)
+    pipeline, seeds = pipeline_of().with_sampler("sde-dpmsolver++"), range(20, 25)
     whole = sample(pipeline, seeds, batch_size=5, num_inference_steps=8)
     assert (whole.dtype, whole.shape) == (torch.uint8, (5, 1, 8, 8))
     for rank in range(world):
-        share = sample(pipeline, seeds, batch_size=2, num_inference_steps=8, rank=rank, world=world)
+        share = sample(pipeline, seeds, batch_size=2, num_inference_steps=8, share=Share(rank, world))
         assert share.shape[1:] == whole.shape[1:]
         # Other batches round otherwise, which may turn a pixel by a grey level.
         torch.testing.assert_close(share.int(), whole[rank::world].int(), atol=1, rtol=0)
@@ -132,7 +127,7 @@ def test_labels_and_options_reach_the_pipeline_of_their_image():
         num_inference_steps=3,
         class_labels=[0, 1, 2, 3, 4],
         options={"guidance_scale": 2.0},
-        world=2,
+        share=Share(0, 2),
     )
     assert calls == [([5, 7], [0, 2], 2.0, 3, "pt"), ([9], [4], 2.0, 3, "pt")]
 

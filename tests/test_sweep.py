@@ -12,9 +12,11 @@ from conftest import TINY
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from entry import ROOT, environment, run
 
+from trilemma.eval.options import samplers_of
 from trilemma.eval.plots import charts
-from trilemma.eval.scoring.results import KEYS, read
-from trilemma.eval.studies.grid import Job, lines_of, make_all, trained_flags
+from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
+from trilemma.eval.studies.grid import lines_of, make_all
+from trilemma.eval.studies.jobs import Job, changed_flags, parse_training
 from trilemma.eval.studies.questions import SWEEPS, Point, own_sweep, typed, words
 from trilemma.eval.sweep import main
 from trilemma.model_cards.hub.bundle import save_bundle
@@ -22,7 +24,6 @@ from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.pipelines.vdm_model import VDMModel
 from trilemma.training.diffusion.process import SCHEDULES
 from trilemma.training.networks.rows import NETS
-from trilemma.training.sampling import SAMPLER_NAMES
 
 SCRIPT = "eval/sweep.py"
 
@@ -34,8 +35,8 @@ def test_every_point_of_every_question_is_accepted_by_its_entry_point(name):
     assert len({point.name for point in points}) == len(points) > 2
     for point in points:
         if point.family:
-            trained_flags(point, words(point.flags))  # which exits where a flag is refused
-        assert point.flags.get("sampler", "ddim") in SAMPLER_NAMES
+            parse_training(point, words(point.flags))  # which exits where a flag is refused
+        assert point.flags.get("sampler", "ddim") in samplers_of(None)
         assert point.flags.get("net", "conv") in NETS
         assert point.flags.get("ddpm_beta_schedule", "linear") in SCHEDULES
 
@@ -43,7 +44,7 @@ def test_every_point_of_every_question_is_accepted_by_its_entry_point(name):
 def test_a_learned_schedule_stands_beside_the_same_model_with_a_fixed_one():
     models = [point for point in SWEEPS["schedules"].points() if point.family == "vdm"]
     assert [point.name for point in models] == ["vdm-linear", "vdm-learned"]
-    fixed, learned = (trained_flags(point, words(point.flags)) for point in models)
+    fixed, learned = (changed_flags(parse_training(point, words(point.flags))) for point in models)
     assert (fixed.pop("gamma"), learned.pop("gamma")) == ("linear", "monotone")
     assert fixed == learned
 
@@ -70,7 +71,7 @@ def test_a_grid_is_all_combinations_the_last_flag_fastest():
 def test_bad_grids_are_refused_by_name(grid, message):
     with pytest.raises(ValueError, match=message):
         own_sweep([grid], "unconditional")
-    with pytest.raises(ValueError, match="no flag of how a model is sampled"):
+    with pytest.raises(ValueError, match="not a flag of how a model is sampled"):
         own_sweep(["loss_type=l2"], None)
 
 
@@ -84,7 +85,7 @@ def test_flags_go_to_a_command_line_and_back():
 
 
 def line(value):
-    return dict.fromkeys(KEYS) | {
+    return dict.fromkeys(REQUIRED) | {
         "metric": "fd_pixels", "feature_extractor": "pixels", "value": value, "interval": None, "floor": None,
         "n": 9, "forced": False,
     }  # fmt: skip
@@ -122,10 +123,10 @@ def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, caps
     assert "the disk is full" in said
     assert "line 29" in said
     assert "line 5\n" not in said
-    assert [told["point"] for told in read(tmp_path / "results.jsonl")] == ["one", "three"]
+    assert [told.extra["point"] for told in read(tmp_path / "results.jsonl")] == ["one", "three"]
     jobs[1] = job(tmp_path, "two", s=2)
     assert make_all(jobs, tmp_path) == []
-    assert [told["point"] for told in read(tmp_path / "results.jsonl")] == ["one", "three", "two"]
+    assert [told.extra["point"] for told in read(tmp_path / "results.jsonl")] == ["one", "three", "two"]
     assert [(tmp_path / name / "ran").read_text() for name in ("one", "two", "three")] == ["x"] * 3
 
 
@@ -133,7 +134,7 @@ def test_other_settings_are_measured_anew_and_only_new_lines_are_taken(tmp_path,
     make_all([job(tmp_path, "one", value=1.0, num_samples=10)], tmp_path)
     make_all([job(tmp_path, "one", value=2.0, num_samples=20)], tmp_path)
     found = read(tmp_path / "results.jsonl")
-    assert [(told["value"], told["settings"]) for told in found] == [
+    assert [(told.value, told.extra["settings"]) for told in found] == [
         (1.0, {"num_samples": 10}),
         (2.0, {"num_samples": 20}),
     ]
@@ -143,12 +144,12 @@ def test_a_point_that_has_lost_a_line_is_measured_anew_and_its_old_lines_are_lef
     path, both = tmp_path / "results.jsonl", ("fd_pixels", "coverage_pixels")
     make_all([job(tmp_path, "one", metrics=both, s=1)], tmp_path)
     again = job(tmp_path, "one", metrics=both, value=2.0, s=1)
-    assert [told["value"] for told in lines_of(again, tmp_path)] == [1.0, 1.0]
+    assert [told.value for told in lines_of(again, tmp_path)] == [1.0, 1.0]
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     assert lines_of(again, tmp_path) == []
     make_all([again], tmp_path)
     found = lines_of(again, tmp_path)
-    assert [(told["metric"], told["value"]) for told in found] == [(metric, 2.0) for metric in both]
+    assert [(told.metric, told.value) for told in found] == [(metric, 2.0) for metric in both]
     assert len(read(path)) == 3
 
 
@@ -156,7 +157,9 @@ def test_a_point_that_has_lost_a_line_is_measured_anew_and_its_old_lines_are_lef
     ("places", "scale"), [((0, 1, 2), "linear"), ((0, 1000), "linear"), ((5, 50), "linear"), ((5, 51), "log")]
 )
 def test_every_point_of_a_curve_is_within_its_axis(places, scale):
-    points = [(Point(None, {"seed": str(place)}), {"fd": line(1.0)}) for place in places]
+    points = [
+        (Point(None, {"seed": str(place)}), {"fd": ResultLine.from_json(line(1.0))}) for place in places
+    ]
     axis = charts.sweep(points, ["fd"], "seed", "?").axes[0]
     assert axis.get_xscale() == scale
     low, high = axis.get_xlim()
@@ -178,7 +181,8 @@ time.sleep(60)
     code = f"""
 import sys
 from pathlib import Path
-from trilemma.eval.studies.grid import Job, Point, make_all
+from trilemma.eval.studies.grid import make_all
+from trilemma.eval.studies.jobs import Job, Point
 folder = Path({str(tmp_path)!r})
 python = [sys.executable, "-S", "-c"]
 jobs = [Job(Point(None, {{}}, n), folder / n, [*python, {training!r}], [*python, "pass"], {{}}) for n in "ab"]
@@ -205,9 +209,9 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
     first = run(SCRIPT, *sweep, "--sampler", "ddim", "--num_inference_steps", "2", *flags)
     (told,) = read(out / "results.jsonl")
     name = "adam_beta2=0.99,gradient_accumulation_steps=1"
-    assert (told["point"], told["metric"], told["n"], told["nfe"]) == (name, "fd_pixels", 70, 2)
-    assert told["training_seconds"] > 0
-    assert told["settings"]["training"]["max_train_steps"] == 2
+    assert (told.extra["point"], told.metric, told.n, told.nfe) == (name, "fd_pixels", 70, 2)
+    assert told.extra["training_seconds"] > 0
+    assert told.extra["settings"]["training"]["max_train_steps"] == 2
     assert (out / name / "model_index.json").is_file()
     assert f"| {name} |" in first.output
     question = "adam_beta2-gradient_accumulation_steps"
@@ -223,7 +227,7 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
     grid = ["--model", str(out / name), "--grid", "sampler=ddim", "num_inference_steps=2"]
     run(SCRIPT, *grid, *score, "--output_dir", str(tmp_path / "samplers"))
     (other,) = read(tmp_path / "samplers" / "results.jsonl")
-    assert other["value"] == pytest.approx(told["value"])
+    assert other.value == pytest.approx(told.value)
     assert (tmp_path / "samplers" / "sampler-num_inference_steps.png").is_file()
 
 
@@ -240,12 +244,24 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
         (["--grid", "random_flip=true,false", "--", "--no-random_flip"], "--random_flip has no effect"),
         (["--question", "samplers", "--model", "m/m", "--sampler=ddim"], "--sampler has no effect"),
         (["--grid", "seed=0,1", "--model", "m/m", "--seed", "0"], "--grid seed="),
-        (["--question", "losses", "--metrics", "fd", "covrage"], "--metrics must be of bpd, fd"),
-        (["--question", "losses", "--sampler", "ancestral"], "--sampler must be one of ddpm"),
-        (["--question", "targets", "--sampler", "euler_ancestral"], "for point prediction_type=sample"),
-        (["--question", "losses", "--guidance_scale", "2"], "class-conditional models; loss_type=l2 is none"),
-        (["--question", "schedules", "--sampler", "ddim"], "one of ancestral, shortcut for point vdm-linear"),
-        (["--grid", "sampler=bogus", "--model", "m/m"], "point sampler=bogus"),
+        (["--question", "losses", "--metrics", "fd", "covrage"], "--metrics must be one of fd, "),
+        (
+            ["--question", "losses", "--sampler", "ancestral"],
+            "point loss_type=l2: --sampler must be one of ddim, ddpm",
+        ),
+        (
+            ["--question", "targets", "--sampler", "euler_ancestral"],
+            "point prediction_type=sample: --sampler must be one of",
+        ),
+        (
+            ["--question", "losses", "--guidance_scale", "2"],
+            "class-conditional models; that of point loss_type=l2 has no classes",
+        ),
+        (
+            ["--question", "schedules", "--sampler", "ddim"],
+            "point vdm-linear: --sampler must be one of ancestral, shortcut",
+        ),
+        (["--grid", "sampler=bogus", "--model", "m/m"], "point sampler=bogus: --sampler must be one of"),
         (["--grid", "num_inference_steps=2,x", "--model", "m/m"], "the flags of point num_inference_steps=x"),
         (["--question", "samplers", "--model", "/no/such"], "'/no/such' is neither"),
     ],
@@ -269,7 +285,7 @@ def test_a_sampler_that_the_model_does_not_take_is_refused(tmp_path, capsys):
         main([*flags, "sampler=ddim,euler_ancestral"])
     network = {**TINY, "_class_name": "UNet2DModel"}
     save_bundle(VDMPipeline(VDMModel(network, sample_size=8, in_channels=1)), tmp_path / "vdm")
-    with pytest.raises(SystemExit, match="ancestral, shortcut for a VDMPipeline; got 'ddpm'"):
+    with pytest.raises(SystemExit, match="must be one of ancestral, shortcut; got 'ddpm'"):
         main(["--question", "samplers", "--model", str(tmp_path / "vdm"), *flags[2:5]])
     assert not (tmp_path / "out").exists()
 

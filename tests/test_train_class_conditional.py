@@ -14,8 +14,8 @@ from PIL import Image
 from test_train_unconditional import assert_same, signal_at, weights
 
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
+from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.networks.init_from import saved_config, take_weights
-from trilemma.training.objectives.ddpm import LabelDropout
 
 SCRIPT = "training/train_class_conditional.py"
 

@@ -1,7 +1,6 @@
 """Variational diffusion: gamma, the chains against diffusers, the gradient of its shape, runs end to end."""
 
 import copy
-import inspect
 import json
 import os
 import subprocess
@@ -22,12 +21,10 @@ from torch.testing import assert_close
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like
 from trilemma.model_cards.hub.bundle import save_bundle
-from trilemma.pipelines import unconditional
-from trilemma.pipelines import vdm as pipeline_module
 from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
 from trilemma.pipelines.vdm_model import GAMMAS, PointMLP, VDMModel
 from trilemma.training.diffusion.variational import levels_at
-from trilemma.training.families.groups import VDMConfig
+from trilemma.training.families.vdm import VDMConfig
 from trilemma.training.loop.machine import closing_groups
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.networks.init_from import take_weights
@@ -35,7 +32,6 @@ from trilemma.training.networks.rows import NETS
 from trilemma.training.objectives.vdm import VDM, _spread_times, build_vdm
 from trilemma.training.options.command_line import parse
 from trilemma.training.options.groups import OptimConfig
-from trilemma.training.sampling import OWN_SAMPLERS, evaluations, sampler_name, usual_steps, with_sampler
 
 SCRIPT = "training/train_vdm.py"
 CLASSES = ("zero", "one", "two")
@@ -218,13 +214,13 @@ def test_the_pipeline_against_its_definition(chain):
 
 def test_samplers_by_name():
     pipe = make_pipeline()
-    other = with_sampler(pipe, "shortcut")
-    assert (sampler_name(pipe), sampler_name(other)) == ("ancestral", "shortcut")
+    other = pipe.with_sampler("shortcut")
+    assert (pipe.sampler, other.sampler) == ("ancestral", "shortcut")
     assert torch.equal(images_of(other, [1]), images_of(pipe, [1], chain="shortcut"))
     assert not torch.allclose(images_of(other, [1]), images_of(pipe, [1]))
-    assert (usual_steps(pipe), evaluations(pipe, 7)) == (OWN_SAMPLERS["VDMPipeline"].steps, 7)
+    assert (pipe.steps(None), pipe.steps(7), pipe.calls(7, False), pipe.calls(7, True)) == (250, 7, 7, 14)
     with pytest.raises(ValueError, match="one of ancestral, shortcut for a VDMPipeline; got 'ddim'"):
-        with_sampler(pipe, "ddim")
+        pipe.with_sampler("ddim")
 
 
 @pytest.mark.parametrize("class_names", [None, CLASSES])
@@ -325,15 +321,9 @@ def test_what_the_pipeline_refuses():
     assert torch.equal(images_of(make_pipeline(), [0], guidance_scale=1.0), images_of(make_pipeline(), [0]))
 
 
-@pytest.mark.parametrize("name", ["_generators", "_evenly_spaced", "_convert"])
-def test_what_the_pipelines_share_is_the_same_in_both_files(name):
-    """Each file is shipped alone, so they share by copy; a change belongs into both."""
-    assert inspect.getsource(vars(pipeline_module)[name]) == inspect.getsource(vars(unconditional)[name])
-
-
 def test_a_stranger_has_the_same_gamma_and_draws_the_same_images(tmp_path):
     pipe = make_pipeline(CLASSES, gamma_type="monotone", fourier_features=(3,))
-    pipe = with_sampler(pipe, "shortcut")
+    pipe = pipe.with_sampler("shortcut")
     time = torch.linspace(0, 1, 50, dtype=torch.float64)
     images = images_of(pipe, [3, 4], class_labels=["two", None])
     torch.save((time, pipe.unet.gamma(time).detach(), images), tmp_path / "wanted.pt")
@@ -523,7 +513,7 @@ def refused(capsys, *argv):
 
 def test_what_the_command_line_refuses(capsys):
     assert "--vdm_timesteps is 0" in refused(capsys, "--shortcut_steps", "3")
-    assert "cannot be more; got 9" in refused(capsys, "--shortcut_steps", "9", "--vdm_timesteps", "5")
+    assert "at most --vdm_timesteps, 5" in refused(capsys, "--shortcut_steps", "9", "--vdm_timesteps", "5")
     assert "--class_conditional" in refused(capsys, "--p_uncond", "0.2")
     assert "--gamma_max must be above" in refused(capsys, "--gamma_max", "-20")
     assert "does not apply here" in refused(capsys, "--prediction_type", "epsilon")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from trilemma.pipelines.unconditional import UnconditionalPipeline
@@ -14,9 +15,9 @@ from trilemma.training import run as launch
 from trilemma.training.diffusion.process import noise_schedule
 from trilemma.training.loop.machine import closing_groups
 from trilemma.training.loop.method import GradientDescent
+from trilemma.training.networks.build import make_net
 from trilemma.training.objectives.ddpm import DDPM
 from trilemma.training.options.command_line import parse
-from trilemma.training.output_folder import own_folder
 
 
 def main(report: str, *flags: str) -> None:
@@ -25,7 +26,7 @@ def main(report: str, *flags: str) -> None:
 
     def make_method(config, images, accelerator, total):
         assert accelerator.num_processes == int(flags[-1])
-        net, schedule = launch.make_net(config, images), noise_schedule("linear", 1000)
+        net, schedule = make_net(config, images), noise_schedule("linear", 1000)
         objective = DDPM(net, schedule, config.objective, UnconditionalPipeline)
         method = GradientDescent(objective, accelerator, config.optim, total)
         step, diffuse = method.step, objective.process.diffuse
@@ -45,25 +46,23 @@ def main(report: str, *flags: str) -> None:
         seen["networks"] = {"weights": objective.net}
         return method
 
-    train_and_report(report, config, make_method, seen)
+    train_and_report(report, config, "unconditional", make_method, seen)
 
 
-def train_and_report(report: str, config, make_method, seen: dict) -> None:
+def train_and_report(report: str, config, family: str, build, seen: dict) -> None:
     """Train, and write what each rank has seen: `seen` with the weights of its `networks`, name -> module."""
     with closing_groups():  # what holds the groups is local to the function
-        _train_and_report(report, config, make_method, seen)
+        _train_and_report(report, config, family, build, seen)
     assert not [file for file in Path("/proc/self/task").glob("*/comm") if "gloo" in file.read_text()]
 
 
-def _train_and_report(report: str, config, make_method, seen: dict) -> None:
-    accelerator = launch.make_accelerator(config)
+def _train_and_report(report: str, config, family: str, build, seen: dict) -> None:
     launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
-    with own_folder(config.run, accelerator):
-        launch.train_and_save(config, make_method, accelerator)
+    launch.train_and_save(config, family, build)
     for name, network in seen.pop("networks").items():
         seen[name] = [float(p.double().sum()) for p in network.parameters()]
     everyone = gather_object([seen])
-    if accelerator.is_main_process:
+    if PartialState().is_main_process:
         Path(report).write_text(json.dumps(everyone))
 
 

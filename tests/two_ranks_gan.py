@@ -5,8 +5,8 @@ import sys
 import torch
 from two_ranks import train_and_report
 
-from trilemma.training import run as launch
 from trilemma.training.diffusion.few_steps import latent_row
+from trilemma.training.networks.build import make_net
 from trilemma.training.networks.discriminator import Discriminator
 from trilemma.training.objectives.ddgan import DDGAN
 from trilemma.training.options.command_line import parse
@@ -18,7 +18,7 @@ def main(report: str, *flags: str) -> None:
 
     def make_method(config, images, accelerator, total):
         assert accelerator.num_processes == 2
-        net = launch.make_net(config, images, adapt=latent_row)
+        net = make_net(config, images, adapt=latent_row)
         discriminator = Discriminator(images.channels, images.resolution, (8, 8))
         method = DDGAN(net, discriminator, accelerator, config.objective, config.optim, total)
         step = method.step
@@ -31,7 +31,7 @@ def main(report: str, *flags: str) -> None:
         seen["networks"] = {"generator": net, "discriminator": discriminator}
         return method
 
-    train_and_report(report, config, make_method, seen)
+    train_and_report(report, config, "ddgan", make_method, seen)
 
 
 if __name__ == "__main__":

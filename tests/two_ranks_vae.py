@@ -33,7 +33,7 @@ def main(report: str, *flags: str) -> None:
         seen["networks"] = {"weights": net}
         return GradientDescent(objective, accelerator, config.optim, total_steps)
 
-    train_and_report(report, config, make_method, seen)
+    train_and_report(report, config, "vae", make_method, seen)
 
 
 if __name__ == "__main__":

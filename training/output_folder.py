@@ -6,7 +6,7 @@ Nothing else knows these names. Reading needs no torch, so that whatever only re
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,24 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Keep the objects of a JSON-lines file for which `keep(line)` holds, and drop a half-written last one.
+
+    A line that is no object stays, so that whoever reads the file reports it.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            parsed = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if not isinstance(parsed, dict) or keep(parsed):
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The entry points' shared body: parse, build, train, score, card, publish.
+"""The shared body of the entry points: build, train, score, card, publish.
 
-The one place below the entry points that may look upward, to what draws, scores and publishes.
+The one place beside `training/entry.py` that may look upward, to what draws, scores and publishes.
 """
 
 import json
@@ -10,137 +10,127 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    ProjectConfiguration,
-    set_seed,
-)
-from diffusers import DiffusionPipeline, ModelMixin
+from accelerate.utils import set_seed
+from diffusers import DiffusionPipeline
 
-from trilemma.eval.plots import pictures as plots
+from trilemma.eval.plots import curves
+from trilemma.eval.plots.sheets import Subject
+from trilemma.eval.plots.sheets import sheet as sheet_of
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.while_training import Evaluation
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.render import write_card
-from trilemma.training.images.image_set import Images, batches, hold_out, load_images, to_float
-from trilemma.training.loop.loop import Data, draw, sampling_pipeline, sheet_steps, train
-from trilemma.training.loop.machine import PROCESS_GROUP, closing_groups, set_cpu_threads
-from trilemma.training.loop.method import GradientDescent, Method, Objective
-from trilemma.training.networks.build import build_network, load_network_config
-from trilemma.training.networks.init_from import saved_config, take_weights
-from trilemma.training.networks.rows import NETS, net_for
-from trilemma.training.output_folder import own_folder
+from trilemma.training import families
+from trilemma.training.images.batches import Order, batches
+from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
+from trilemma.training.loop.loop import Data, Hooks, train
+from trilemma.training.loop.machine import closing_groups, make_accelerator
+from trilemma.training.loop.method import Method
+from trilemma.training.loop.records import RunLog
+from trilemma.training.loop.sheets import draw, sampling_pipeline
+from trilemma.training.options.groups import Config, HubConfig
+from trilemma.training.output_folder import OutputFolder, own_folder
 from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)
 
-MakeObjective = Callable[[Any, Images], Objective]
-MakeMethod = Callable[[Any, Images, Accelerator, int], Method]
+Build = Callable[[Any, Images, Accelerator, int], Method]
 
-POINTS_SHOWN = 500
-"""Points of the plane in the pictures of the process, where images are shown in rows of their own."""
-
-def run(config, make_objective: MakeObjective) -> None:
-    """Train an Objective by gradient descent and publish it."""
-
-    def make_method(config, images: Images, accelerator: Accelerator, total_steps: int) -> Method:
-        objective = make_objective(config, images)
-        if config.run.compile:
-            objective.compile()
-        return GradientDescent(objective, accelerator, config.optim, total_steps)
-
-    run_method(config, make_method)
+IMAGES_SHOWN, POINTS_SHOWN = 4, 500
+"""Images, or points of the plane, in the pictures of the process."""
 
 
-def run_method(config, make_method: MakeMethod) -> None:
-    """Train a Method and publish it; errors in what the user asked for end the program with one line."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO if _is_main() else logging.ERROR)
+def run(config: Config, family: str) -> None:
+    """Train and publish a model; errors in the flags or the data end the program with one line."""
+    main = int(os.environ.get("RANK", 0)) == 0
+    logging.basicConfig(format="%(message)s", level=logging.INFO if main else logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with closing_groups():
-            _run_method(config, make_method)
+            train_and_save(config, family, families.family(family).build)
     except (ValueError, OSError, FloatingPointError, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 
 
-def _run_method(config, make_method: MakeMethod) -> None:
-    accelerator = make_accelerator(config)
-    with own_folder(config.run, accelerator):
-        train_and_save(config, make_method, accelerator)
-
-
-def train_and_save(config, make_method: MakeMethod, accelerator: Accelerator) -> None:
+def train_and_save(config: Config, family: str, build: Build) -> None:
     """Fill the output folder."""
-    folder = Path(config.run.output_dir)
-    images, held_out = load_data(config, accelerator)
+    accelerator = make_accelerator(config)
+    with own_folder(config.run, accelerator) as folder:
+        images, held_out = load_data(config, accelerator)
+        budget = budget_of(config, images, accelerator)
+        check_publishable(config, budget.total)
+
+        set_seed(config.run.seed)
+        method = build(config, images, accelerator, budget.total)
+        set_seed(config.run.seed, device_specific=True)  # from here on each rank has its own noise
+        count = sum(p.numel() for p in method.net.parameters())
+        accelerator.print(
+            f"{len(images):,} images of {images.name}, {count:,} parameters, {budget.total:,} steps of "
+            f"{budget.per_step:,} images on {accelerator.num_processes} x {accelerator.device.type}"
+        )
+
+        def save(pipeline: DiffusionPipeline, where: Path = folder.path) -> None:
+            if accelerator.is_main_process:
+                save_bundle(pipeline, where)
+            accelerator.wait_for_everyone()
+
+        def finish(pipeline: DiffusionPipeline) -> None:
+            save(pipeline)
+            draw_pictures(method, images, config, accelerator, folder)
+
+        evaluate = None
+        if config.evaluation.eval_steps:
+            evaluate = Evaluation(config, images, held_out, accelerator, save)
+            evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
+        data = data_of(config, images, held_out, budget, accelerator)
+        runlog = RunLog(accelerator, folder, config, family)
+        train(method, data, Hooks(save, finish, evaluate), runlog, accelerator, config, budget.total)
+        if accelerator.is_main_process:
+            report(folder.path, config.hub)
+
+
+class Budget(NamedTuple):
+    """Images in an optimizer step, steps in an epoch, steps in all."""
+
+    per_step: int
+    epoch: int
+    total: int
+
+
+def budget_of(config: Config, images: Images, accelerator: Accelerator) -> Budget:
+    """How long the run will be."""
     optim, world = config.optim, accelerator.num_processes
     per_step = optim.train_batch_size * optim.gradient_accumulation_steps * world
     epoch = math.ceil(len(images) / per_step)
-    total = config.run.max_train_steps or config.run.num_epochs * epoch
-    check_publishable(config, total)
+    return Budget(per_step, epoch, config.run.max_train_steps or config.run.num_epochs * epoch)
 
-    set_seed(config.run.seed)
-    method = make_method(config, images, accelerator, total)
-    set_seed(config.run.seed, device_specific=True)  # from here on each rank has its own noise
-    count = sum(p.numel() for p in method.net.parameters())
-    accelerator.print(
-        f"{len(images):,} images of {images.name}, {count:,} parameters, {total:,} steps of {per_step:,} "
-        f"images on {world} x {accelerator.device.type}"
-    )
+
+def data_of(
+    config: Config, images: Images, held_out: Images | None, budget: Budget, accelerator: Accelerator
+) -> Data:
+    """What the loop reads of the data, this rank's share."""
+    size, seed = config.optim.train_batch_size, config.run.seed
+    rank, world = accelerator.process_index, accelerator.num_processes
 
     def stream(start: int):
         return batches(
             images,
-            batch_size=optim.train_batch_size,
-            seed=config.run.seed,
+            Order(size, seed, rank, world, start),
             device=accelerator.device,
-            rank=accelerator.process_index,
-            world=world,
-            start=start,
             num_workers=config.data.dataloader_num_workers,
             random_flip=config.data.random_flip,
         )
 
-    def save(pipeline: DiffusionPipeline, where: Path = folder) -> None:
-        if accelerator.is_main_process:
-            save_bundle(pipeline, where)
-        accelerator.wait_for_everyone()
-
-    evaluate = (
-        Evaluation(config, images, held_out, accelerator, save) if config.evaluation.eval_steps else None
-    )
-    if evaluate:
-        evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
-    pipeline = train(
-        method, Data(stream, held_out, epoch, images.fingerprint), accelerator, config, total, save, evaluate
-    )
-    save(pipeline)
-    draw_pictures(method, images, config, accelerator)
-    if accelerator.is_main_process:
-        card = write_card(folder)
-        print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
-        if config.hub.push_to_hub:
-            hub = config.hub
-            url = publish(
-                folder,
-                hub.hub_model_id or folder.name,
-                private=hub.hub_private_repo,
-                create_pr=hub.hub_create_pr,
-                tag=hub.hub_tag,
-                allow_unevaluated=hub.allow_unevaluated,
-                token=hub.hub_token,
-            )
-            print(f"Published at {url}", flush=True)
+    return Data(stream, held_out, budget.epoch, images.fingerprint, images.points)
 
 
-def load_data(config, accelerator: Accelerator) -> tuple[Images, Images | None]:
-    """Images to train on and, if asked for, others to validate on; decoded by one process a machine."""
+def load_data(config: Config, accelerator: Accelerator) -> tuple[Images, Images | None]:
+    """Images to train on and, if requested, others to validate on; one process a machine decodes them."""
     data = config.data
     with accelerator.local_main_process_first():
         images = load_images(data)
@@ -153,37 +143,10 @@ def load_data(config, accelerator: Accelerator) -> tuple[Images, Images | None]:
         return images, others.subset(range(min(data.validation_size, len(others))))
 
 
-def make_accelerator(config) -> Accelerator:
-    """accelerate's view of this process: precision, accumulation, trackers; all of a CPU's cores if it is
-    alone there.
-    """
-    run = config.run
-    known = [str(tracker) for tracker in get_available_trackers()]
-    if config.log.logger not in ("all", *known):
-        raise ValueError(
-            f"--logger {config.log.logger!r} is not installed; what is: {', '.join(known) or 'no tracker'}"
-        )
-    if run.local_rank >= 0:
-        os.environ.setdefault("LOCAL_RANK", str(run.local_rank))
-    logs = Path(run.output_dir) / config.log.logging_dir
-    accelerator = Accelerator(
-        mixed_precision=run.mixed_precision,
-        gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
-        log_with=config.log.logger,
-        project_config=ProjectConfiguration(project_dir=run.output_dir, logging_dir=str(logs)),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            PROCESS_GROUP,
-        ],
-    )
-    set_cpu_threads(accelerator, run.cpu_threads)
-    return accelerator
-
-
-def check_publishable(config, total_steps: int) -> None:
-    """ValueError, before the training, where --push_to_hub would be refused after it for want of results."""
-    hub, folder = config.hub, Path(config.run.output_dir)
-    measured = config.evaluation.eval_steps or shown(results.read(folder / results.RESULTS), total_steps)
+def check_publishable(config: Config, total_steps: int) -> None:
+    """ValueError, before the training, where --push_to_hub would fail after it without results."""
+    hub, folder = config.hub, OutputFolder(Path(config.run.output_dir))
+    measured = config.evaluation.eval_steps or shown(results.read(folder.results), total_steps)
     if hub.push_to_hub and not (measured or hub.allow_unevaluated):
         raise ValueError(
             "--push_to_hub publishes results with the model: measure it with --eval_steps, or give "
@@ -191,65 +154,42 @@ def check_publishable(config, total_steps: int) -> None:
         )
 
 
-def make_net(
-    config,
-    images: Images,
-    *,
-    out_channels: int | None = None,
-    num_class_embeds: int | None = None,
-    classes: tuple[str, ...] | None = None,
-    adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-    build: Callable[..., ModelMixin] = build_network,
-) -> ModelMixin:
-    """The network of the flags for images of this size, with Ho et al.'s initialisation or the weights of
-    --init_from, whose classes must be `classes` unless others are asked for; `adapt` changes its
-    configuration to what the family needs, and `build` makes it, with the arguments of `build_network`.
-    """
-    net = config.net
-    if net.model_config_name_or_path:
-        row = load_network_config(net.model_config_name_or_path)
-    elif config.run.init_from and not net.net:
-        row = saved_config(config.run.init_from)
-    else:
-        row = NETS[net.net or net_for(images.resolution)]
-    model = build(
-        adapt({key: value for key, value in row.items() if key != "num_class_embeds"}),  # the data's, not its
-        channels=images.channels,
-        resolution=images.resolution,
-        out_channels=out_channels,
-        num_class_embeds=num_class_embeds,
-        dropout=net.dropout,
-    )
-    if net.enable_xformers_memory_efficient_attention:
-        try:
-            model.enable_xformers_memory_efficient_attention()
-        except (ModuleNotFoundError, ValueError) as problem:
-            raise ValueError(f"--enable_xformers_memory_efficient_attention: {problem}") from problem
-    if config.run.init_from:
-        take_weights(model, config.run.init_from, classes, config.run.init_new_classes)
-    return model
-
-
-def draw_pictures(method: Method, images: Images, config, accelerator: Accelerator) -> None:
+def draw_pictures(
+    method: Method, images: Images, config: Config, accelerator: Accelerator, folder: OutputFolder
+) -> None:
     """The pictures of the finished model; every rank draws its share of the samples."""
-    log, folder = config.log, Path(config.run.output_dir)
-    sheet = draw(method, accelerator, log)
+    sheet = draw(method, accelerator, config.sheet)
     if not accelerator.is_main_process:
         return
-    plots.sheet(sheet, columns=method.num_classes).save(folder / "samples.png")
-    lines = (folder / log.logging_dir / "scalars.jsonl").read_text().splitlines()
-    plots.losses([json.loads(line) for line in lines]).savefig(folder / "loss.png")
-    scores = results.read(folder / results.RESULTS)
-    if len({line["step"] for line in scores}) > 1:
-        plots.scores(scores).savefig(folder / "scores.png")
-    pipeline = sampling_pipeline(method, log)
-    rows = 4 if images.resolution > 1 else min(POINTS_SHOWN, len(images))
+    sheet_of(sheet, columns=method.num_classes, points=images.points).save(folder.samples)
+    lines = folder.scalars.read_text().splitlines()
+    curves.losses([json.loads(line) for line in lines]).savefig(folder.losses)
+    scores = results.read(folder.results)
+    if len({line.step for line in scores}) > 1:
+        curves.scores(scores).savefig(folder.scores)
+    pipeline = sampling_pipeline(method, config.sheet)
+    steps = pipeline.steps(config.sheet.ddpm_num_inference_steps)
+    rows = min(POINTS_SHOWN, len(images)) if images.points else IMAGES_SHOWN
     real, _ = images.__getitems__(range(rows))
     labels = every_class(method.num_classes, len(real))
-    for name, picture in plots.pictures_of(pipeline).items():
-        figure = picture(pipeline, to_float(real), sheet_steps(method, log), labels)
-        figure.savefig(folder / name, dpi=150)
+    subject = Subject(pipeline, to_float(real), steps, labels, images.points)
+    pictures = families.column("trilemma.eval.pictures", pipeline.family)
+    for name, picture in (pictures.PICTURES if pictures else {}).items():
+        picture(subject).savefig(folder.path / name, dpi=150)
 
 
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+def report(folder: Path, hub: HubConfig) -> None:
+    """Write the card and, if the flags ask for it, publish the folder."""
+    card = write_card(folder)
+    print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
+    if hub.push_to_hub:
+        url = publish(
+            folder,
+            hub.hub_model_id or folder.name,
+            private=hub.hub_private_repo,
+            create_pr=hub.hub_create_pr,
+            tag=hub.hub_tag,
+            allow_unevaluated=hub.allow_unevaluated,
+            token=hub.hub_token,
+        )
+        print(f"Published at {url}", flush=True)

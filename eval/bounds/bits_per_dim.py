@@ -1,12 +1,15 @@
 """Bits per dimension: a variational bound on -log2 p(x), term by term, averaged over images.
 
+A family that has a bound has a file of its name in this folder, with
+
+    terms(pipeline, timesteps, batch_size) -> Terms
+
 `Terms` gives the terms of the bound for a batch of images, and `bits_per_image` averages them, each image
 counted once by whichever process scored it. The noise of an image comes from (seed, index of the image)
-alone, so no number depends on batches, on processes or on which other images are scored. Which bound a model
-has is in `gaussian_terms.py`, `vdm_terms.py` and `vae_terms.py`.
+alone, so no number depends on batches, on processes or on which other images are scored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,12 +19,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from trilemma.eval.bounds.gaussian import GaussianTerms
-from trilemma.eval.bounds.vae import VAETerms
-from trilemma.eval.bounds.vdm import VDMTerms
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
+from trilemma.pipelines import as_ours
+from trilemma.training import families
 from trilemma.training.images.image_set import Images, to_float
-from trilemma.training.sampling import network_of, shard
+from trilemma.training.sampling import shard
+
+FLOOR = "trilemma.eval.bounds"
 
 
 class Terms(Protocol):
@@ -46,7 +50,7 @@ class BitsPerDim(SampleMetric):
     """Means over images of the terms and of their sum, `bpd`, with their standard errors.
 
     The interval is the mean +- 1.96 standard errors over images. It covers both the spread over images, as
-    though they were drawn from all images of their kind, and the noise and Monte Carlo in each one's value.
+    though they were drawn from all images of their kind, and the Monte Carlo noise in the value of each.
     """
 
     def __init__(self, names: Sequence[str], num_images: int) -> None:
@@ -62,9 +66,9 @@ class BitsPerDim(SampleMetric):
             self.metric_state[name].index_add_(0, index, terms[name].to(self.seen))
 
     def compute(self) -> dict[str, Measurement]:
-        """`bpd`, then `bpd_<name>` for each term."""
+        """`bpd`, then `<name>_bpd` for each term."""
         self.check_complete(self.seen)
-        terms = {f"bpd_{name}": self.metric_state[name] for name in self.names}
+        terms = {f"{name}_bpd": self.metric_state[name] for name in self.names}
         for name, values in terms.items():
             wrong = (~values.isfinite()).nonzero().flatten().tolist()
             if wrong:
@@ -103,6 +107,59 @@ def bits_per_image(
     return metric
 
 
+class Likelihood:
+    """Bits per dimension of images under a model.
+
+    pipeline: class-conditional ones score an image with its label.
+    timesteps: how many of the T - 1 terms of the diffusion sum each image gets, by systematic sampling: a
+        Monte Carlo estimate without bias, whose error is part of the interval. None takes them all.
+    batch_size: images in one forward of the network, each at its own t. Changes no number.
+
+    ValueError for a model of a family that has no bound.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> None:
+        bound = families.column(FLOOR, pipeline.family)
+        if bound is None:
+            able = [name for name in families.names() if families.column(FLOOR, name)]
+            raise ValueError(
+                f"--metrics bpd: {pipeline.family} models have no bound on the likelihood; "
+                f"models of these families have one: {', '.join(able)}"
+            )
+        self.pipeline = pipeline
+        self.terms: Terms = bound.terms(pipeline, timesteps, batch_size)
+
+    def check(self, *image_sets: Images) -> None:
+        """ValueError unless images have the network's size and, where it takes labels, labels it knows."""
+        for images in image_sets:
+            _check_images(self.pipeline, images)
+
+    def measure(
+        self,
+        images: Images,
+        *,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> dict[str, Measurement]:
+        """`bpd` and the terms of the bound, over all images or those of `indices`.
+
+        accelerator: its processes share the images; all must call, and all get the result.
+        """
+        self.check(images)
+        rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        net, device = self.pipeline.network, self.pipeline.device
+        training = net.training
+        net.eval()
+        try:
+            metric = bits_per_image(
+                self.terms, images, seed=seed, device=device, indices=indices, rank=rank, world=world
+            )
+        finally:
+            net.train(training)
+        return metric.compute()
+
+
 def bits_per_dim(
     pipeline: DiffusionPipeline,
     images: Images,
@@ -113,41 +170,20 @@ def bits_per_dim(
     accelerator: Accelerator | None = None,
     indices: Sequence[int] | None = None,
 ) -> dict[str, Measurement]:
-    """Bits per dimension of images under a model: `bpd` and the terms of its bound.
-
-    pipeline: a row of `TERMS`, or `unet` and `scheduler` as published; class-conditional ones score an image
-        given its label.
-    timesteps: how many of the T - 1 terms of the diffusion sum each image gets, by systematic sampling: a
-        Monte Carlo estimate without bias, whose error is part of the interval. None takes them all.
-    batch_size: images in one forward of the network, each at its own t. Changes no number.
-    accelerator: its processes share the images; all must call, and all get the result.
-    indices: which images; by default all.
-    """
-    _check_images(pipeline, images)
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    terms_of = TERMS.get(type(pipeline).__name__, GaussianTerms.of)
-    terms, net = terms_of(pipeline, timesteps, batch_size), network_of(pipeline)
-    training = net.training
-    net.eval()
-    try:
-        metric = bits_per_image(
-            terms, images, seed=seed, device=pipeline.device, indices=indices, rank=rank, world=world
-        )
-    finally:
-        net.train(training)
-    return metric.compute()
+    """Bits per dimension of images under a model, in one call: see `Likelihood`."""
+    likelihood = Likelihood(as_ours(pipeline), timesteps, batch_size)
+    return likelihood.measure(images, seed=seed, accelerator=accelerator, indices=indices)
 
 
 def _check_images(pipeline: DiffusionPipeline, images: Images) -> None:
-    """Raise unless the images have the network's size and, where it takes labels, labels of its classes."""
-    config = network_of(pipeline).config
+    config = pipeline.network.config
     size = config.sample_size
-    wanted = (config.in_channels, *([size, size] if isinstance(size, int) else size or ()))
-    found = (images.channels, images.resolution, images.resolution)[: len(wanted)]
-    if found != wanted:
+    expected = (config.in_channels, *([size, size] if isinstance(size, int) else size or ()))
+    shape = (images.channels, images.resolution, images.resolution)[: len(expected)]
+    if shape != expected:
         raise ValueError(
-            f"the network takes images of (channels, height, width) {wanted}; those of {images.name} are "
-            f"{found}. Load them with --resolution and --channels of the training"
+            f"the network takes images of (channels, height, width) {expected}; those of {images.name} are "
+            f"{shape}. Load them with --resolution and --channels of the training"
         )
     if config.get("num_class_embeds") is None:
         return
@@ -156,10 +192,3 @@ def _check_images(pipeline: DiffusionPipeline, images: Images) -> None:
         raise ValueError(f"the model needs class labels; {images.name} has none, see --label_column")
     if images.labels.max() >= classes:
         raise ValueError(f"the model has {classes} classes; {images.name} has a label {images.labels.max()}")
-
-
-TERMS: dict[str, Callable[[DiffusionPipeline, int | None, int], Terms]] = {
-    "VDMPipeline": VDMTerms.of,
-    "VAEPipeline": VAETerms.of,
-}
-"""Class of the pipeline -> the terms of its bound, of (pipeline, timesteps, batch_size); others: Gaussian."""

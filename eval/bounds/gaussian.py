@@ -1,4 +1,4 @@
-"""The bound of a discrete-time diffusion model.
+"""The bound of a discrete-time diffusion model, for every family that denoises with a `DDPMScheduler`.
 
 Ho et al. 2020 (arXiv 2006.11239), equation 5, with L_T, L_1..L_{T-1} and L_0 under the names
 
@@ -88,40 +88,9 @@ class GaussianTerms:
     batch_size: int
     names = ("prior", "diffusion", "reconstruction")
 
-    @classmethod
-    def of(cls, pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> "GaussianTerms":
-        """As the configurations of the pipeline's network and scheduler say."""
-        config, net = pipeline.scheduler.config, pipeline.unet
-        process = process_of(pipeline.scheduler).to(pipeline.device)
-        variance, possible = config.get("variance_type"), process.steps - 1
-        if variance not in VARIANCES:
-            raise ValueError(
-                f"the scheduler's variance_type must be one of {', '.join(VARIANCES)}; got {variance!r}. "
-                "Give the pipeline the DDPMScheduler that it was trained with"
-            )
-        outputs, wanted = net.config.out_channels, 2 * net.config.in_channels
-        if variance == "learned_range" and outputs != wanted:
-            raise ValueError(f"a network of learned_range variance must have {wanted} outputs; got {outputs}")
-        if config.get("thresholding"):
-            raise ValueError("the scheduler has thresholding=True; bits per dimension know only clip_sample")
-        if timesteps is not None and not 1 <= timesteps <= possible:
-            raise ValueError(f"--bpd_timesteps must be in 1..{possible}, or None for all; got {timesteps}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        return cls(
-            net=net,
-            process=process,
-            target=TARGETS[config.prediction_type],
-            log_variance=VARIANCES[variance],
-            clip=config.get("clip_sample_range", 1.0) if config.get("clip_sample") else float("inf"),
-            conditional=net.config.get("num_class_embeds") is not None,
-            timesteps=timesteps or possible,
-            batch_size=batch_size,
-        )
-
     @property
     def images_at_once(self) -> int:
-        """As many as fill a forward; one image that needs more rows than that takes several."""
+        """As many as one forward of the network holds, and at least one, which may take several."""
         return max(1, self.batch_size // (1 + self.timesteps))
 
     @torch.no_grad()
@@ -162,3 +131,36 @@ class GaussianTerms:
         alpha, sigma = self.process.signal_and_noise(t, x0)
         x0_hat = self.target.to_x0(prediction, x_t, alpha, sigma).clamp(-self.clip, self.clip)
         return vlb_term_bpd(self.process, x0, x_t, t, x0_hat, self.log_variance(rest, self.process, t))
+
+
+def gaussian_terms(pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> GaussianTerms:
+    """The terms of a pipeline of `unet` and `scheduler`, as the configurations of both say."""
+    config, net = pipeline.scheduler.config, pipeline.unet
+    process = process_of(pipeline.scheduler).to(pipeline.device)
+    variance, possible = config.get("variance_type"), process.steps - 1
+    if variance not in VARIANCES:
+        raise ValueError(
+            f"the scheduler's variance_type must be one of {', '.join(VARIANCES)}; got {variance!r}. "
+            "Give the pipeline the DDPMScheduler that it was trained with"
+        )
+    outputs, needed = net.config.out_channels, 2 * net.config.in_channels
+    if variance == "learned_range" and outputs != needed:
+        raise ValueError(f"a network of learned_range variance must have {needed} outputs; got {outputs}")
+    if config.get("thresholding"):
+        raise ValueError(
+            "the scheduler has thresholding=True; bits per dimension are implemented for clip_sample only"
+        )
+    if timesteps is not None and not 1 <= timesteps <= possible:
+        raise ValueError(f"--bpd_timesteps must be in 1..{possible}, or None for all; got {timesteps}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    return GaussianTerms(
+        net=net,
+        process=process,
+        target=TARGETS[config.prediction_type],
+        log_variance=VARIANCES[variance],
+        clip=config.get("clip_sample_range", 1.0) if config.get("clip_sample") else float("inf"),
+        conditional=net.config.get("num_class_embeds") is not None,
+        timesteps=timesteps or possible,
+        batch_size=batch_size,
+    )

@@ -1,4 +1,4 @@
-"""Noise of images that are scored: from the generator of each, so that no number depends on its company."""
+"""Noise of images that are scored: each from its own generator, so that no number depends on the batch."""
 
 from collections.abc import Sequence
 

@@ -2,7 +2,7 @@
 
 Most of the error of the diffusion term comes from |noise|^2, where the network cannot tell noise from data.
 Its mean is known, so regression takes it out (a control variate), at each time over all images: the error
-falls to a fraction of that of `vdm_terms.py`, whose images must not know of each other. For small models.
+falls to a fraction of that of `vdm.py`, where no image may depend on the others. For small models.
 """
 
 import math
@@ -21,7 +21,7 @@ STARTS = 40
 @torch.no_grad()
 def precise_bpd(net: ModelMixin, x0: Tensor, *, times: int, seed: int = 0) -> tuple[float, float]:
     """Mean bits per dimension of x0 (N, C, H, W) in [-1, 1] on the 8-bit grid, and the standard error of its
-    Monte Carlo; that of choosing these images is not in it. `net` is a `VDMModel` without classes.
+    Monte Carlo, without that of choosing these images. `net` is a `VDMModel` without classes.
     """
     generator = torch.Generator().manual_seed(seed)
     start, end = net.gamma.ends()

@@ -20,21 +20,21 @@ class VAETerms:
     images_at_once: int
     names = ("prior", "reconstruction")
 
-    @classmethod
-    def of(cls, pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> "VAETerms":
-        """The pipeline's network; it has no time steps."""
-        if timesteps is not None:
-            raise ValueError(f"--bpd_timesteps is for diffusion models; a VAE has none; got {timesteps}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        return cls(pipeline.vae, batch_size)
-
     @torch.no_grad()
     def __call__(
         self, x0: Tensor, labels: Tensor | None, generators: Sequence[np.random.Generator]
     ) -> dict[str, Tensor]:
-        """name -> (B,) float64 bits per dimension; no use for labels."""
+        """name -> (B,) float64 bits per dimension; labels are ignored."""
         noise = normal(generators, (self.vae.config.latent_dim,), x0.device)
         kl, reconstruction = bound(self.vae.encode, self.vae.decode, x0, noise)
         unit = nats_per_bit_per_dim(x0)
         return {"prior": kl.double().sum(1) / unit, "reconstruction": reconstruction.double() / unit}
+
+
+def terms(pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> VAETerms:
+    """The terms of a pipeline's network; it has no time steps."""
+    if timesteps is not None:
+        raise ValueError(f"--bpd_timesteps is for diffusion models; a VAE has none; got {timesteps}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    return VAETerms(pipeline.vae, batch_size)

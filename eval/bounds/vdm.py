@@ -18,7 +18,7 @@ from trilemma.pipelines.vdm import alpha_sigma
 from trilemma.training.diffusion.variational import diffusion_bpd, levels_at, prior_bpd, reconstruction_bpd
 
 CONTINUOUS_TIMES = 128
-"""Times of each image, unless told otherwise."""
+"""Times of each image by default."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +31,9 @@ class VDMTerms:
     batch_size: int
     names = ("prior", "diffusion", "reconstruction")
 
-    @classmethod
-    def of(cls, pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> "VDMTerms":
-        """As the pipeline's configuration says; timesteps: times of each image, 128 or all T by default."""
-        steps = pipeline.config.timesteps
-        if timesteps is not None and not 1 <= timesteps <= (steps or timesteps):
-            raise ValueError(f"--bpd_timesteps must be in 1..{steps or ''}, or None; got {timesteps}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        return cls(pipeline.unet, steps, timesteps or steps or CONTINUOUS_TIMES, batch_size)
-
     @property
     def images_at_once(self) -> int:
-        """As many as fill a forward; one image that needs more rows than that takes several."""
+        """As many as one forward of the network holds, and at least one, which may take several."""
         return max(1, self.batch_size // self.timesteps)
 
     @torch.no_grad()
@@ -81,8 +71,20 @@ class VDMTerms:
         return ((k * self.steps + generator.integers(self.steps)) // self.timesteps + 0.5) / self.steps
 
     def _term(self, x0: Tensor, labels: Tensor | None, time: Tensor, noise: Tensor) -> Tensor:
-        """What each row, at its time, says of the diffusion loss, (B,)."""
+        """The diffusion loss of each row at its time, (B,)."""
         levels = levels_at(self.net.gamma, time, self.steps)
         alpha, sigma = alpha_sigma(levels.gamma, x0)
         eps_hat = self.net(alpha * x0 + sigma * noise, levels.gamma, labels)
         return diffusion_bpd(noise, eps_hat, levels.weight)
+
+
+def terms(pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> VDMTerms:
+    """The terms of a pipeline, as its configuration says; timesteps: times of each image, by default 128, or
+    all T of a bound in T steps.
+    """
+    steps = pipeline.config.timesteps
+    if timesteps is not None and not 1 <= timesteps <= (steps or timesteps):
+        raise ValueError(f"--bpd_timesteps must be in 1..{steps or ''}, or None; got {timesteps}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    return VDMTerms(pipeline.unet, steps, timesteps or steps or CONTINUOUS_TIMES, batch_size)

@@ -1,11 +1,12 @@
 """Feature extractors: uint8 images in, feature vectors out, with what makes their distances comparable.
 
-`EXTRACTORS` holds one row a network. What changes a distance is part of the extractor: the weights
-(`sha256`), the resize (`resize`), and uint8 input, so that generated images are quantised as real ones are.
+Their names are in `table.py`. What changes a distance is part of the extractor: the weights (`sha256`), the
+resize (`resize`), and uint8 input, so that generated images are quantised as real ones are.
 A Frechet distance over Inception features is `fid`; over others it bears their name (`fd_dinov2`).
 """
 
 import hashlib
+import pkgutil
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 
 from trilemma.eval.features import inception as fid_inception
 from trilemma.eval.features.classifier import LARGEST, classifier_file, load_classifier
+from trilemma.eval.features.table import EXTRACTORS
 from trilemma.training.images.image_set import Images, cache_folder
 
 if TYPE_CHECKING:
@@ -202,15 +204,6 @@ def pixels(source: Source) -> FeatureExtractor:
     )
 
 
-EXTRACTORS: dict[str, Callable[[Source], FeatureExtractor]] = {
-    "inception": inception,
-    "dinov2": dinov2,
-    "clip": clip,
-    "classifier": classifier,
-    "pixels": pixels,
-}
-
-
 def load_extractor(
     name: str,
     *,
@@ -225,12 +218,8 @@ def load_extractor(
     """
     if name not in EXTRACTORS:
         raise ValueError(f"--feature_extractor must be one of {', '.join(EXTRACTORS)}; got {name!r}")
-    return EXTRACTORS[name](Source(weights, reference, cache_folder(cache_dir)))
-
-
-def distance_name(extractor: str) -> str:
-    """What a Frechet distance over these features is called: `fid` is Inception's alone."""
-    return "fid" if extractor == "inception" else f"fd_{extractor}"
+    build = pkgutil.resolve_name(EXTRACTORS[name])
+    return build(Source(weights, reference, cache_folder(cache_dir)))
 
 
 def _vision(name: str, net: VisionNet, dim: int) -> FeatureExtractor:

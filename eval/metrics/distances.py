@@ -1,13 +1,7 @@
-"""The metrics: which exist, what each needs and what it measures.
+"""Metrics over sums of features or logits: Frechet distance, diversity, Inception score.
 
-All take features or logits of samples and compare them with `ReferenceStatistics`; they reduce over processes
-exactly (`sample_metric.py`). The mathematics is in `frechet.py` and `pairwise.py`. A new metric is one class,
-or one function of `pair_metrics.py`, and one row of METRICS.
+They reduce over processes exactly (`sample_metric.py`). The mathematics of the distance is in `frechet.py`.
 """
-
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,26 +16,14 @@ from trilemma.eval.metrics.frechet import (
     frechet_floor,
     packed_size,
 )
-from trilemma.eval.metrics.pairs import (
-    EVERYTHING,
-    MAX_ROWS,
-    KeptRows,
-    measure_energy,
-    measure_kid,
-    measure_memorization,
-    measure_prdc,
-)
 from trilemma.eval.metrics.sample_metric import (
     Measurement,
     SampleMetric,
     at_least_zero,
     block_interval,
     check_width,
-    share_interval,
 )
 from trilemma.eval.scoring.reference import ReferenceStatistics
-
-CONFIDENT = 0.9
 
 
 class FrechetDistance(SampleMetric):
@@ -157,116 +139,3 @@ class InceptionScore(SampleMetric):
             interval = value - half, value + half
         spread = float(scores.std(correction=0))
         return {"is": Measurement(value, n, interval), "is_std": Measurement(spread, n)}
-
-
-class ClassAccuracy(SampleMetric):
-    """Share of samples that the classifier puts in the class that was asked for."""
-
-    def __init__(self, reference: ReferenceStatistics, num_samples: int) -> None:
-        super().__init__(num_samples)
-        self.add_sum("correct", 1)
-
-    def update(self, index: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """logits (B, K) of the samples `index` (B,) and the labels (B,) that they were made for."""
-        self.mark(index)
-        self.correct += (logits.argmax(1) == labels.to(logits.device)).sum().to(self.device)
-
-    def compute(self) -> dict[str, Measurement]:
-        self.check_complete(self.correct)
-        n = self.num_samples
-        value = float(self.correct) / n
-        return {"class_accuracy": Measurement(value, n, share_interval(value, n))}
-
-
-class Modes(SampleMetric):
-    """Which classes the samples fall in, beside the reference's images under the same classifier.
-
-    modes: classes of the reference that have a sample (Metz et al. 2017). modes_kl: KL(samples || reference)
-    of the class frequencies in nats, with half a count added to each reference class so that it is finite;
-    its floor is that of two sets of one distribution, (classes - 1) / 2 (1/n + 1/m). confidence: mean of the
-    highest class probability. confident_share: samples where it is above 0.9.
-    """
-
-    def __init__(self, reference: ReferenceStatistics, num_samples: int) -> None:
-        super().__init__(num_samples)
-        self.reference_counts = reference.class_counts
-        self.add_sum("count", len(self.reference_counts))
-        self.add_sum("confidence", 1)
-        self.add_sum("confident", 1)
-
-    def update(self, index: Tensor, logits: Tensor) -> None:
-        """logits (B, K) of the samples `index` (B,)."""
-        self.mark(index)
-        highest, predicted = logits.to(self.confidence).softmax(1).max(1)
-        self.count.index_add_(0, predicted, torch.ones_like(highest))
-        self.confidence += highest.sum()
-        self.confident += (highest > CONFIDENT).sum()
-
-    def compute(self) -> dict[str, Measurement]:
-        self.check_complete(self.confidence)
-        n, real = self.num_samples, self.reference_counts.to(self.device)
-        present = real > 0
-        share, expected = self.count / n, (real + 0.5) / (real + 0.5).sum()
-        divergence = float(torch.xlogy(share, share / expected).sum())
-        floor = float((present.sum() - 1) / 2 * (1 / n + 1 / real.sum()))
-        confident = float(self.confident) / n
-        return {
-            "modes": Measurement(float((self.count[present] > 0).sum()), n, floor=float(present.sum())),
-            "modes_kl": Measurement(max(0.0, divergence), n, floor=floor),
-            "confidence": Measurement(float(self.confidence) / n, n),
-            "confident_share": Measurement(confident, n, share_interval(confident, n)),
-        }
-
-
-class Row(NamedTuple):
-    """A metric: its constructor, what `update` takes after the index, and what it asks of the reference.
-
-    `parts` are fields of ReferenceStatistics that must be there; `keep` is how many features it has to keep.
-    """
-
-    build: Callable[[ReferenceStatistics, int], SampleMetric]
-    needs: tuple[str, ...] = ("features",)
-    parts: tuple[str, ...] = ()
-    keep: int = 0
-
-
-METRICS = {
-    "fd": Row(FrechetDistance),
-    "kid": Row(partial(KeptRows, measure_kid), parts=("features",), keep=MAX_ROWS),
-    "is": Row(InceptionScore, ("logits",), parts=("class_counts",)),
-    "energy": Row(partial(KeptRows, measure_energy), parts=("features",), keep=MAX_ROWS),
-    "prdc": Row(partial(KeptRows, measure_prdc), parts=("features",), keep=MAX_ROWS),
-    "class_accuracy": Row(ClassAccuracy, ("logits", "labels")),
-    "modes": Row(Modes, ("logits",), parts=("class_counts",)),
-    "memorization": Row(
-        partial(KeptRows, measure_memorization), parts=("features", "heldout"), keep=EVERYTHING
-    ),
-    "diversity": Row(Diversity),
-}
-
-REMEDIES = {
-    "features": "the reference's features: give the data set itself as --reference",
-    "heldout": "real images that were not trained on: give a data set with a test split as --reference",
-    "class_counts": "class predictions: take --feature_extractor inception or classifier, and "
-    "the data set itself as --reference",
-}
-
-
-def build_metrics(
-    names: Iterable[str], reference: ReferenceStatistics, num_samples: int
-) -> dict[str, SampleMetric]:
-    """The metrics of these names, once it is clear that the reference has what each of them needs."""
-    parts = {
-        "features": reference.features,
-        "heldout": reference.heldout,
-        "class_counts": reference.class_counts,
-    }
-    metrics = {}
-    for name in names:
-        if name not in METRICS:
-            raise ValueError(f"--metrics must be of {', '.join(METRICS)}; got {name!r}")
-        for part in METRICS[name].parts:
-            if parts[part] is None:
-                raise ValueError(f"--metrics {name} needs {REMEDIES[part]}")
-        metrics[name] = METRICS[name].build(reference, num_samples)
-    return metrics

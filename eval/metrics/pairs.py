@@ -1,10 +1,11 @@
-"""Metrics over pairs of images: they keep the features of some samples and compare them one with another.
+"""Metrics over pairs of images: they keep the features of some samples and compare each with each.
 
 The mathematics is in `pairwise.py`. A metric here is a function of the kept rows, their blocks and the
-reference; `KeptRows` does the rest.
+reference; `KeptRows` does the rest. The rows of METRICS name the metrics at the end of this file.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,15 +27,12 @@ from trilemma.eval.metrics.sample_metric import (
     check_width,
     share_interval,
 )
+from trilemma.eval.metrics.table import NEAREST_QUANTILES, PAIR_IMAGES
 from trilemma.eval.scoring.reference import ReferenceStatistics
-
-MAX_ROWS = 10_000  # samples, and reference images, that metrics over pairs look at
-EVERYTHING = 2**31
-NEAREST_QUANTILES = {"p01": 0.01, "p05": 0.05, "p50": 0.5}
 
 
 class KeptRows(SampleMetric):
-    """A metric over pairs: keeps the features of MAX_ROWS random samples and hands them to `measure`.
+    """A metric over pairs: keeps the features of PAIR_IMAGES random samples and hands them to `measure`.
 
     measure(rows (N, D) float32, block (N,), reference): each row in its own place of zeros, so that the sum
     over ranks gathers them in one order, exactly.
@@ -48,7 +46,7 @@ class KeptRows(SampleMetric):
     ) -> None:
         super().__init__(num_samples)
         self.measure, self.reference = measure, reference
-        self.subset = FixedSubset(num_samples, MAX_ROWS)
+        self.subset = FixedSubset(num_samples, PAIR_IMAGES)
         width = len(reference.gaussian.mean)
         self.add_sum("rows", len(self.subset.members), width, dtype=torch.float32)
 
@@ -63,7 +61,7 @@ class KeptRows(SampleMetric):
 
 
 def measure_kid(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
-    """KID (Binkowski et al. 2018) against MAX_ROWS of the reference: unbiased, from all pairs.
+    """KID (Binkowski et al. 2018) against PAIR_IMAGES of the reference: unbiased, from all pairs.
 
     The literature's mean over 100 subsets of 1,000 estimates the same number, with more noise.
     """
@@ -71,7 +69,7 @@ def measure_kid(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> 
 
 
 def measure_energy(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
-    """Energy distance (Szekely & Rizzo 2013), 2 E|x - y| - E|x - x'| - E|y - y'|, against MAX_ROWS.
+    """Energy distance (Szekely & Rizzo 2013), 2 E|x - y| - E|x - x'| - E|y - y'|, against PAIR_IMAGES.
 
     Unbiased, from all pairs, and so below 0 at times. It is 0 for equal laws alone, with no Gaussian and no
     bandwidth to choose: the metric for features of few dimensions, such as points of the plane.
@@ -82,7 +80,7 @@ def measure_energy(rows: Tensor, block: Tensor, reference: ReferenceStatistics) 
 def _kernel_measurement(
     kernel: Kernel, rows: Tensor, block: Tensor, reference: ReferenceStatistics
 ) -> Measurement:
-    real = reference.features[:MAX_ROWS].to(rows.device)
+    real = reference.features[:PAIR_IMAGES].to(rows.device)
     member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device)
     distance = kernel_distance(real, rows, member, kernel)
     sizes = member.sum(0).to(rows)
@@ -91,13 +89,13 @@ def _kernel_measurement(
 
 
 def measure_prdc(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
-    """Precision and recall (k = 3), density and coverage (k = 5) against MAX_ROWS of the reference.
+    """Precision and recall (k = 3), density and coverage (k = 5) against PAIR_IMAGES of the reference.
 
     They depend on both numbers of images: compare only like with like. The intervals are for other sets of as
     many samples. Recall has none: its balls are those between the samples, and each changes with the others.
     """
     member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device)
-    shares = manifolds(reference.features[:MAX_ROWS].to(rows.device), rows, member)
+    shares = manifolds(reference.features[:PAIR_IMAGES].to(rows.device), rows, member)
     n, sizes, around = len(rows), member.sum(0).double(), member.T.double() @ shares.around.double()
 
     def density(kept: Tensor) -> float:
@@ -144,3 +142,9 @@ def measure_memorization(
         results[f"nearest_{name}"] = Measurement(float(samples.quantile(quantile)), len(rows))
         results[f"nearest_{name}_heldout"] = Measurement(float(heldout.quantile(quantile)), len(heldout))
     return results
+
+
+KID = partial(KeptRows, measure_kid)
+Energy = partial(KeptRows, measure_energy)
+PRDC = partial(KeptRows, measure_prdc)
+Memorization = partial(KeptRows, measure_memorization)

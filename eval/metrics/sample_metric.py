@@ -131,6 +131,8 @@ def check_width(features: Tensor, reference: Gaussian) -> None:
             f"features must be (B, {len(reference.mean)}), as the reference's; got {tuple(features.shape)}. "
             "Was the reference made with another --feature_extractor?"
         )
+
+
 def at_least_zero(interval: tuple[float, float] | None) -> tuple[float, float] | None:
     """The part of an interval that a quantity which cannot be negative can lie in."""
     return interval and (max(0.0, interval[0]), max(0.0, interval[1]))

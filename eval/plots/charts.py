@@ -1,63 +1,65 @@
-"""Charts of numbers that were measured, of sweeps and of several models; no torch here.
+"""Charts of results: of sweeps and of several models; no torch here.
 
-Every chart returns a `Figure`; whoever called saves it. Intervals are drawn as lines beside their values,
-since they need not hold them: that of a Frechet distance is debiased (docs/metrics.md).
+Every chart returns a `Figure`; the caller saves it. Intervals are drawn as lines beside their values, since
+an interval need not contain its value: that of a Frechet distance is debiased (docs/metrics.md).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.studies.questions import Point
-
-Line = Mapping[str, Any]
 
 
 def sweep(
-    points: Sequence[tuple[Point, Mapping[str, Line]]], kinds: Sequence[str], x: str | None, title: str
+    points: Sequence[tuple[Point, Mapping[str, ResultLine]]],
+    columns: Sequence[str],
+    x: str | None,
+    title: str,
 ) -> Figure:
-    """What the points of a sweep measured, a panel for each kind of number, with intervals and floors.
+    """The results of the points of a sweep, a panel for each column, with intervals and floors.
 
-    points: each with its lines of results by kind. x: a flag or an entry of the lines that is the horizontal
-    axis, with a curve for each setting of all flags but the last; without it a row for each point.
+    points: each with its lines of results by column. x: a flag or an entry of the lines that is the
+    horizontal axis, with a curve for each setting of all flags but the last; None: a row for each point.
     """
     height = 3.5 if x else 0.8 + 0.35 * len(points)
-    figure = Figure(figsize=(1.5 + 3.2 * len(kinds), max(height, 2.2)), layout="constrained")
-    for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        known = [(point, lines[kind]) for point, lines in points if kind in lines]
-        floors = [line["floor"] for _, line in known if line["floor"] is not None]
-        (_curves(axis, known, x) if x else _rows(axis, known))
+    figure = Figure(figsize=(1.5 + 3.2 * len(columns), max(height, 2.2)), layout="constrained")
+    for axis, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        measured = [(point, lines[column]) for point, lines in points if column in lines]
+        floors = [line.floor for _, line in measured if line.floor is not None]
+        (_curves(axis, measured, x) if x else _rows(axis, measured))
         for floor in floors[:1]:
             (axis.axhline if x else axis.axvline)(floor, color="gray", linestyle=":", label="floor")
-        (axis.set_ylabel if x else axis.set_xlabel)(known[0][1]["metric"])
+        (axis.set_ylabel if x else axis.set_xlabel)(measured[0][1].metric)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _rows(axis: Axes, known: Sequence[tuple[Point, Line]]) -> None:
+def _rows(axis: Axes, measured: Sequence[tuple[Point, ResultLine]]) -> None:
     """A row for each point, the first at the top."""
-    for row, (_, line) in enumerate(known):
-        axis.plot(line["value"], row, "o", color="C0")
-        axis.hlines(row, *(line["interval"] or [line["value"]] * 2), color="C0")
-    names = [point.given_name or " ".join(point.flags.values()) for point, _ in known]
-    axis.set_yticks(range(len(known)), names)
+    for row, (_, line) in enumerate(measured):
+        axis.plot(line.value, row, "o", color="C0")
+        axis.hlines(row, *(line.interval or [line.value] * 2), color="C0")
+    names = [point.own_name or " ".join(point.flags.values()) for point, _ in measured]
+    axis.set_yticks(range(len(measured)), names)
     axis.invert_yaxis()
 
 
-def _curves(axis: Axes, known: Sequence[tuple[Point, Line]], x: str) -> None:
-    series: dict[str, list[tuple[float, Line]]] = {}
-    for point, line in known:
+def _curves(axis: Axes, measured: Sequence[tuple[Point, ResultLine]], x: str) -> None:
+    series: dict[str, list[tuple[float, ResultLine]]] = {}
+    for point, line in measured:
         name = " ".join(list(point.flags.values())[:-1])
-        series.setdefault(name, []).append((float(point.flags.get(x, line.get(x))), line))
+        place = point.flags[x] if x in point.flags else line.to_json()[x]
+        series.setdefault(name, []).append((float(place), line))
     for color, (name, pairs) in enumerate(series.items()):
         pairs.sort(key=lambda pair: pair[0])
         places = [place for place, _ in pairs]
-        axis.plot(places, [line["value"] for _, line in pairs], "o-", label=name or None, color=f"C{color}")
-        intervals = [line["interval"] or [line["value"]] * 2 for _, line in pairs]
+        axis.plot(places, [line.value for _, line in pairs], "o-", label=name or None, color=f"C{color}")
+        intervals = [line.interval or [line.value] * 2 for _, line in pairs]
         axis.vlines(places, *zip(*intervals, strict=True), color=f"C{color}")
     everywhere = [place for pairs in series.values() for place, _ in pairs]
     wide = 0 < 10 * min(everywhere) < max(everywhere)  # a logarithmic axis has no place for 0
@@ -86,17 +88,17 @@ def elbo(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     return figure
 
 
-def quality_speed(points: Sequence[tuple[str, Line]]) -> Figure:
-    """A metric against seconds per image of each named line, with intervals; better is lower left."""
+def quality_speed(points: Sequence[tuple[str, ResultLine]]) -> Figure:
+    """Lines of one metric by name against their seconds per image, with intervals; lower left is better."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for color, (name, line) in enumerate(points):
-        place = line["seconds_per_image"]
-        axis.plot(place, line["value"], "o", color=f"C{color}", label=name)
-        axis.vlines(place, *(line["interval"] or [line["value"]] * 2), color=f"C{color}")
-    floors = [line["floor"] for _, line in points if line["floor"] is not None]
+        place = line.seconds_per_image
+        axis.plot(place, line.value, "o", color=f"C{color}", label=name)
+        axis.vlines(place, *(line.interval or [line.value] * 2), color=f"C{color}")
+    floors = [line.floor for _, line in points if line.floor is not None]
     if floors:
         axis.axhline(floors[0], color="gray", linestyle=":", label="floor")
-    axis.set(xlabel="seconds per image", xscale="log", ylabel=points[0][1]["metric"])
+    axis.set(xlabel="seconds per image", xscale="log", ylabel=points[0][1].metric)
     axis.legend(fontsize=7)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of models of the plane: samples over data, the field that was learned, the ways of points.
+"""Pictures of models of the plane: samples over data, the learned field, the paths of points.
 
 Every plot returns a `Figure`. Points are (N, 2, 1, 1) as in `training/images/points.py`: uint8, or float
 with the data in [-1, 1].
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from trilemma.training.images.image_set import to_float
-from trilemma.training.sampling import network_of
 
 ARROWS = 25
 """Arrows along each side of a field."""
@@ -31,7 +30,7 @@ def scatters(panels: Mapping[str, Tensor], data: Tensor) -> Figure:
 
 
 def fields(noise: Mapping[str, Callable[[Tensor], Tensor]], data: Tensor, reach: float = 1.5) -> Figure:
-    """Where points are sent: the score's direction at each place of the plane, and its strength as a colour.
+    """Where points move: the score's direction at each place of the plane, and its strength as a colour.
 
     noise: title, such as a noise level -> function of x_t (N, 2, 1, 1) that predicts its noise, which is
     -sigma times the score. The colour is the length of that noise.
@@ -67,12 +66,12 @@ def ways(panels: Mapping[str, Tensor], data: Tensor, shown: int = 60, reach: flo
 
 @torch.no_grad()
 def chain(pipeline: DiffusionPipeline, seeds: Sequence[int], num_inference_steps: int) -> Tensor:
-    """What the network was shown on the way to these seeds' points, and the points: (S + 1, N, 2, 1, 1).
+    """Inputs of the network on the way to these seeds' points, then the points: (S + 1, N, 2, 1, 1).
 
     Unlike the pipeline's own `trajectory` it is not clipped, and noise of the plane lies beyond [-1, 1].
     """
     states: list[Tensor] = []
-    network = network_of(pipeline)
+    network = pipeline.network
     watch = network.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0].float().cpu()))
     try:
         made = pipeline(seeds=seeds, num_inference_steps=num_inference_steps, output_type="pt").images

@@ -1,101 +1,136 @@
-"""The body of `eval/evaluate.py`: what is scored, what with, and where the numbers go."""
+"""The body of `eval/evaluate.py`: what is scored, with which reference, and where the numbers go."""
 
+import pkgutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from trilemma.eval.bounds.bits_per_dim import bits_per_dim
+from trilemma.eval.bounds.bits_per_dim import Likelihood
+from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.file_images import open_images, own_share
-from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing, trained
+from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing, training_so_far
+from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.eval.scoring.reference import READERS, load_reference
-from trilemma.eval.scoring.results import Origin
+from trilemma.eval.scoring.results import Origin, ResultLine
 from trilemma.eval.scoring.yardsticks import (
     Reference,
+    Yardstick,
     pick_extractor,
     result_lines,
     score,
     yardsticks,
 )
-from trilemma.training.images.image_set import cache_folder, hold_out, load_images
+from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
 from trilemma.training.loop.machine import PROCESS_GROUP, commit, set_cpu_threads
-from trilemma.training.options.flags import read_yaml
 from trilemma.training.options.groups import DataConfig
+from trilemma.training.output_folder import OutputFolder
+
+HELD_OUT = "test"
+"""The split under whose name the likelihood of held-out images is recorded."""
 
 
 def evaluate(config) -> None:
-    """Score what the flags of `eval/evaluate.py` ask for; collective."""
-    if (config.model.model is None) == (config.images.images is None):
-        raise ValueError("give one of --model and --images")
-    if "bpd" in config.score.metrics and config.model.model is None:
-        raise ValueError("--metrics bpd needs a --model")
-    where = Path(config.output.output or default_output(config.model.model))
-    results.check_writable(where)  # an error now, not when all is measured
+    """Score what the flags of `eval/evaluate.py` name; collective."""
+    of_samples, of_model = check_flags(config)
+    path = Path(config.output.output or default_output(config.model.model))
+    results.check_writable(path)  # an error now, not when all is measured
     accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
     set_cpu_threads(accelerator, config.model.cpu_threads)
+    drawing = open_drawing(config.model, config.sampling, accelerator) if config.model.model else None
+    likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
     reference = open_reference(config, accelerator)
-    names = [name for name in config.score.metrics if name != "bpd"]
-    weights = config.score.extractor_weights
-    extractor = config.score.feature_extractor or (
-        "inception" if weights else pick_extractor(reference, cache_folder(config.reference.cache_dir))
-    )
-    sticks = yardsticks(
-        names, extractor, reference, accelerator, cache_folder(config.reference.cache_dir), weights
-    )
-    if config.reference.save_reference and not sticks:
-        raise ValueError("--save_reference writes the statistics of a feature metric; --metrics names none")
-    if config.reference.save_reference and accelerator.is_main_process:
-        target = Path(config.reference.save_reference)
-        statistics = sticks[0].reference
+    if drawing:
+        drawing.labels = labels_like(drawing, reference.images)
+    for likelihood in likelihoods:  # all that can be refused is refused before the first image is drawn
+        likelihood.check(*likelihood_images(config, reference).values())
+    sticks = open_yardsticks(config, of_samples, reference, accelerator)
+    save_reference(config.reference.save_reference, sticks, accelerator)
+
+    def record(lines: list[ResultLine]) -> None:
+        if accelerator.is_main_process:
+            results.append(path, lines)
+            print(results.table(lines), flush=True)
+
+    if sticks:
+        record(sample_lines(config, drawing, sticks, accelerator))
+    for likelihood in likelihoods:
+        record(likelihood_lines(config, drawing, likelihood, reference, accelerator))
+    accelerator.print(f"added to {path}")
+
+
+def check_flags(config) -> tuple[list[str], list[str]]:
+    """Names of the metrics of samples, and of those of the model itself; ValueError for flags that clash."""
+    if (config.model.model is None) == (config.images.images is None):
+        raise ValueError("give one of --model and --images")
+    of_model = [name for name in config.score.metrics if METRICS[name].needs == ("model",)]
+    if of_model and config.model.model is None:
+        raise ValueError(f"--metrics {of_model[0]} needs a --model")
+    of_samples = [name for name in config.score.metrics if name not in of_model]
+    if config.reference.save_reference and not of_samples:
+        raise ValueError(
+            "--save_reference writes the statistics of features, and none of these --metrics uses features"
+        )
+    return of_samples, of_model
+
+
+def open_yardsticks(
+    config, names: list[str], reference: Reference, accelerator: Accelerator
+) -> list[Yardstick]:
+    """The yardsticks of these metrics, with the extractor of the flags or the usual one; collective."""
+    if not names:
+        return []
+    cache, weights = cache_folder(config.reference.cache_dir), config.score.extractor_weights
+    extractor = config.score.feature_extractor
+    extractor = extractor or ("inception" if weights else pick_extractor(reference, cache))
+    return yardsticks(names, extractor, reference, accelerator, cache, weights)
+
+
+def save_reference(place: str | None, sticks: list[Yardstick], accelerator: Accelerator) -> None:
+    """Write the statistics of the first yardstick where --save_reference says."""
+    if place and accelerator.is_main_process:
+        target, statistics = Path(place), sticks[0].reference
         (statistics.save_npz if target.suffix == ".npz" else statistics.save)(target)
 
-    def tell(told: list[dict]) -> None:
-        if accelerator.is_main_process:
-            results.append(where, told)
-            print(results.table(told), flush=True)
 
-    drawing = None
-    if config.model.model:
-        drawing = open_drawing(config.model, config.sampling, accelerator)
-        drawing.labels = labels_like(drawing, reference.images)
-    if sticks:
-        if drawing:
-            scores = score(sticks, drawing, config.sampling.num_samples, accelerator, config.score.force)
-            origin = drawing.origin(*trained(config.model.model))
-        else:
-            images = open_images(config.images.images)
-            scores = score(
-                sticks, own_share(images, accelerator), len(images), accelerator, config.score.force
-            )
-            origin = Origin(source=Path(config.images.images).name, n=len(images))
-        tell(result_lines(scores, origin, config.score.force))
-    if "bpd" in config.score.metrics:
-        tell(likelihood_lines(config, drawing, reference, accelerator))
-    accelerator.print(f"added to {where}")
+def sample_lines(
+    config, drawing: Drawing | None, sticks: list[Yardstick], accelerator: Accelerator
+) -> list[ResultLine]:
+    """Lines of the metrics of samples, of a model or from files; collective."""
+    force = config.score.force
+    if drawing:
+        scores = score(sticks, drawing, config.sampling.num_samples, accelerator, force)
+        origin = drawing.origin(*training_so_far(config.model.model))
+    else:
+        images = open_images(config.images.images)
+        scores = score(sticks, own_share(images, accelerator), len(images), accelerator, force)
+        origin = Origin(source=Path(config.images.images).name, n=len(images))
+    return result_lines(scores, origin, force)
 
 
 def open_reference(config, accelerator: Accelerator) -> Reference:
     """The reference of the flags, or the images that the model was trained on."""
-    given = config.reference
-    if given.reference and Path(given.reference).suffix in READERS:
-        return Reference(None, statistics=load_reference(given.reference, given.reference_n))
-    data, seed = trained_on(config.model.model) if given.reference is None else (DataConfig(), 0)
+    flags = config.reference
+    if flags.reference and Path(flags.reference).suffix in READERS:
+        return Reference(None, statistics=load_reference(flags.reference, flags.reference_n))
+    data, seed = trained_on(config.model.model) if flags.reference is None else (DataConfig(), 0)
     changes = {
-        "train_split": given.split,
-        "resolution": given.resolution,
-        "image_column": given.image_column,
-        "label_column": given.label_column,
-        "cache_dir": given.cache_dir,
+        "train_split": flags.split,
+        "resolution": flags.resolution,
+        "image_column": flags.image_column,
+        "label_column": flags.label_column,
+        "cache_dir": flags.cache_dir,
     }
     data = replace(data, **{name: value for name, value in changes.items() if value is not None})
-    return load_images_of(data, given.reference, seed, accelerator)
+    return load_images_of(data, flags.reference, seed, accelerator)
 
 
 def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: Accelerator) -> Reference:
-    """The images of these options, from `place` (a folder, or else a Hub id) if given, and held-out ones:
-    those of the validation, or else the test split where there is one.
+    """The images of these options, from `place` (a folder, or else a Hub id) if it is not None, and held-out
+    ones: those of the validation, or else the test split where there is one.
     """
     if place and Path(place).is_dir():
         data = replace(data, train_data_dir=place)
@@ -116,55 +151,69 @@ def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: 
 
 def trained_on(model: str | None) -> tuple[DataConfig, int]:
     """The data options and the seed in the config.yaml beside a model."""
-    path = Path(model or "") / "config.yaml"
-    if model is None or not path.is_file():
+    values: dict[str, Any] = OutputFolder(Path(model)).read_config() if model else {}
+    if not values:
         raise ValueError(
-            "--reference must name a data set or a statistics file: there is no config.yaml to tell"
+            "--reference must name a data set or a statistics file: there is no config.yaml beside the model "
+            "that says what it was trained on"
         )
-    values = read_yaml(path)
     names = DataConfig.__dataclass_fields__
-    given = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in names}
-    return DataConfig(**given), values["seed"]
+    options = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in names}
+    return DataConfig(**options), values["seed"]
+
+
+def likelihood_of(name: str, drawing: Drawing, config) -> Likelihood:
+    """A metric of the model itself; ValueError if this model has none."""
+    build = pkgutil.resolve_name(METRICS[name].build)
+    return build(drawing.pipeline, config.score.bpd_timesteps, config.model.batch_size)
+
+
+def likelihood_images(config, reference: Reference) -> dict[str, Images]:
+    """Split -> images whose likelihood is measured: those trained on (or of --split), and held-out ones."""
+    if reference.images is None:
+        raise ValueError("--metrics bpd needs a data set as --reference, not a statistics file")
+    parts = {config.reference.split or "train": reference.images}
+    if reference.held_out is not None:
+        parts.setdefault(HELD_OUT, reference.held_out)
+    return parts
 
 
 def likelihood_lines(
-    config, drawing: Drawing, reference: Reference, accelerator: Accelerator
-) -> list[dict]:
-    """Lines of the bits per dimension of the images trained on and of held-out ones."""
-    if reference.images is None:
-        raise ValueError("--metrics bpd needs a data set as --reference, not a statistics file")
-    told = []
-    trained_split = config.reference.split or "train"
-    for part, images in ((trained_split, reference.images), ("test", reference.held_out)):
-        if images is None:
-            continue
+    config, drawing: Drawing, likelihood: Likelihood, reference: Reference, accelerator: Accelerator
+) -> list[ResultLine]:
+    """Lines of the likelihood of each part of the images; collective."""
+    new = []
+    for split, images in likelihood_images(config, reference).items():
         count = min(config.score.bpd_images or len(images), len(images))
-        measured = bits_per_dim(
-            drawing.pipeline,
-            images,
-            timesteps=config.score.bpd_timesteps,
-            seed=config.sampling.seed,
-            batch_size=config.model.batch_size,
-            accelerator=accelerator,
-            indices=range(count),
+        measured = likelihood.measure(
+            images, seed=config.sampling.seed, accelerator=accelerator, indices=range(count)
         )
-        named = {name.replace("bpd", f"bpd_{part}", 1): m for name, m in measured.items()}
-        levels = config.score.bpd_timesteps
         origin = replace(
-            drawing.origin(*trained(config.model.model)),
+            drawing.origin(*training_so_far(config.model.model)),
             sampler=None,
-            num_inference_steps=levels,
+            num_inference_steps=config.score.bpd_timesteps,
             nfe=None,
             classes=None,
             guidance_scale=None,
             seconds_per_image=None,
         )
-        for line in results.lines(named, origin, None, commit=commit()):
-            told.append({**line, "reference": images.name, "reference_split": part,
-                         "reference_n": len(images), "data_fingerprint": images.fingerprint})  # fmt: skip
-    return told
+        protocol = ReferenceProtocol(
+            extractor=None,
+            extractor_sha256=None,
+            resize=None,
+            quantisation=None,
+            data=images.name,
+            split=split,
+            data_fingerprint=images.fingerprint,
+            flips=False,
+            n=len(images),
+            whole=images.whole,
+        )
+        new += results.lines(measured, origin, protocol, commit=commit())
+    return new
 
 
 def default_output(model: str | None) -> str:
     """Beside the model where it is a folder, else here."""
-    return str(Path(model) / results.RESULTS) if model and Path(model).is_dir() else results.RESULTS
+    inside = model and Path(model).is_dir()
+    return str(OutputFolder(Path(model if inside else ".")).results)

@@ -44,7 +44,7 @@ class ImageFolder:
             array = opened[opened.files[0]] if self.path.suffix == ".npz" else opened
         except (ValueError, OSError, EOFError, IndexError) as problem:
             raise ValueError(
-                f"--images {str(self.path)!r} is no array of images; pickles are never read: {problem}"
+                f"--images {str(self.path)!r} is not an array of images; pickles are never read: {problem}"
             ) from None
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in (1, 3):
             raise ValueError(

@@ -1,9 +1,9 @@
 """What samples are compared with: the statistics of a reference set, with the protocol that made them.
 
-A file of ours is .safetensors and refuses to serve an evaluation of another protocol. The {mu, sigma} .npz of
-pytorch-fid, clean-fid, EDM and TTUR can be read and written; it knows neither its protocol nor its number of
-images, so it serves the distance and the diversity only, without a floor unless the number is given, and
-whether it fits is on whoever passes it.
+Our own files end in .safetensors and are refused by an evaluation of another protocol. The {mu, sigma} .npz
+of pytorch-fid, clean-fid, EDM and TTUR can be read and written. It records neither its protocol nor its
+number of images, so it serves only the distance and the diversity, without a floor unless --reference_n is
+given. Nothing can check that it fits the evaluation.
 """
 
 import hashlib
@@ -22,24 +22,9 @@ from torch import Tensor
 
 from trilemma.eval.metrics.frechet import Gaussian, add_outer_, packed_size
 from trilemma.eval.metrics.sample_metric import FixedSubset, SampleMetric
+from trilemma.eval.scoring.protocol import ReferenceProtocol
 
 FORMAT = "trilemma-reference-1"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Everything that changes the numbers: two evaluations can be compared when these agree."""
-
-    extractor: str  # a name: inception, classifier ...
-    extractor_sha256: str | None  # of its weights; None if it has none
-    resize: str  # how images reach the extractor's size
-    quantisation: str  # how they reached uint8
-    data: str
-    split: str
-    data_fingerprint: str
-    flips: bool  # whether mirrored images were added
-    n: int  # images
-    whole: bool = True  # all images of the split
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,26 +33,26 @@ class ReferenceStatistics:
 
     features (m, D) float32: a fixed random subset of the set, or all of it. heldout (h, D) float32: features
     of real images that are not in the set (add them with `dataclasses.replace`). class_counts (K,) float64:
-    how often the extractor's classifier names each class. Each is None if nothing asked for it; `protocol` is
-    None for a file that has none.
+    how often the extractor's classifier names each class. Each is None if no metric needed it; `protocol` is
+    None for an .npz.
     """
 
     gaussian: Gaussian
-    protocol: Protocol | None
+    protocol: ReferenceProtocol | None
     features: Tensor | None = None
     heldout: Tensor | None = None
     class_counts: Tensor | None = None
 
-    def check(self, protocol: Protocol) -> None:
-        """Raise ValueError unless these were made by `protocol`; if they have none, nothing can be told."""
+    def check(self, protocol: ReferenceProtocol) -> None:
+        """ValueError unless these were made by `protocol`; those without a protocol cannot be checked."""
         if self.protocol is None:
             return
-        made, asked = asdict(self.protocol), asdict(protocol)
+        made, expected = asdict(self.protocol), asdict(protocol)
         for name, value in made.items():
-            if value != asked[name]:
+            if value != expected[name]:
                 raise ValueError(
                     f"--reference: the statistics were made with {name}={value!r}, this evaluation has "
-                    f"{name}={asked[name]!r}; give the data set itself as --reference to make matching ones"
+                    f"{name}={expected[name]!r}; give the data set itself as --reference"
                 )
 
     def save(self, path: str | Path) -> None:
@@ -93,9 +78,9 @@ class ReferenceStatistics:
 
 
 class ReferenceCollector(SampleMetric):
-    """Makes the statistics of a data set, each rank its share: `update` for each batch, then `statistics`.
+    """Computes the statistics of a data set, each rank its share: `update` for each batch, then `statistics`.
 
-    keep: how many features to keep, the most that a metric in use asks for. num_classes: 0 without logits.
+    keep: how many features to keep, the most that any metric in use needs. num_classes: 0 without logits.
     """
 
     def __init__(self, num_samples: int, dimension: int, num_classes: int = 0, keep: int = 0) -> None:
@@ -120,7 +105,7 @@ class ReferenceCollector(SampleMetric):
         self.check_complete(self.total)
         return self.metric_state
 
-    def statistics(self, protocol: Protocol) -> ReferenceStatistics:
+    def statistics(self, protocol: ReferenceProtocol) -> ReferenceStatistics:
         """The statistics, on the CPU of every rank; a collective call."""
         if protocol.n != self.num_samples:
             raise ValueError(f"the protocol has n={protocol.n}, but {self.num_samples} images were collected")
@@ -136,14 +121,14 @@ class ReferenceCollector(SampleMetric):
         )
 
 
-def cache_path(cache_dir: str | Path, protocol: Protocol, keep: int) -> Path:
+def cache_path(cache_dir: str | Path, protocol: ReferenceProtocol, keep: int) -> Path:
     """Where statistics of `protocol` that hold `keep` features are kept."""
     text = json.dumps([FORMAT, keep, asdict(protocol)])
     return Path(cache_dir) / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
 
 
 def load_reference(path: str | Path, n: int | None = None) -> ReferenceStatistics:
-    """Read a statistics file, ours or an .npz; n is the number of images behind an .npz, where known."""
+    """Read a statistics file, ours or an .npz; n: the number of images behind an .npz, if it is recorded."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--reference: there is no statistics file {path}")
@@ -158,10 +143,10 @@ def _load_safetensors(path: Path, n: int | None) -> ReferenceStatistics:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and let it be made again") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it, and it is computed again") from error
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is no {FORMAT} file; its format is {metadata.get('format')!r}")
-    protocol = Protocol(**json.loads(metadata["protocol"]))
+        raise ValueError(f"{path} is not a {FORMAT} file; its format is {metadata.get('format')!r}")
+    protocol = ReferenceProtocol(**json.loads(metadata["protocol"]))
     if n is not None and n != protocol.n:
         raise ValueError(f"{path} holds the statistics of {protocol.n} images; got n={n}")
     gaussian = Gaussian(tensors.pop("mean"), tensors.pop("covariance"), protocol.n)

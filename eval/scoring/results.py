@@ -1,33 +1,22 @@
-"""What a measured number is called and what it must say of itself: the lines of `results.jsonl`.
+"""The lines of `results.jsonl`: a measured number each, with all that must agree before it is compared.
 
-A number is `fid` only over Inception features of at least 50,000 samples against the whole training split,
-which is what the literature means by it. Everything else bears its protocol in its name: `fid_10k`,
-`fid_10k_vs_test`, `fd_classifier`, `kid_pixels`.
+`ResultLine` is the only reader and writer of them. What a number is called is in `naming.py`.
 """
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trilemma.eval.metrics.table import facts_of
+from trilemma.eval.scoring.naming import SCHEDULERS, measure_of, metric_name, whole_of
+
 if TYPE_CHECKING:  # whoever only reads results need not wait for torch
     from trilemma.eval.metrics.sample_metric import Measurement
-    from trilemma.eval.scoring.reference import Protocol
-
-RESULTS = "results.jsonl"
-LITERATURE_SAMPLES = 50_000
-JUDGED = ("class_accuracy", "modes", "modes_kl", "confidence", "confident_share")
-"""Numbers of the classifier as a judge; they bear no extractor's name."""
-
-HIGHER_IS_BETTER = {
-    "fd": False, "energy": False, "kid": False, "is": True, "precision": True, "recall": True,
-    "density": True, "coverage": True, "class_accuracy": True, "modes": True, "bpd_train": False,
-    "bpd_test": False,
-}  # fmt: skip
-"""What tables of several models show, by the kind of the lines: see `kind`."""
+    from trilemma.eval.scoring.reference import ReferenceProtocol
 
 PROTOCOL = (
     "n", "extractor_sha256", "resize", "quantisation", "reference", "data_fingerprint", "reference_split",
@@ -44,7 +33,7 @@ class Origin:
     source: str  # model or image folder
     n: int
     seeds: str | None = None  # "0..499"
-    sampler: str | None = None
+    sampler: str | None = None  # as --sampler takes it
     num_inference_steps: int | None = None
     nfe: int | None = None  # evaluations of the network per image
     classes: str | None = None  # only these were drawn; names as a shell would quote them
@@ -55,79 +44,151 @@ class Origin:
     images_seen: int | None = None
 
 
-KEYS = {
-    "metric", "value", "interval", "floor", "forced", "feature_extractor", "judge_accuracy", "commit",
-    "created", *PROTOCOL, *Origin.__dataclass_fields__,
-}  # fmt: skip
-"""What every line has."""
+@dataclass(frozen=True)
+class ResultLine:
+    """A measured number, what it measures, and how. Entries are None where they do not apply."""
+
+    metric: str  # display name, such as fid_10k_vs_test
+    measure: str  # what was measured, a measure of METRICS: fd, coverage, prior_bpd ...
+    value: float
+    interval: tuple[float, float] | None  # 95%
+    floor: float | None  # what a perfect model would be expected to score
+    source: str  # model or image folder; from here to `images_seen` as in Origin
+    n: int
+    seeds: str | None
+    sampler: str | None
+    num_inference_steps: int | None
+    nfe: int | None
+    classes: str | None
+    guidance_scale: float | None
+    seconds_per_image: float | None
+    device: str | None
+    step: int | None
+    images_seen: int | None
+    feature_extractor: str | None
+    extractor_sha256: str | None
+    resize: str | None
+    quantisation: str | None
+    reference: str | None  # name of the data
+    reference_split: str | None
+    reference_n: int | None  # images
+    data_fingerprint: str | None
+    whole: bool | None  # the reference was all images of its split; None where that is not recorded
+    judge_accuracy: float | None
+    commit: str | None
+    created: str
+    forced: bool  # it would have been refused without --force
+    extra: dict[str, Any] = field(default_factory=dict)  # entries that sweeps add
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> "ResultLine":
+        """A line as the file has it, of this or an older version; ValueError says what is wrong with it."""
+        values = dict(line)
+        if missing := REQUIRED - values.keys():
+            raise ValueError(f"lacks {', '.join(sorted(missing))}")
+        if not _is_number(values["value"]):
+            raise ValueError(f"has the value {values['value']!r}, which is no number")
+        interval = values["interval"]
+        if interval is not None and not _is_pair(interval):
+            raise ValueError(f"has the interval {interval!r}, which is neither two numbers nor null")
+        values["interval"] = None if interval is None else tuple(interval)
+        name = values["metric"]
+        values.setdefault("measure", measure_of(name, values["feature_extractor"]))
+        values.setdefault("whole", whole_of(name))
+        values["sampler"] = SCHEDULERS.get(values["sampler"], values["sampler"])
+        extra = {key: values.pop(key) for key in line if key not in ENTRIES}
+        return cls(**values, extra=extra)
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as the file has it."""
+        values = {name: getattr(self, name) for name in ENTRIES}
+        values["interval"] = None if self.interval is None else list(self.interval)
+        return {**values, **self.extra}
+
+    def key(self, names: Iterable[str]) -> tuple[Any, ...]:
+        """The entries of these names, by which lines are told apart."""
+        return tuple(getattr(self, name) for name in names)
+
+    @property
+    def column(self) -> str:
+        """What tables of several models call it, whatever it was measured with: fd, coverage, bpd_test."""
+        return self.metric if facts_of(self.measure).of_split else self.measure
 
 
-def metric_name(name: str, extractor: str | None, n: int, split: str | None, whole: bool = True) -> str:
-    """What a measurement of METRICS is called in results: see the top of this file.
-
-    split and whole: of the reference, and whether it is all of that split.
-    """
-    if name in JUDGED or extractor is None:
-        return name
-    if name != "fd":
-        return name if extractor == "inception" else f"{name}_{extractor}"
-    if extractor != "inception":
-        return f"fd_{extractor}"
-    if n >= LITERATURE_SAMPLES and split == "train" and whole:
-        return "fid"
-    count = f"{n // 1000}k" if n % 1000 == 0 else str(n)
-    against = (split or "unknown") if whole else f"part_of_{split}"
-    return f"fid_{count}" if against == "train" else f"fid_{count}_vs_{against}"
+ENTRIES = tuple(entry.name for entry in fields(ResultLine) if entry.name != "extra")
+REQUIRED = {*ENTRIES} - {"measure", "whole"}
+"""What every line has, those of older files too."""
 
 
 def lines(
     measurements: "Mapping[str, Measurement]",
     origin: Origin,
-    protocol: "Protocol | None",
+    protocol: "ReferenceProtocol",
     *,
     commit: str | None,
     forced: Collection[str] = (),
     judge_accuracy: float | None = None,
-) -> list[dict[str, Any]]:
-    """One line for each measurement, with everything that must agree before it is compared with another.
-
-    forced: those that would have been refused.
-    """
-    extractor = protocol.extractor if protocol else None
-    split = protocol.split if protocol else None
-    told = {
-        "feature_extractor": extractor,
-        "extractor_sha256": protocol.extractor_sha256 if protocol else None,
-        "resize": protocol.resize if protocol else None,
-        "quantisation": protocol.quantisation if protocol else None,
-        "reference": protocol.data if protocol else None,
-        "reference_split": split,
-        "reference_n": protocol.n if protocol else None,
-        "data_fingerprint": protocol.data_fingerprint if protocol else None,
-        "judge_accuracy": judge_accuracy,
-        "commit": commit,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+) -> list[ResultLine]:
+    """One line for each measurement; forced: the measures that would have been refused."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return [
-        {
-            "metric": metric_name(name, extractor, m.n, split, protocol.whole if protocol else True),
-            "value": m.value,
-            "interval": list(m.interval) if m.interval else None,
-            "floor": m.floor,
+        ResultLine(
+            metric=metric_name(measure, protocol.extractor, m.n, protocol.split, protocol.whole),
+            measure=measure,
+            value=m.value,
+            interval=tuple(m.interval) if m.interval else None,
+            floor=m.floor,
             **asdict(replace(origin, n=m.n)),
-            **told,
-            "forced": name in forced,
-        }
-        for name, m in measurements.items()
+            feature_extractor=protocol.extractor,
+            extractor_sha256=protocol.extractor_sha256,
+            resize=protocol.resize,
+            quantisation=protocol.quantisation,
+            reference=protocol.data,
+            reference_split=protocol.split,
+            reference_n=protocol.n,
+            data_fingerprint=protocol.data_fingerprint,
+            whole=protocol.whole,
+            judge_accuracy=judge_accuracy,
+            commit=commit,
+            created=now,
+            forced=measure in forced,
+        )
+        for measure, m in measurements.items()
     ]
 
 
-def append(path: Path, new: Iterable[dict[str, Any]]) -> None:
+def append(path: Path, lines: Iterable[ResultLine]) -> None:
     """Add lines to a results file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line) + "\n" for line in new)
-    with open(path, "a") as file:
+    text = "".join(json.dumps(line.to_json()) + "\n" for line in lines)
+    with open(path, "a", encoding="utf-8") as file:
         file.write(text)
+
+
+def read(path: Path) -> list[ResultLine]:
+    """The lines of a results file, oldest first; [] if there is none, ValueError names a damaged line."""
+    lines = []
+    for number, values in read_objects(path).items():
+        try:
+            lines.append(ResultLine.from_json(values))
+        except ValueError as fault:
+            raise ValueError(f"{path}, line {number} {fault}; delete the line") from fault
+    return lines
+
+
+def read_objects(path: Path) -> dict[int, dict[str, Any]]:
+    """The JSON objects of a file by the number of their line, without blank ones; {} if there is no file."""
+    objects = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
+        try:
+            values = json.loads(text) if text.strip() else None
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{path}, line {number} is not JSON: {problem}; delete the line") from problem
+        if text.strip() and not isinstance(values, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object; delete the line")
+        if values is not None:
+            objects[number] = values
+    return objects
 
 
 def check_writable(path: Path) -> None:
@@ -135,37 +196,6 @@ def check_writable(path: Path) -> None:
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not os.access(nearest, os.W_OK) or (path.exists() and not path.is_file()):
         raise OSError(f"cannot write results to {path}; name another file with --output")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file, oldest first; [] if there is none, ValueError names a damaged line."""
-    numbered = read_objects(path)
-    for number, line in numbered.items():
-        if lacking := KEYS - line.keys():
-            fault = f"lacks {', '.join(sorted(lacking))}"
-        elif not _is_number(line["value"]):
-            fault = f"has the value {line['value']!r}, which is no number"
-        elif line["interval"] is not None and not _is_pair(line["interval"]):
-            fault = f"has the interval {line['interval']!r}, which is neither two numbers nor null"
-        else:
-            continue
-        raise ValueError(f"{path}, line {number} {fault}; delete the line")
-    return list(numbered.values())
-
-
-def read_objects(path: Path) -> dict[int, dict[str, Any]]:
-    """The JSON objects of a file by the number of their line, without blank ones; {} if there is no file."""
-    found = {}
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
-        try:
-            line = json.loads(text) if text.strip() else None
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"{path}, line {number} is not JSON: {problem}; delete the line") from problem
-        if text.strip() and not isinstance(line, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object; delete the line")
-        if line is not None:
-            found[number] = line
-    return found
 
 
 def _is_number(value: Any) -> bool:
@@ -176,63 +206,16 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
-def table(results: Iterable[dict[str, Any]]) -> str:
+def table(lines: Iterable[ResultLine]) -> str:
     """Results as text: name, value, interval, floor, n."""
     rows = [("metric", "value", "95% interval", "floor", "n")]
-    for line in results:
-        low, high = line["interval"] or (None, None)
+    for line in lines:
+        low, high = line.interval or (None, None)
         interval = "" if low is None else f"{low:.4g} .. {high:.4g}"
-        floor = "" if line["floor"] is None else f"{line['floor']:.4g}"
-        name = line["metric"] + (" (forced)" if line["forced"] else "")
-        rows.append((name, f"{line['value']:.5g}", interval, floor, str(line["n"])))
+        floor = "" if line.floor is None else f"{line.floor:.4g}"
+        name = line.metric + (" (forced)" if line.forced else "")
+        rows.append((name, f"{line.value:.5g}", interval, floor, str(line.n)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def kind(line: Mapping[str, Any]) -> str:
-    """What a line measures, whatever it was measured with: `metric_name` the other way."""
-    name, extractor = line["metric"], line["feature_extractor"]
-    return "fd" if name.startswith("fid") else name.removesuffix(f"_{extractor}")
-
-
-def cell(line: Mapping[str, Any], key: str) -> str:
-    """An entry of a line as tables show it, '' for none."""
-    value = line.get(key)
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def protocol(lines: Mapping[str, Mapping[str, Any]]) -> str:
-    """What one model's lines by kind were measured with, in a sentence."""
-    line = next((line for line in lines.values() if line["feature_extractor"]), next(iter(lines.values())))
-    against = f"{line['reference_n']} images of {line['reference']} ({line['reference_split']})"
-    floor = "" if line["floor"] is None else f"; the floor of {line['metric']} is {line['floor']:.4g}"
-    return f"{line['n']} samples against {against}, {line['feature_extractor'] or 'no'} features{floor}."
-
-
-def with_interval(line: Mapping[str, Any]) -> str:
-    """The value, and its interval if it has one."""
-    low, high = line["interval"] or (None, None)
-    return f"{line['value']:.4g}" + ("" if low is None else f" ({low:.4g} .. {high:.4g})")
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *rows]]
-    return "".join(lines)
-
-
-@dataclass
-class Marks:
-    """Numbered remarks under the table."""
-
-    said: list[str] = field(default_factory=list)
-
-    def mark(self, remark: str) -> str:
-        """' [k]' for a remark, '' for none."""
-        if not remark:
-            return ""
-        if remark not in self.said:
-            self.said.append(remark)
-        return f" [{self.said.index(remark) + 1}]"

@@ -1,7 +1,7 @@
 """Evaluation while a model trains: the same yardsticks as after it, on the averaged weights, on every rank.
 
-Numbers go to the trackers by way of the loop and to `results.jsonl`; the pipeline with the best first metric
-so far is kept in `best/`.
+Numbers go to the trackers by way of the loop and to `results.jsonl`. The pipeline that scored best so far on
+the first metric is kept in `best/`.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from trilemma.eval.options import SamplingConfig
+from trilemma.eval.metrics.table import METRICS, facts_of
+from trilemma.eval.options import SamplingConfig, check_choices
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.model_images import Drawing, labels_like
+from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import (
     BATCH,
     Reference,
@@ -23,18 +25,10 @@ from trilemma.eval.scoring.yardsticks import (
     yardsticks,
 )
 from trilemma.training.images.image_set import Images, cache_folder
-from trilemma.training.sampling import usual_steps
+from trilemma.training.output_folder import OutputFolder
 
-BEST = {
-    "fd": ("fd", min),
-    "kid": ("kid", min),
-    "energy": ("energy", min),
-    "is": ("is", max),
-    "prdc": ("coverage", max),
-    "class_accuracy": ("class_accuracy", max),
-    "modes": ("modes_kl", min),
-}
-"""What the first of --eval_metrics chooses the best model by: its measurement, and which end is better."""
+ALIKE = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
+"""What must agree before an evaluation can beat an earlier one."""
 
 
 class Evaluation:
@@ -53,53 +47,48 @@ class Evaluation:
     ):
         self.config, self.accelerator, self.save = config, accelerator, save
         self.reference = Reference(images, held_out)
-        self.folder = Path(config.run.output_dir)
+        self.folder = OutputFolder(Path(config.run.output_dir))
         self.sticks: list[Yardstick] = []
-        first = config.evaluation.eval_metrics[0]
-        if first not in BEST:
-            raise ValueError(
-                f"the first of --eval_metrics chooses the best model and must be one of {', '.join(BEST)}; "
-                f"got {first!r}"
-            )
+        options = config.evaluation
+        check_choices(
+            metrics=options.eval_metrics, extractor=options.eval_feature_extractor, in_training=True
+        )
+        self.best = METRICS[options.eval_metrics[0]].best
 
     def prepare(self) -> None:
-        """Make or load everything that scoring needs; collective."""
-        wanted, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
-        extractor = wanted.eval_feature_extractor or pick_extractor(self.reference, cache)
-        self.sticks = yardsticks(wanted.eval_metrics, extractor, self.reference, self.accelerator, cache)
+        """Compute or load everything that scoring needs; collective."""
+        options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
+        extractor = options.eval_feature_extractor or pick_extractor(self.reference, cache)
+        self.sticks = yardsticks(options.eval_metrics, extractor, self.reference, self.accelerator, cache)
 
     def __call__(
         self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int
     ) -> dict[str, float]:
         """Numbers by name; `pipeline` is what would be published, `sampled` the same with the sampler."""
-        wanted, log = self.config.evaluation, self.config.log
+        options, sheet = self.config.evaluation, self.config.sheet
         sampling = SamplingConfig(
-            num_samples=wanted.eval_num_samples,
-            sampler=log.sampler,
-            num_inference_steps=log.ddpm_num_inference_steps or usual_steps(sampled),
+            num_samples=options.eval_num_samples,
+            sampler=sheet.sampler,
+            num_inference_steps=sampled.steps(sheet.ddpm_num_inference_steps),
         )
-        drawing = Drawing(sampled, self.folder.name, sampling, BATCH, self.accelerator)
+        drawing = Drawing(sampled, self.folder.path.name, sampling, BATCH, self.accelerator)
         drawing.labels = labels_like(drawing, self.reference.images)
-        # A curve of small numbers is of use; a line that would have been refused says so.
-        scores = score(self.sticks, drawing, wanted.eval_num_samples, self.accelerator, force=True)
-        told = result_lines(scores, drawing.origin(step, images_seen), forced=True)
-        best = self._is_best(told)
+        # During training even a number of few samples is of use; its line is marked as forced.
+        scores = score(self.sticks, drawing, options.eval_num_samples, self.accelerator, force=True)
+        new = result_lines(scores, drawing.origin(step, images_seen), forced=True)
+        best = self._is_best(new)
         if self.accelerator.is_main_process:
-            results.append(self.folder / results.RESULTS, told)
+            results.append(self.folder.results, new)
         if best:
-            self.save(pipeline, self.folder / "best")
-        return {line["metric"]: line["value"] for line in told}
+            self.save(pipeline, self.folder.best)
+        return {line.metric: line.value for line in new}
 
-    def _is_best(self, told: list[dict]) -> bool:
-        """Whether these lines beat all earlier ones of this run that were measured alike."""
-        wanted, better = BEST[self.config.evaluation.eval_metrics[0]]
-        stem = "fid" if wanted == "fd" else wanted
-        line = next(t for t in told if t["metric"].startswith((wanted, stem)))
-        alike = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
+    def _is_best(self, new: list[ResultLine]) -> bool:
+        """Whether these lines beat all earlier ones of this run that were measured alike; collective."""
+        line = next(line for line in new if line.measure == self.best)
+        better = max if facts_of(self.best).better == "higher" else min
         earlier = [
-            other["value"]
-            for other in results.read(self.folder / results.RESULTS)
-            if all(other.get(key) == line[key] for key in alike)
+            other.value for other in results.read(self.folder.results) if other.key(ALIKE) == line.key(ALIKE)
         ]
         self.accelerator.wait_for_everyone()  # before the main process adds to what the others read
-        return not earlier or better(line["value"], *earlier) == line["value"]
+        return not earlier or better(line.value, *earlier) == line.value

@@ -17,22 +17,23 @@ from tqdm import tqdm
 
 from trilemma.eval.features.extractors import FeatureExtractor, load_extractor
 from trilemma.eval.features.inception import WEIGHTS_FILE, WEIGHTS_VARIABLE
-from trilemma.eval.metrics.distances import METRICS, build_metrics
-from trilemma.eval.metrics.sample_metric import Measurement
+from trilemma.eval.metrics.build import build_metrics
+from trilemma.eval.metrics.sample_metric import Measurement, SampleMetric
+from trilemma.eval.metrics.table import METRICS
+from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.eval.scoring.reference import (
-    Protocol,
     ReferenceCollector,
     ReferenceStatistics,
     cache_path,
     load_reference,
 )
-from trilemma.eval.scoring.results import Origin, lines
+from trilemma.eval.scoring.results import Origin, ResultLine, lines
 from trilemma.training.images.image_set import Images
 from trilemma.training.loop.machine import commit
 
 BATCH = 250
-JUDGED_METRICS = ("class_accuracy", "modes")
-"""Metrics of the classifier, whatever extractor the others use."""
+JUDGE = "classifier"
+"""The extractor of metrics that judge, whatever the others use."""
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """Indices (B,) int64, images uint8 (B, C, H, W), labels (B,) int64 or None."""
@@ -44,13 +45,13 @@ class Yardstick:
 
     extractor: FeatureExtractor
     reference: ReferenceStatistics
-    protocol: Protocol
+    protocol: ReferenceProtocol
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is compared with: the images trained on and others that were not, or a statistics file."""
+    """The reference: the images trained on and others that were not, or a statistics file."""
 
     images: Images | None
     held_out: Images | None = None
@@ -65,68 +66,73 @@ def yardsticks(
     cache: Path,
     weights: str | None = None,
 ) -> list[Yardstick]:
-    """Everything that scoring needs, computed or from the cache; collective."""
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(f"--metrics must be of bpd, {', '.join(METRICS)}; got {unknown[0]!r}")
-    judged = [name for name in metrics if name in JUDGED_METRICS]
-    groups = {extractor: [name for name in metrics if name not in JUDGED_METRICS]}
-    groups["classifier"] = groups.get("classifier", []) + judged
-    made = []
+    """Everything that scoring these metrics of samples needs, computed or from the cache; collective."""
+    groups: dict[str, list[str]] = {extractor: []}
+    for name in sorted(metrics, key=lambda name: METRICS[name].judge):  # judges last, else as they were named
+        groups.setdefault(JUDGE if METRICS[name].judge else extractor, []).append(name)
+    sticks = []
     for kind, names in groups.items():
         if not names:
             continue
         with accelerator.local_main_process_first():
-            given = weights if kind == extractor else None
-            net = load_extractor(kind, weights=given, reference=reference.images, cache_dir=str(cache))
+            source = weights if kind == extractor else None
+            net = load_extractor(kind, weights=source, reference=reference.images, cache_dir=str(cache))
         _check_equal([net.sha256], f"the {kind} extractor's weights")
         net = net.to(accelerator.device)
-        keep = max(METRICS[name].keep for name in names)
         if reference.statistics is not None and kind == extractor:
-            made.append(_of_file(net, reference.statistics, names))
-            continue
-        if reference.images is None:
+            sticks.append(_of_file(net, reference.statistics, names))
+        elif reference.images is None:
             raise ValueError(f"--metrics {names[0]} needs the data set itself as --reference, not a file")
-        statistics = reference_statistics(reference.images, net, accelerator, keep, cache)
-        if any("heldout" in METRICS[name].parts for name in names) and reference.held_out is not None:
-            others = reference_statistics(
-                reference.held_out, net, accelerator, len(reference.held_out), cache
-            )
-            statistics = replace(statistics, heldout=others.features)
-        made.append(Yardstick(net, statistics, statistics.protocol, tuple(names)))
-    return made
+        else:
+            sticks.append(_of_images(net, reference, names, accelerator, cache))
+    return sticks
+
+
+def _of_images(
+    net: FeatureExtractor, reference: Reference, names: list[str], accelerator: Accelerator, cache: Path
+) -> Yardstick:
+    """A yardstick over a set of images, with the features of held-out ones if a metric needs them."""
+    keep = max(METRICS[name].keep for name in names)
+    statistics = reference_statistics(reference.images, net, accelerator, keep, cache)
+    if any("heldout" in METRICS[name].parts for name in names) and reference.held_out is not None:
+        others = reference_statistics(reference.held_out, net, accelerator, len(reference.held_out), cache)
+        statistics = replace(statistics, heldout=others.features)
+    return Yardstick(net, statistics, statistics.protocol, tuple(names))
 
 
 def pick_extractor(reference: Reference, cache: Path) -> str:
-    """Inception where its weights are at hand, else the classifier where there are labels to train it on."""
+    """Pixels for points of the plane; Inception if its weights are here; else the classifier, if the data
+    have labels to train it on.
+    """
     if reference.statistics is not None:
-        known = reference.statistics.protocol
-        return known.extractor if known else "inception"
-    if reference.images.resolution == 1:  # points of the plane are features as they are
+        made_with = reference.statistics.protocol
+        return made_with.extractor if made_with else "inception"
+    if reference.images.points:
         return "pixels"
     if os.environ.get(WEIGHTS_VARIABLE) or (cache / WEIGHTS_FILE).is_file():
         return "inception"
     if reference.images.labels is not None:
-        return "classifier"
+        return JUDGE
     raise ValueError(
-        "name a feature extractor: no Inception weights are at hand, and the data have no labels"
+        "name a feature extractor: there are no Inception weights on this machine, and the data have no "
+        "labels to train a classifier on"
     )
 
 
 def _of_file(net: FeatureExtractor, statistics: ReferenceStatistics, names: list[str]) -> Yardstick:
     """A yardstick over a statistics file; its protocol must be this extractor's, if it has one."""
-    known = statistics.protocol
-    protocol = Protocol(
+    recorded = statistics.protocol
+    protocol = ReferenceProtocol(
         extractor=net.name,
         extractor_sha256=net.sha256,
         resize=net.resize,
         quantisation="uint8",
-        data=known.data if known else "statistics file",
-        split=known.split if known else "unknown",
-        data_fingerprint=known.data_fingerprint if known else "unknown",
-        flips=known.flips if known else False,
-        n=known.n if known else statistics.gaussian.n or 0,
-        whole=known.whole if known else False,
+        data=recorded.data if recorded else "statistics file",
+        split=recorded.split if recorded else "unknown",
+        data_fingerprint=recorded.data_fingerprint if recorded else "unknown",
+        flips=recorded.flips if recorded else False,
+        n=recorded.n if recorded else statistics.gaussian.n or 0,
+        whole=recorded.whole if recorded else False,
     )
     statistics.check(protocol)
     return Yardstick(net, statistics, protocol, tuple(names))
@@ -135,8 +141,8 @@ def _of_file(net: FeatureExtractor, statistics: ReferenceStatistics, names: list
 def reference_statistics(
     images: Images, extractor: FeatureExtractor, accelerator: Accelerator, keep: int, cache: Path
 ) -> ReferenceStatistics:
-    """Statistics of a set of images, from the cache or made now, each rank its share; collective."""
-    protocol = Protocol(
+    """Statistics of a set of images, from the cache or computed now, each rank its share; collective."""
+    protocol = ReferenceProtocol(
         extractor=extractor.name,
         extractor_sha256=extractor.sha256,
         resize=extractor.resize,
@@ -180,52 +186,67 @@ def score(
 ) -> dict[Yardstick, dict[str, Measurement]]:
     """Score n images, of which each rank brings its share; the same numbers on every rank; collective.
 
-    ValueError when a Frechet distance would rest on fewer samples than features, unless forced.
+    ValueError for fewer samples than features where a metric needs as many, unless forced.
     """
     metrics = {}
     for stick in sticks:
-        if "fd" in stick.names and n < stick.extractor.dim and not force:
+        few = _too_few_for(stick, n)
+        if few and not force:
             raise ValueError(
-                f"a Frechet distance over {stick.extractor.dim} {stick.extractor.name} features means little "
-                f"with {n} images: take {stick.extractor.dim} or more (--num_samples), or --force it, marked"
+                f"--metrics {few[0]} over {stick.extractor.dim} {stick.extractor.name} features says little "
+                f"of {n} images: take {stick.extractor.dim} or more (--num_samples). --force measures it "
+                "nevertheless and marks the result as forced"
             )
         built = build_metrics(stick.names, stick.reference, n)
         metrics[stick] = {name: metric.to(accelerator.device) for name, metric in built.items()}
     for index, images, labels in batches:
         images = images.to(accelerator.device)
         for stick, built in metrics.items():
-            features = stick.extractor(images)
-            given = {"features": features.features, "logits": features.logits, "labels": labels}
-            for name, metric in built.items():
-                missing = [need for need in METRICS[name].needs if given[need] is None]
-                if missing:
-                    raise ValueError(
-                        f"--metrics {name} needs {missing[0]}, and there are none: class_accuracy is for "
-                        f"class-conditional models, and {stick.extractor.name} may give no logits"
-                    )
-                metric.update(index, *(given[need] for need in METRICS[name].needs))
+            _update(stick, built, index, images, labels)
     return {
         stick: {name: m for metric in built.values() for name, m in metric.compute().items()}
         for stick, built in metrics.items()
     }
 
 
+def _update(
+    stick: Yardstick, metrics: dict[str, SampleMetric], index: Tensor, images: Tensor, labels: Tensor | None
+) -> None:
+    """Show a batch to the metrics of a yardstick."""
+    output = stick.extractor(images)
+    inputs = {"features": output.features, "logits": output.logits, "labels": labels}
+    for name, metric in metrics.items():
+        missing = [need for need in METRICS[name].needs if inputs[need] is None]
+        if missing:
+            raise ValueError(
+                f"--metrics {name} needs {missing[0]}, and there are none: labels come with samples of "
+                f"class-conditional models, and logits from an extractor with classes"
+                f" (this one is {stick.extractor.name})"
+            )
+        metric.update(index, *(inputs[need] for need in METRICS[name].needs))
+
+
 def result_lines(
     scores: dict[Yardstick, dict[str, Measurement]], origin: Origin, forced: bool
-) -> list[dict[str, object]]:
+) -> list[ResultLine]:
     """The lines of `results.jsonl` of a scoring; `forced` marks those that would have been refused."""
-    told = []
+    new = []
     for stick, measurements in scores.items():
-        few = forced and origin.n < stick.extractor.dim
-        told += lines(
+        few = _too_few_for(stick, origin.n) if forced else []
+        new += lines(
             measurements,
             origin,
             stick.protocol,
             commit=commit(),
-            forced=("fd",) if few else (),
+            forced={measure for name in few for measure in METRICS[name].measures},
             judge_accuracy=stick.extractor.judge_accuracy,
         )
-    return told
+    return new
+
+
+def _too_few_for(stick: Yardstick, n: int) -> list[str]:
+    """Metrics of a yardstick that need at least as many samples as features, and have fewer."""
+    return [name for name in stick.names if METRICS[name].full_rank and n < stick.extractor.dim]
 
 
 def _check_equal(values: list[str], what: str) -> None:

@@ -1,8 +1,8 @@
-"""The body of `eval/compare.py`: which numbers of several models may stand side by side.
+"""The body of `eval/compare.py`: which numbers of several models may be compared, and their table.
 
 Two numbers are measured alike when everything in `PROTOCOL` agrees. For each metric the protocol of most
-models is the standard; a number that has another is shown with a mark that says what differs, and is left out
-of the charts. How images are sampled may differ: it is what is compared, a row for each way.
+models is the standard. A number with another protocol gets a mark that says what differs, and is left out of
+the charts. How images are sampled may differ: it is what is compared, a row for each way.
 """
 
 from collections import Counter
@@ -10,16 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trilemma.eval.metrics.table import METRICS, facts_of
 from trilemma.eval.plots import charts
-from trilemma.eval.scoring import results
-from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, Marks
+from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
 from trilemma.eval.studies import targets
 from trilemma.eval.studies.models import Model, read_models
-
-Line = Mapping[str, Any]
-
-KINDS = ("fd", "energy", "coverage", "recall", "modes", "bpd_train", "bpd_test")
-"""What the table shows, in this order: quality, coverage, likelihood."""
+from trilemma.eval.studies.tables import Marks, cell, markdown, with_interval
+from trilemma.training.output_folder import write_text
 
 MACHINE = ("name", "processes", "threads", "mixed_precision")
 """What of the hardware in run.json the seconds of training depend on."""
@@ -34,108 +31,121 @@ def compare(config) -> None:
     """Write and print what the flags of `eval/compare.py` ask for."""
     if not config.models:
         raise ValueError("--models must name output folders")
-    wanted = [targets.parse_target(word) for word in config.target or ()]
+    goals = [targets.parse_target(word) for word in config.target or ()]
     models = read_models(config.models)
-    for metric, _ in wanted:
-        targets.check_known(metric, models)
+    for metric, _ in goals:
+        targets.check_target(metric, models)
     folder, marks = Path(config.output_dir), Marks()
     standards = standard_protocols(models)
     parts = ["# Comparison", trilemma(models, standards, marks)]
-    parts += [targets.section(models, metric, value, marks) for metric, value in wanted]
-    parts += ["\n".join(f"[{i}] {remark}" for i, remark in enumerate(marks.said, 1))] if marks.said else []
+    parts += [targets.section(models, metric, value, marks) for metric, value in goals]
+    parts += (
+        ["\n".join(f"[{i}] {remark}" for i, remark in enumerate(marks.remarks, 1))] if marks.remarks else []
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures(models, standards).items():
         figure.savefig(folder / f"{name}.png", dpi=150)
         parts.append(f"![{name}]({name}.png)")
     text = "\n\n".join(part.strip("\n") for part in parts) + "\n"
-    (folder / "comparison.md").write_text(text)
-    print(f"{text}\nin {folder / 'comparison.md'}")
-
-
-def key_of(line: Line, names: Sequence[str]) -> tuple:
-    """The entries of a line by which it is told from others."""
-    return tuple(line.get(name) for name in names)
+    page = folder / "comparison.md"
+    write_text(page, text)
+    print(f"{text}\nin {page}")
 
 
 def standard_protocols(models: Sequence[Model]) -> dict[str, tuple]:
     """Metric -> the protocol that most models have measured it with; of equals that of the earlier model."""
     votes: dict[str, Counter] = {}
     for model in models:
-        for metric, key in dict.fromkeys((li["metric"], key_of(li, PROTOCOL)) for li in model.finished):
+        for metric, key in dict.fromkeys((li.metric, li.key(PROTOCOL)) for li in model.finished):
             votes.setdefault(metric, Counter())[key] += 1
     return {metric: counter.most_common(1)[0][0] for metric, counter in votes.items()}
 
 
-def difference(line: Line, standard: tuple, names: Sequence[str] = PROTOCOL) -> str:
-    """In what a line differs from a standard, in words; '' if it does not."""
-    pairs = zip(names, key_of(line, names), standard, strict=True)
+def difference(line: ResultLine, standard: tuple) -> str:
+    """How the protocol of a line differs from a standard, in words; '' if it does not."""
+    pairs = zip(PROTOCOL, line.key(PROTOCOL), standard, strict=True)
     wrong = [f"{name} {str(own)[:12]}, not {str(usual)[:12]}" for name, own, usual in pairs if own != usual]
     return "not comparable: " + "; ".join(wrong) if wrong else ""
 
 
 def trilemma(models: Sequence[Model], standards: Mapping[str, tuple], marks: Marks) -> str:
     """The table: a row for each model and way to sample it."""
-    shown = [m for kind in KINDS for m in sorted(standards) if _kind_of(m, models) == kind]
+    shown = compared(models)
     rows = []
     for model in models:
         for key in ways(model):
             picked = {metric: pick(model, metric, key, standards[metric]) for metric in shown}
             cells = [_cell(line, standards[metric], marks) for metric, line in picked.items()]
-            drawn = next((line for line in picked.values() if line and line["sampler"]), {})
-            speed = [results.cell(drawn, "nfe"), results.cell(drawn, "seconds_per_image")]
-            speed[1] += marks.mark(_elsewhere(drawn.get("device"), models)) if speed[1] else ""
-            cost = [results.cell(model.run, name) for name in list(NAMES)[2:]]
+            drawn = next((line for line in picked.values() if line and line.sampler), None)
+            speed = [cell(drawn and drawn.nfe), cell(drawn and drawn.seconds_per_image)]
+            speed[1] += marks.mark(_elsewhere(drawn.device, models)) if speed[1] else ""
+            cost = [cell(model.run.get(name)) for name in list(NAMES)[2:]]
             cost[0] += marks.mark(_other_machine(model, models[0])) if cost[0] else ""
             rows.append([model.name, _way(key), *cells, *speed, *cost])
-    return results.markdown(["model", "sampling", *shown, *NAMES.values()], rows)
+    return markdown(["model", "sampling", *shown, *NAMES.values()], rows)
 
 
 def ways(model: Model) -> list[tuple]:
     """Each way that the finished model was sampled in; one of None where it never was."""
-    keys = dict.fromkeys(key_of(line, SAMPLING) for line in model.finished if line["sampler"])
+    keys = dict.fromkeys(line.key(SAMPLING) for line in model.finished if line.sampler)
     return list(keys) or [(None,) * len(SAMPLING)]
 
 
-def pick(model: Model, metric: str, way: tuple, standard: tuple) -> Line | None:
+def pick(model: Model, metric: str, way: tuple, standard: tuple) -> ResultLine | None:
     """The newest line of a metric, if there is one of the standard protocol; likelihoods are of every way."""
     lines = [
         line
         for line in model.finished
-        if line["metric"] == metric and (not line["sampler"] or key_of(line, SAMPLING) == way)
+        if line.metric == metric and (not line.sampler or line.key(SAMPLING) == way)
     ]
-    alike = [line for line in lines if key_of(line, PROTOCOL) == standard]
+    alike = [line for line in lines if line.key(PROTOCOL) == standard]
     return next(reversed(alike or lines), None)
 
 
 def figures(models: Sequence[Model], standards: Mapping[str, tuple]) -> dict[str, Any]:
     """Charts by the name of their file, of those for which there are numbers."""
-    found = {}
+    drawn = {}
     logs = {model.name: model.scalars for model in models if any("bpd" in line for line in model.scalars)}
     if logs:
-        found["elbo"] = charts.elbo(logs)
+        drawn["elbo"] = charts.elbo(logs)
     for metric, standard in standards.items():
-        if _kind_of(metric, models) not in ("fd", "energy"):
+        if not _is_distance(metric, models):
             continue
         points = [
             (model.name if len(ways(model)) == 1 else f"{model.name}, {_way(way)}", line)
             for model in models
             for way in ways(model)
-            if (line := pick(model, metric, way, standard)) and key_of(line, PROTOCOL) == standard
+            if (line := pick(model, metric, way, standard)) and line.key(PROTOCOL) == standard
         ]
-        found[f"{metric}-speed"] = charts.quality_speed(points)
-    return found
+        drawn[f"{metric}-speed"] = charts.quality_speed(points)
+    return drawn
 
 
-def _kind_of(metric: str, models: Sequence[Model]) -> str:
-    return next(results.kind(li) for model in models for li in model.finished if li["metric"] == metric)
+def compared(models: Sequence[Model]) -> list[str]:
+    """Names of the metrics that the table shows, in the order of METRICS; training images before others."""
+    order = [measure for row in METRICS.values() for measure in row.measures]
+    lines = {li.metric: li for m in models for li in m.finished if facts_of(li.measure).compared}
+
+    def place(name: str) -> tuple[int, bool, str]:
+        line = lines[name]
+        return order.index(line.measure), line.reference_split != "train", name
+
+    return sorted(lines, key=place)
 
 
-def _cell(line: Line | None, standard: tuple, marks: Marks) -> str:
+def _is_distance(metric: str, models: Sequence[Model]) -> bool:
+    """Whether a chart of this metric against speed has its best place at the lower left."""
+    measure = next(li.measure for model in models for li in model.finished if li.metric == metric)
+    facts = facts_of(measure)
+    return facts.charted and facts.better == "lower" and not facts.of_split
+
+
+def _cell(line: ResultLine | None, standard: tuple, marks: Marks) -> str:
     if line is None:
         return ""
-    floor = "" if line["floor"] is None else f", floor {line['floor']:.4g}"
-    forced = " (forced)" if line["forced"] else ""
-    return results.with_interval(line) + floor + forced + marks.mark(difference(line, standard))
+    floor = "" if line.floor is None else f", floor {line.floor:.4g}"
+    forced = " (forced)" if line.forced else ""
+    return with_interval(line) + floor + forced + marks.mark(difference(line, standard))
 
 
 def _way(key: tuple) -> str:
@@ -145,7 +155,7 @@ def _way(key: tuple) -> str:
 
 
 def _elsewhere(device: str | None, models: Sequence[Model]) -> str:
-    usual = next((li["device"] for model in models for li in model.finished if li["device"]), device)
+    usual = next((li.device for model in models for li in model.finished if li.device), device)
     return "" if device == usual else f"not comparable: seconds on {device}, not {usual}"
 
 

@@ -11,34 +11,33 @@ from itertools import product
 from typing import Any
 
 from trilemma.eval.options import SamplingConfig
-from trilemma.training.options.command_line import FAMILIES
+from trilemma.training import families
 from trilemma.training.options.flags import Flag, flags_of, nearest
 
 Flags = Mapping[str, str]
-"""Flag -> value as a shell would be given it, several words with spaces between; true and false: a switch."""
+"""Flag -> value as it is typed in a shell, several words with spaces between; true and false: a switch."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model of `training/train_<family>.py` with these flags; without a family, one way to sample one."""
+    """A model of `training/train_<family>.py` with these flags; without a family, a way to sample a model."""
 
     family: str | None
     flags: Flags
-    given_name: str | None = None
+    own_name: str | None = None
 
     @property
     def name(self) -> str:
         """The name of its folder."""
         pairs = (f"{flag}={value}" for flag, value in self.flags.items())
-        return self.given_name or ",".join(pairs).replace("/", "_").replace(" ", "+")
+        return self.own_name or ",".join(pairs).replace("/", "_").replace(" ", "+")
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A grid, all combinations of its values, and points off it.
 
-    x: horizontal axis of the figure, the grid's last flag or what results have in its place; without it,
-        points stand below each other.
+    x: horizontal axis of the figure: the grid's last flag or an entry of results; None: a row for each point.
     sampling, metrics: flags of `eval/evaluate.py` that the command line does not set.
     """
 
@@ -63,8 +62,8 @@ SWEEPS: dict[str, Sweep] = {
         "How should noise grow over time? (vdm-*: other models, to be compared with each other)",
         "unconditional",
         {"ddpm_beta_schedule": ("linear", "squaredcos_cap_v2", "sigmoid")},
-        # By its preset a VDM has another network, target and length of training than the models above, so
-        # what learning the schedule brings is told by these two alone, which differ in nothing else.
+        # By its preset a VDM has another network, target and length of training than the models above. So
+        # only these two, which differ in nothing else, show what learning the schedule brings.
         others=(
             Point("vdm", {"gamma": "linear"}, "vdm-linear"),
             Point("vdm", {"gamma": "monotone"}, "vdm-learned"),
@@ -99,7 +98,7 @@ SWEEPS: dict[str, Sweep] = {
         x="ddpm_num_steps",
     ),
     "samplers": Sweep(
-        "How few steps will do, and with which sampler?",
+        "How few steps are enough, and with which sampler?",
         None,
         {
             "sampler": ("ddpm", "ddim", "dpmsolver++", "unipc", "heun", "euler"),
@@ -116,31 +115,31 @@ def own_sweep(grid: Sequence[str], family: str | None) -> Sweep:
 
     The last flag is the horizontal axis if all its values are numbers.
     """
-    known = flags_of(FAMILIES[family]) if family else flags_of(_Sampled)
+    flags = flags_of(families.family(family).config) if family else flags_of(_Sampled)
     values: dict[str, tuple[str, ...]] = {}
     for word in grid:
         flag, _, listed = word.partition("=")
         if not listed or not all(listed.split(",")):
             raise ValueError(f"--grid takes flag=value,value ...; got {word!r}")
-        if flag not in known:
+        if flag not in flags:
             where = f"training/train_{family}.py" if family else "how a model is sampled"
-            raise ValueError(f"--grid {word!r}: {flag} is no flag of {where}.{nearest(flag, known)}")
+            raise ValueError(f"--grid {word!r}: {flag} is not a flag of {where}.{nearest(flag, flags)}")
         if flag in values:
             raise ValueError(f"--grid names {flag} twice; give all its values in one list")
-        values[flag] = _typed(known[flag], tuple(dict.fromkeys(listed.split(","))))
+        values[flag] = _typed(flags[flag], tuple(dict.fromkeys(listed.split(","))))
     about, last = f"What does {' x '.join(values)} change?", list(values)[-1]
     return Sweep(about, family, values, x=last if _numbers(values[last]) else None)
 
 
 def check_free(row: Sweep, line: Sequence[str]) -> None:
     """ValueError if a command line has a flag that the points set; it would have no effect."""
-    taken = {flag for point in row.points() for flag in point.flags}
+    set_by_points = {flag for point in row.points() for flag in point.flags}
     for word in line:
         flag = word.split("=")[0].removeprefix("--").removeprefix("no-")
-        if word.startswith("--") and flag in taken:
+        if word.startswith("--") and flag in set_by_points:
             raise ValueError(
                 f"--{flag} has no effect: the points of this sweep set it; leave it out, or name the values "
-                f"that you want with --grid {flag}=..."
+                f"to try with --grid {flag}=..."
             )
 
 

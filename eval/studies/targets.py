@@ -1,19 +1,19 @@
 """How much training it took to reach a target, from the evaluations during training: what pre-training saves.
 
 Between two evaluations the place is interpolated linearly in the logarithm of the images seen, and its
-seconds linearly in the images. Where the first evaluation is already there, its images are all that is known,
-and the true number is at most that.
+seconds linearly in the images. Where the first evaluation is already past the target, its images are an upper
+bound.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from trilemma.eval.scoring import results
-from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, Marks
+from trilemma.eval.metrics.table import facts_of
+from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
 from trilemma.eval.studies.models import Model
+from trilemma.eval.studies.tables import Marks, markdown
 from trilemma.training.options.flags import nearest
 
 ALIKE = (*PROTOCOL, *SAMPLING, "seeds")
@@ -24,8 +24,6 @@ RULE = (
     "`<=` where its first evaluation was already there. Images and seconds are those of the run itself, "
     "without what it was started from."
 )
-
-Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,40 +44,50 @@ def parse_target(word: str) -> tuple[str, float]:
     raise ValueError(f"--target takes metric=value, such as fd_classifier=5.0; got {word!r}")
 
 
-def check_known(metric: str, models: Sequence[Model]) -> None:
-    """ValueError unless at least one of the models has been evaluated with this metric."""
-    known = {line["metric"] for model in models for line in model.lines if line["images_seen"]}
-    if metric not in known:
-        have = f"they have {', '.join(sorted(known))}" if known else "they have no evaluations (--eval_steps)"
-        raise ValueError(f"--target {metric}: no model has such a metric; {have}.{nearest(metric, known)}")
+def check_target(metric: str, models: Sequence[Model]) -> None:
+    """ValueError unless a model was evaluated with this metric while it trained, and it has a better end."""
+    curves = {line.metric: line.measure for model in models for line in model.lines if line.images_seen}
+    if metric not in curves:
+        have = (
+            f"they have {', '.join(sorted(curves))}" if curves else "they have no evaluations (--eval_steps)"
+        )
+        raise ValueError(f"--target {metric}: no model has such a metric; {have}.{nearest(metric, curves)}")
+    if facts_of(curves[metric]).better is None:
+        raise ValueError(
+            f"--target {metric}: neither a higher nor a lower {curves[metric]} is better, so it cannot be a "
+            "target"
+        )
 
 
-def curve_of(lines: Sequence[Line], metric: str) -> list[Line]:
+def curve_of(lines: Sequence[ResultLine], metric: str) -> list[ResultLine]:
     """The evaluations of one run that were made alike, by step, the longest such series; [] if none."""
-    series: dict[tuple, dict[int, Line]] = {}
+    series: dict[tuple, dict[int, ResultLine]] = {}
     for line in lines:
-        if line["metric"] == metric and line["images_seen"]:
-            key = tuple(line.get(name) for name in ALIKE)
-            series.setdefault(key, {})[line["step"]] = line  # the newest of a step counts
+        if line.metric == metric and line.images_seen:
+            series.setdefault(line.key(ALIKE), {})[line.step] = line  # the newest of a step counts
     longest = max(series.values(), key=len, default={})
     return [longest[step] for step in sorted(longest)]
 
 
-def reach(curve: Sequence[Line], target: float, seconds: Mapping[int, float]) -> Reached | None:
-    """Where a curve first reaches `target`, or None; seconds: step -> seconds of training."""
-    higher = bool(curve) and results.HIGHER_IS_BETTER.get(results.kind(curve[0]), False)
-    sign = -1 if higher else 1
-    there = next((i for i, line in enumerate(curve) if sign * line["value"] <= sign * target), None)
+def reach(curve: Sequence[ResultLine], target: float, seconds: Mapping[int, float]) -> Reached | None:
+    """Where a curve first reaches `target`, or None; seconds: step -> seconds of training.
+
+    Which end is better is a fact of the measure; `check_target` refuses those without one.
+    """
+    sign = -1 if curve and facts_of(curve[0].measure).better == "higher" else 1
+    there = next((i for i, line in enumerate(curve) if sign * line.value <= sign * target), None)
     if there is None:
         return None
-    after, end = curve[there], curve[there]["images_seen"]
+    after, end = curve[there], curve[there].images_seen
     if there == 0:
-        return Reached(end, seconds.get(after["step"]), first=True)
-    before, start = curve[there - 1], curve[there - 1]["images_seen"]
-    share = (before["value"] - target) / (before["value"] - after["value"])
+        return Reached(end, seconds.get(after.step), first=True)
+    before, start = curve[there - 1], curve[there - 1].images_seen
+    share = (before.value - target) / (before.value - after.value)
     images = math.exp((1 - share) * math.log(start) + share * math.log(end))
-    known = [seconds.get(line["step"]) for line in (before, after)]
-    passed = None if None in known else known[0] + (known[1] - known[0]) * (images - start) / (end - start)
+    logged = [seconds.get(line.step) for line in (before, after)]
+    passed = (
+        None if None in logged else logged[0] + (logged[1] - logged[0]) * (images - start) / (end - start)
+    )
     return Reached(images, passed, first=False)
 
 
@@ -90,22 +98,22 @@ def section(models: Sequence[Model], metric: str, target: float, marks: Marks) -
         curve = curve_of(model.lines, metric)
         seconds = {int(li["step"]): li["seconds"] for li in model.scalars if metric in li and "seconds" in li}
         reached = reach(curve, target, seconds)
-        key = tuple(curve[0].get(name) for name in ALIKE) if curve else None
+        key = curve[0].key(ALIKE) if curve else None
         if place == 0:
             first, usual = reached, key
         other = [n for n, a, b in zip(ALIKE, key or (), usual or (), strict=False) if a != b]
         remark = f"not comparable: other {', '.join(other)} than the first model's curve" if other else ""
         rows.append([model.name + marks.mark(remark), *_cells(curve, reached, None if other else first)])
     header = ["model", "images", "training s", "images saved", "seconds saved"]
-    return f"## Images seen to reach {metric} = {target:g}\n\n{results.markdown(header, rows)}\n{RULE}"
+    return f"## Images seen to reach {metric} = {target:g}\n\n{markdown(header, rows)}\n{RULE}"
 
 
-def _cells(curve: Sequence[Line], reached: Reached | None, first: Reached | None) -> list[str]:
+def _cells(curve: Sequence[ResultLine], reached: Reached | None, first: Reached | None) -> list[str]:
     if not curve:
         return ["not evaluated while it trained", "", "", ""]
     if reached is None:
         last = curve[-1]
-        return [f"not within {last['images_seen']:,} images, where it was {last['value']:.4g}", "", "", ""]
+        return [f"not within {last.images_seen:,} images, where it was {last.value:.4g}", "", "", ""]
     at_most = "<= " if reached.first else ""
     seconds = "" if reached.seconds is None else f"{at_most}{reached.seconds:.3g}"
     cells = [f"{at_most}{reached.images:,.0f}", seconds]

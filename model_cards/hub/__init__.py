@@ -1,1 +1,1 @@
-"""Folders for strangers: bundled, uploaded, checked again."""
+"""Model folders for other people: bundled with their code, uploaded, and checked after download."""

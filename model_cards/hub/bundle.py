@@ -1,29 +1,29 @@
 """A pipeline as a folder for strangers: `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
 
-`save_pretrained` of a class of our own copies no code. This puts the file of the pipeline at the root of the
-folder and that of each custom component into the component's folder, and names them in `model_index.json`:
+The folder has the file of the pipeline at its root and that of each custom component in the component's
+folder, and `model_index.json` names them:
 
     "_class_name": ["pipeline_class_conditional", "ClassConditionalPipeline"]
     "net": ["modeling_networks", "MyNet"]
 
-for `pipeline_class_conditional.py` and `net/modeling_networks.py`. diffusers runs all such files flat in one
+for `pipeline_class_conditional.py` and `net/modeling_networks.py`. diffusers runs all such files in one flat
 folder of its cache, where files of one name overwrite each other: hence names made from that of the source,
-and no imports but those a stranger has. Pipelines that diffusers can load by itself get no code.
+and no imports except what a stranger has. The families' pipelines write their code themselves
+(`trilemma.pipelines.shared`); for other custom classes it is done here. Stock pipelines get no code.
 """
 
 import ast
 import importlib
-import inspect
 import json
-import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 from diffusers import DiffusionPipeline
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
+
+from trilemma.pipelines.shared import ship_code
 
 INDEX = "model_index.json"
 IMPORTABLE = {"torch", "numpy", "PIL", "diffusers", "transformers"}  # what someone with diffusers has
@@ -41,7 +41,10 @@ def save_bundle(pipeline: DiffusionPipeline, folder: str | Path) -> Path:
     stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         pipeline.save_pretrained(stage / "new", safe_serialization=True)
-        _add_code(pipeline, stage / "new")
+        _check_index(pipeline, stage / "new")
+        if not isinstance(_read(stage / "new" / INDEX)["_class_name"], list):
+            ship_code(pipeline, stage / "new")
+        _forget_paths(stage / "new")
         _check_files(stage / "new")
     except BaseException:
         shutil.rmtree(stage)
@@ -62,68 +65,60 @@ def check_standalone(source: Path) -> None:
             if name.split(".")[0] not in IMPORTABLE | sys.stdlib_module_names:
                 raise ValueError(
                     f"{source}, line {node.lineno} imports {name!r}; files shipped with a model may import "
-                    f"the standard library and {', '.join(sorted(IMPORTABLE))}: move what it needs into it"
+                    f"the standard library and {', '.join(sorted(IMPORTABLE))}: copy what it needs into it"
                 )
     if get_relative_imports(source):  # diffusers goes by lines, and so finds them in a docstring too
         raise ValueError(f"{source}: diffusers takes a line of a docstring for a relative import; reword it")
 
 
-def _add_code(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Copy the files of custom classes into the saved `folder` and name them in its index."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    components = pipeline.components
-    for name, value in index.items():
-        if name not in components:
-            if isinstance(value, list):
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_index(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Raise unless diffusers can load every entry of the index of the saved `folder` from the Hub."""
+    for name, value in _read(folder / INDEX).items():
+        component = pipeline.components.get(name)
+        if name not in pipeline.components:
+            if isinstance(value, list) and name != "_class_name":
                 raise ValueError(f"{name}: diffusers takes a list in {INDEX} for a component; make it a dict")
-        elif value[0] is None and components[name] is not None:
-            raise ValueError(f"{name}: diffusers cannot save a component of {type(components[name])}")
-        elif value[0] is not None and not _is_stock(*value):
-            index[name] = [_copy_code(sys.modules[value[0]], "modeling_", folder / name), value[1]]
-    kind = type(pipeline)
-    # A pipeline of ours may save itself under the name of a stock one.
-    if kind.__module__.split(".")[0] != "diffusers" and index["_class_name"] == kind.__name__:
-        index["_class_name"] = [_copy_code(sys.modules[kind.__module__], "pipeline_", folder), kind.__name__]
-    _write_json(folder / INDEX, index)
-    for path in folder.glob("*/*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        elif value[0] is None and component is not None:
+            raise ValueError(f"{name}: diffusers cannot save a component of {type(component)}")
+        elif value[0] is not None:
+            _check_library(folder / name, *value)
+
+
+def _forget_paths(folder: Path) -> None:
+    """Remove the path on this machine that a loaded pipeline and its components remember."""
+    for path in [folder / INDEX, *folder.glob("*/*.json")]:
+        content = _read(path)
         if "_name_or_path" in content:
             _write_json(path, content)
 
 
 def _write_json(path: Path, content: dict) -> None:
-    """As diffusers writes it, without the path on this machine that a loaded pipeline remembers."""
+    """As diffusers writes it, without the path on this machine."""
     public = {key: value for key, value in content.items() if key != "_name_or_path"}
     path.write_text(json.dumps(public, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _is_stock(library: str, class_name: str) -> bool:
-    """Does this entry of the index name a class that a stranger's diffusers finds without help?"""
-    if library in ("diffusers", "transformers"):
-        return True
-    if library in sys.modules:
-        return False
-    if class_name in dir(importlib.import_module(f"diffusers.pipelines.{library}")):
-        return True
-    raise ValueError(
-        f"{class_name} is defined in a folder called {library!r}, which diffusers takes for its own; "
-        f"rename the folder"
-    )
-
-
-def _copy_code(module: ModuleType, prefix: str, folder: Path) -> str:
-    """Copy the module's file into `folder`; returns the name under which it is to be imported."""
-    try:
-        source = Path(inspect.getsourcefile(module))
-    except TypeError:
-        raise ValueError(f"{module.__name__} has no file to ship; define its classes in a .py file") from None
-    check_standalone(source)
-    name = prefix + re.sub(r"\W", "_", source.stem.removeprefix(prefix))
-    shutil.copyfile(source, folder / f"{name}.py")
-    return name
+def _check_library(component: Path, library: str, class_name: str) -> None:
+    """Raise if a custom class would be looked up in diffusers, since its folder is called as one of those."""
+    if library in ("diffusers", "transformers") or library in sys.modules:
+        return
+    if (component / f"{library}.py").exists():  # the code is there
+        return
+    if class_name not in dir(importlib.import_module(f"diffusers.pipelines.{library}")):
+        raise ValueError(
+            f"{class_name} is defined in a folder called {library!r}, which diffusers takes for its own; "
+            f"rename the folder"
+        )
 
 
 def _check_files(folder: Path) -> None:
+    """Raise if the saved `folder` has a file that a stranger cannot or should not load."""
+    for source in folder.rglob("*.py"):
+        check_standalone(source)
     pickles = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in PICKLES]
     if pickles:
         raise ValueError(f"only safetensors are shipped, a pickle can run code: {', '.join(pickles)}")
@@ -147,6 +142,6 @@ def _bundled(folder: Path) -> set[str]:
     """What the bundle in `folder`, if any, consists of: component folders and the pipeline's file."""
     if not (folder / INDEX).exists():
         return set()
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = _read(folder / INDEX)
     lists = {name: value[0] for name, value in index.items() if isinstance(value, list)}
     return {f"{module}.py" if name == "_class_name" else name for name, module in lists.items()}

@@ -1,12 +1,13 @@
-"""Do the published weights give the card's numbers? Same seeds, sampler, steps and guidance; same judge.
+"""Do the published weights give the numbers on the card? Sampled and scored in the same way.
 
-From all stored seeds, a number must come out the same up to rounding: processors, and batches of other sizes,
-round differently, which turns a pixel by a grey level here and there. That moves a number far less than
-another sample would; allowed is the larger of 1% of the value and a tenth of its 95% interval's width (where
-it has no interval, of two images' share). From fewer seeds, both intervals must overlap; numbers that depend
-on n by themselves are not judged then.
+Over all stored seeds, a number must come out the same up to rounding: other processors and other batch sizes
+round differently, which changes a pixel by a grey level here and there. That moves a number far less than
+another sample would. Allowed is 1% of the value or a tenth of the width of its 95% interval, whichever is
+larger; for a number without an interval, the tenth is replaced by 2 / n, the weight of two images. Over fewer
+seeds, both intervals must overlap; numbers that depend on n cannot be compared then.
 """
 
+import logging
 import os
 import shlex
 from collections.abc import Iterable
@@ -16,50 +17,32 @@ from pathlib import Path
 from accelerate import Accelerator
 from huggingface_hub import snapshot_download
 
-from trilemma.eval.metrics.pairs import NEAREST_QUANTILES
 from trilemma.eval.metrics.sample_metric import Measurement
+from trilemma.eval.metrics.table import METRICS, facts_of, metric_of
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.after_training import load_images_of, trained_on
 from trilemma.eval.scoring.model_images import labels_like, open_drawing
+from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
-from trilemma.model_cards.rendering.check import check_card
-from trilemma.model_cards.rendering.figures import Line
-from trilemma.model_cards.rendering.saved_model import read_folder
+from trilemma.model_cards.rendering.differences import compare_card
+from trilemma.model_cards.rendering.facts import read_facts
 from trilemma.training.loop.machine import PROCESS_GROUP
 from trilemma.training.options.flags import public_name
-from trilemma.training.sampling import SAMPLER_NAMES
 
-DRAW = (*results.SAMPLING, "seeds", "reference", "reference_split")
-"""Lines that agree in these were measured on one set of samples."""
+logger = logging.getLogger(__name__)
+
+DRAW = (*results.SAMPLING, "seeds", "reference", "reference_split", "data_fingerprint")
+"""Lines that agree in these were measured on the same samples, against the same images."""
 
 RELATIVE, OF_INTERVAL, IMAGES = 0.01, 0.1, 2
-
-MEASURES = {
-    "fd": ("fd",),
-    "kid": ("kid",),
-    "energy": ("energy",),
-    "is": ("is", "is_std"),
-    "prdc": ("precision", "recall", "density", "coverage"),
-    "class_accuracy": ("class_accuracy",),
-    "modes": ("modes", "modes_kl", "confidence", "confident_share"),
-    "memorization": (
-        "copying",
-        *(f"nearest_{name}{end}" for name in NEAREST_QUANTILES for end in ("", "_heldout")),
-    ),
-    "diversity": ("diversity",),
-}
-"""Name in METRICS -> names of what it measures."""
-
-FREE_OF_N = ("fd", "kid", "energy", "class_accuracy", "confident_share", "diversity")
-"""Measures whose interval is for the same number whatever n is."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A line of the card and what came out now; `agrees` is None where that cannot be told."""
+    """A line of the card and what was measured now; `agrees` is None where they cannot be compared."""
 
-    line: Line
+    line: ResultLine
     now: Measurement | None
     agrees: bool | None
     why: str
@@ -68,37 +51,73 @@ class Check:
 def recheck(model: str, num_samples: int | None = None, reference: str | None = None) -> list[Check]:
     """Check every result on the card of a Hub id or folder, over all its seeds or the first `num_samples`.
 
-    `reference` is where the reference data are, if not where config.yaml says. ValueError when the
-    card is at odds with its own results.jsonl, or the reference is another.
+    `reference` is where the reference data are, if not where config.yaml says. ValueError if the card differs
+    from the files of the model, or the reference from the one that was used.
     """
-    is_folder = Path(model).is_dir()
-    folder = Path(model if is_folder else snapshot_download(model, ignore_patterns=["logs/*"]))
-    _, problems = check_card(folder)
-    if problems:
-        hint = "the card is not what its files give (one of another version: render a copy, --verify that)"
-        raise ValueError("\n".join([*problems, hint]))
+    folder = Path(model if Path(model).is_dir() else snapshot_download(model, ignore_patterns=["logs/*"]))
+    comparison = compare_card(folder)
+    if comparison.differences:
+        hint = (
+            "the card differs from the model's files; to check the numbers in the files, copy the folder, "
+            "render the copy's card (python -m trilemma.model_cards.card <copy>) and --verify the copy"
+        )
+        raise ValueError("\n".join([*comparison.differences, hint]))
+    if comparison.remark:
+        logger.warning("The card of %s: %s", model, comparison.remark)
     accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
-    groups: dict[tuple, list[Line]] = {}
-    for line in read_folder(folder).lines:
-        groups.setdefault(tuple(line[name] for name in DRAW), []).append(line)
+    draws: dict[tuple, list[ResultLine]] = {}
+    for line in read_facts(folder).lines:
+        draws.setdefault(line.key(DRAW), []).append(line)
     return [
         check
-        for lines in groups.values()
+        for lines in draws.values()
         for check in _check_draw(str(folder), lines, num_samples, reference, accelerator)
     ]
 
 
 def _check_draw(
-    model: str, lines: list[Line], num_samples: int | None, reference: str | None, accelerator: Accelerator
+    model: str,
+    lines: list[ResultLine],
+    num_samples: int | None,
+    reference: str | None,
+    accelerator: Accelerator,
 ) -> list[Check]:
     """Check the lines of one set of samples."""
-    wanted = {line["metric"]: _measure(line) for line in lines}
-    measured = [line for line in lines if wanted[line["metric"]] is not None]
-    checks = [Check(line, None, None, "not drawn from seeds") for line in lines if line not in measured]
+    measured = [line for line in lines if _of_samples(line)]
+    checks = [Check(line, None, None, "not measured on samples") for line in lines if line not in measured]
     if not measured:
         return checks
-    sampler = measured[0]["sampler"]
-    first, last = map(int, measured[0]["seeds"].split(".."))
+    sampling, stored = _sampling_of(measured[0], num_samples)
+    images = _open_reference(model, reference, measured[0], accelerator)
+    cache = Path(os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
+    sticks = []
+    for extractor in {line.feature_extractor: None for line in measured}:
+        lines_of_it = [line for line in measured if line.feature_extractor == extractor]
+        names = tuple(dict.fromkeys(metric_of(line.measure) for line in lines_of_it))
+        sticks += yardsticks(names, extractor, images, accelerator, cache)
+    drawing = open_drawing(ModelConfig(model=model), sampling, accelerator)
+    drawing.labels = labels_like(drawing, images.images)
+    scores = score(sticks, drawing, sampling.num_samples, accelerator, force=True)
+    measurements = {
+        (stick.extractor.name, measure): (stick.extractor.sha256, measurement)
+        for stick, by_measure in scores.items()
+        for measure, measurement in by_measure.items()
+    }
+    for line in measured:
+        sha256, now = measurements[line.feature_extractor, line.measure]
+        checks.append(_compare(line, sha256, now, sampling.num_samples == stored))
+    return checks
+
+
+def _of_samples(line: ResultLine) -> bool:
+    """Whether a metric of METRICS gives this number from samples."""
+    metric = metric_of(line.measure)
+    return metric is not None and METRICS[metric].needs != ("model",)
+
+
+def _sampling_of(line: ResultLine, num_samples: int | None) -> tuple[SamplingConfig, int]:
+    """How the samples of a line were drawn, the first `num_samples` of them; and how many there were."""
+    first, last = map(int, line.seeds.split(".."))
     stored = last - first + 1
     n = stored if num_samples is None else num_samples
     if not 1 < n <= stored:
@@ -106,74 +125,41 @@ def _check_draw(
     sampling = SamplingConfig(
         num_samples=n,
         seed=first,
-        sampler=sampler if sampler in SAMPLER_NAMES else None,  # else it names the model's own scheduler
-        num_inference_steps=measured[0]["num_inference_steps"],
-        guidance_scale=measured[0]["guidance_scale"],
-        classes=tuple(shlex.split(measured[0]["classes"] or "")) or None,
+        sampler=line.sampler,
+        num_inference_steps=line.num_inference_steps,
+        guidance_scale=line.guidance_scale,
+        classes=tuple(shlex.split(line.classes or "")) or None,
     )
-    images = _open_reference(model, reference, measured[0], accelerator)
-    cache = Path(os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
-    sticks = []
-    for extractor in {line["feature_extractor"]: None for line in measured}:
-        of_it = [wanted[line["metric"]] for line in measured if line["feature_extractor"] == extractor]
-        names = tuple(dict.fromkeys(_metric_of(name) for name in of_it))
-        sticks += yardsticks(names, extractor, images, accelerator, cache)
-    drawing = open_drawing(ModelConfig(model=model), sampling, accelerator)
-    drawing.labels = labels_like(drawing, images.images)
-    scores = score(sticks, drawing, n, accelerator, force=True)
-    found = {
-        (stick.extractor.name, name): (stick.extractor.sha256, measurement)
-        for stick, measurements in scores.items()
-        for name, measurement in measurements.items()
-    }
-    for line in measured:
-        measure = wanted[line["metric"]]
-        sha256, now = found[line["feature_extractor"], measure]
-        checks.append(_compare(line, measure, sha256, now, n == stored))
-    return checks
+    return sampling, stored
 
 
-def _measure(line: Line) -> str | None:
-    """The name in MEASURES behind a line's metric, or None."""
-    for names in MEASURES.values():
-        for name in names:
-            told = results.metric_name(name, line["feature_extractor"], line["n"], line["reference_split"])
-            if line["feature_extractor"] and told == line["metric"]:
-                return name
-    return None
-
-
-def _metric_of(measure: str) -> str:
-    return next(metric for metric, names in MEASURES.items() if measure in names)
-
-
-def _open_reference(model: str, place: str | None, line: Line, accelerator: Accelerator) -> Reference:
-    """What a line was measured against, as `eval/evaluate.py` takes it; ValueError if it is not there."""
+def _open_reference(model: str, place: str | None, line: ResultLine, accelerator: Accelerator) -> Reference:
+    """What a line was measured against, as `eval/evaluate.py` reads it; ValueError if it is other images."""
     data, seed = trained_on(model)
-    data = replace(data, train_split=line["reference_split"], cache_dir=None)
+    data = replace(data, train_split=line.reference_split, cache_dir=None)
     reference = load_images_of(data, place, seed, accelerator)
-    if reference.images.fingerprint != line["data_fingerprint"]:
+    if reference.images.fingerprint != line.data_fingerprint:
         raise ValueError(
-            f"{line['metric']} was measured against other images than are here: by --reference, name the Hub "
-            f"id or the folder of what was {public_name(line['reference'])!r} there"
+            f"{line.metric} was measured against other images than those here: give --reference, the Hub id "
+            f"or the folder of the data that were called {public_name(line.reference)!r} there"
         )
     return reference
 
 
-def _compare(line: Line, measure: str, sha256: str | None, now: Measurement, all_seeds: bool) -> Check:
-    if sha256 != line["extractor_sha256"]:
-        return Check(line, now, None, f"the {line['feature_extractor']} here has other weights")
-    difference, interval = abs(now.value - line["value"]), line["interval"]
+def _compare(line: ResultLine, sha256: str | None, now: Measurement, all_seeds: bool) -> Check:
+    if sha256 != line.extractor_sha256:
+        return Check(line, now, None, f"the {line.feature_extractor} here has other weights")
+    difference, interval = abs(now.value - line.value), line.interval
     if all_seeds:
-        share = OF_INTERVAL * (interval[1] - interval[0]) if interval else IMAGES / line["n"]
-        agrees = difference <= max(RELATIVE * abs(line["value"]), share)
+        share = OF_INTERVAL * (interval[1] - interval[0]) if interval else IMAGES / line.n
+        agrees = difference <= max(RELATIVE * abs(line.value), share)
         return Check(line, now, agrees, "the same" if agrees else "DIFFERS")
-    if measure not in FREE_OF_N or interval is None or now.interval is None:
+    if facts_of(line.measure).depends_on_n or interval is None or now.interval is None:
         return Check(line, now, None, "needs all seeds")
     agrees = now.interval[0] <= interval[1] and interval[0] <= now.interval[1]
-    told = " and ".join(f"{low:.4g} .. {high:.4g}" for low, high in (interval, now.interval))
+    intervals = " and ".join(f"{low:.4g} .. {high:.4g}" for low, high in (interval, now.interval))
     why = "intervals overlap" if agrees else "DIFFERS: intervals do not overlap"
-    return Check(line, now, agrees, f"{why}: {told}")
+    return Check(line, now, agrees, f"{why}: {intervals}")
 
 
 def report(checks: Iterable[Check]) -> str:
@@ -181,7 +167,7 @@ def report(checks: Iterable[Check]) -> str:
     rows = [("metric", "on the card", "now", "n now", "")]
     for check in checks:
         now = ("", "") if check.now is None else (f"{check.now.value:.5g}", str(check.now.n))
-        rows.append((check.line["metric"], f"{check.line['value']:.5g}", *now, check.why))
+        rows.append((check.line.metric, f"{check.line.value:.5g}", *now, check.why))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows

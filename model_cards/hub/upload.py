@@ -1,8 +1,8 @@
 """Pushing an output folder to the Hub: what is sent, what is refused.
 
-The folder is what training, evaluation and the card left: the bundled pipeline, README.md, results.jsonl and
-logs/. Checkpoints, caches and hidden files are not sent. The folder is only read, what has arrived is not
-sent again, and a push without changes makes no commit: a push that was cut is simply run again.
+The bundled pipeline, the card, the results and the logs are sent; checkpoints, caches and hidden files are
+not. The folder is only read. Files that the Hub has already are not sent again, and a push without changes
+makes no commit, so an interrupted push is simply repeated.
 """
 
 from pathlib import Path
@@ -11,19 +11,18 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import filter_repo_objects
 
-from trilemma.eval.scoring import results
-from trilemma.model_cards.rendering.check import REMEDY, check_card
-from trilemma.model_cards.rendering.render import render_card
-from trilemma.model_cards.rendering.saved_model import CARD, RENDERED, read_folder
-from trilemma.training.options.flags import public, read_yaml
+from trilemma.model_cards.rendering.differences import REMEDY, compare_card
+from trilemma.model_cards.rendering.facts import read_facts
+from trilemma.model_cards.rendering.render import render_card, words_of
+from trilemma.training.options.flags import public
+from trilemma.training.output_folder import OutputFolder
 
-IGNORED = ("best/*", "checkpoints/*", "*__pycache__/*", ".*", "*/.*")
+IGNORED = ("*__pycache__/*", ".*", "*/.*")
 WEIGHTS = ".safetensors"
-CONFIG = "config.yaml"
 
 
 class PublishError(RuntimeError):
-    """The push did not come to its end; the folder is as it was."""
+    """The push was not completed; the folder is unchanged."""
 
 
 def publish(
@@ -36,81 +35,89 @@ def publish(
     tag: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Create the repository if need be and upload `folder`; returns the address of the model or pull request.
+    """Create the repository if it does not exist and upload `folder`; returns the address of the model or of
+    the pull request.
 
-    `token` is by default the one of `HF_TOKEN` or `hf auth login`. `tag` names the pushed commit. A rendered
-    card is rendered again for the model's id, and config.yaml sent without the paths of this machine. A model
-    without card or results is refused (results: unless `allow_unevaluated`), and so is a card with others, or
-    an existing public repository if `private`.
+    `token` is by default the one of `HF_TOKEN` or `hf auth login`. `tag` names the pushed commit. A card that
+    was rendered is rendered again with the model's id, and config.yaml is sent without the paths of this
+    machine. Refused are: a model without a card, a model without results (unless `allow_unevaluated`), a card
+    that differs from the files, and, if `private`, a repository that exists and is public.
     """
-    folder, token = Path(folder), token or get_token()
+    folder, token = OutputFolder(Path(folder)), token or get_token()
     if create_pr and tag:
-        raise ValueError("--tag names a commit of the main branch; it does not go with --create_pr")
+        raise ValueError("--tag names a commit of the main branch and cannot be combined with --create_pr")
     _check_folder(folder, allow_unevaluated)
     _check_token_stays_here(folder, token)
     try:
         return _push(HfApi(token=token), folder, hub_model_id, private, create_pr, tag)
     except PublishError:
         raise
-    except Exception as error:  # the client has dozens of ways to say that the network or the Hub refused
+    except Exception as error:  # the client has dozens of errors for a network or a Hub that refuses
         reason = f"{type(error).__name__}: {error}"
         raise PublishError(
             f"{hub_model_id} was not published: {reason.replace(token, '***') if token else reason}\n"
-            f"{folder} is as it was; run the same command again once the Hub can be reached (after a 401 or "
-            f"403, with a write token from `hf auth login` or HF_TOKEN)."
+            f"{folder.path} is unchanged; run the same command again when the Hub can be reached (after a "
+            f"401 or 403, with a write token from `hf auth login` or HF_TOKEN)."
         ) from error
 
 
-def _push(api: HfApi, folder: Path, model_id: str, private: bool, create_pr: bool, tag: str | None) -> str:
+def _push(
+    api: HfApi, folder: OutputFolder, model_id: str, private: bool, create_pr: bool, tag: str | None
+) -> str:
     address = api.create_repo(model_id, private=private, exist_ok=True)
     name = address.repo_id
     if private and not api.repo_info(name).private:
-        raise PublishError(f"{name} exists and is public; make it private on its page or take another name")
-    card = (folder / CARD).read_text(encoding="utf-8")
-    if RENDERED in card:
-        card = render_card(folder, name)
-    additions = {path: folder / path for path in _sent(folder)} | {CARD: card.encode()}
-    if CONFIG in additions:
-        additions[CONFIG] = yaml.safe_dump(public(read_yaml(folder / CONFIG)), sort_keys=False).encode()
+        raise PublishError(f"{name} exists and is public; make it private on its page or use another name")
+    card = folder.card.read_text(encoding="utf-8")
+    if words_of(card) is not None:
+        card = render_card(folder.path, name)
+    additions = {path: folder.path / path for path in _sent(folder)} | {folder.card.name: card.encode()}
+    if folder.config.name in additions:
+        config = yaml.safe_dump(public(folder.read_config()), sort_keys=False)
+        additions[folder.config.name] = config.encode()
     commit = api.create_commit(
         name,
         [CommitOperationAdd(path, content) for path, content in additions.items()],
-        commit_message=f"Upload {folder.resolve().name}",
+        commit_message=f"Upload {folder.path.resolve().name}",
         create_pr=create_pr,
     )
     if tag is not None:
         tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(name).tags}
         if tags.get(tag, commit.oid) != commit.oid:
-            raise PublishError(f"uploaded {commit.oid}, but --tag {tag} is {tags[tag]}; take another tag")
+            raise PublishError(f"uploaded {commit.oid}, but --tag {tag} is {tags[tag]}; use another tag")
         api.create_tag(name, tag=tag, revision=commit.oid, exist_ok=True)
     if create_pr and commit.pr_url is None:
-        return f"{address} has all of this already: nothing changed, and no pull request was opened"
+        return f"{address} has all of these files already: nothing changed, and no pull request was opened"
     return commit.pr_url or str(address)
 
 
-def _sent(folder: Path) -> list[str]:
+def _sent(folder: OutputFolder) -> list[str]:
     """Names of the files that are published."""
-    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    return list(filter_repo_objects(names, ignore_patterns=list(IGNORED)))
+    root = folder.path
+    names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+    ignored = [f"{path.name}/*" for path in (folder.best, folder.checkpoints)]
+    return list(filter_repo_objects(names, ignore_patterns=[*ignored, *IGNORED]))
 
 
-def _check_folder(folder: Path, allow_unevaluated: bool) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} holds no pipeline (model_index.json): give a training's output folder")
-    if not (folder / CARD).is_file():
-        raise ValueError(f"{folder} has no {CARD}: python -m trilemma.model_cards.card {folder} makes it")
-    if not read_folder(folder).lines and not allow_unevaluated:
+def _check_folder(folder: OutputFolder, allow_unevaluated: bool) -> None:
+    path = folder.path
+    folder.read_index()
+    if not folder.card.is_file():
         raise ValueError(
-            f"{folder / results.RESULTS} has no results of the final weights: measure them with "
-            f"eval/evaluate.py --model {folder}, or publish it without numbers by --allow_unevaluated"
+            f"{path} has no {folder.card.name}; to render one: python -m trilemma.model_cards.card {path}"
         )
-    _, problems = check_card(folder)
-    if problems:
-        raise ValueError("\n".join([*problems, REMEDY.format(folder=folder)]))
+    if not read_facts(path).lines and not allow_unevaluated:
+        raise ValueError(
+            f"{folder.results} has no results of the final weights; measure them with eval/evaluate.py "
+            f"--model {path}, or publish without numbers with --allow_unevaluated"
+        )
+    if differences := compare_card(path).differences:
+        raise ValueError("\n".join([*differences, REMEDY.format(folder=path)]))
 
 
-def _check_token_stays_here(folder: Path, token: str | None) -> None:
+def _check_token_stays_here(folder: OutputFolder, token: str | None) -> None:
     """A configuration or log that recorded the token must not be published."""
     for name in _sent(folder):
-        if token and not name.endswith(WEIGHTS) and token.encode() in (folder / name).read_bytes():
-            raise ValueError(f"{folder / name} contains your access token; remove it from the file first")
+        path = folder.path / name
+        if token and not name.endswith(WEIGHTS) and token.encode() in path.read_bytes():
+            raise ValueError(f"{path} contains your access token; remove it from the file first")

@@ -1,1 +1,1 @@
-"""The model card: rendered from files, and checked against them."""
+"""The model card: rendered from files, and compared with them."""

@@ -1,15 +1,14 @@
 """The command that trains a model again, from its `config.yaml`: the nearest preset and what differs from it.
 
-Flags that cannot change the trained weights (`free=True` in `training/options/groups.py`) are left out. Of
-paths on the machine of the training only the last part is shown.
+Flags that cannot change the trained weights (`free=True` in the options) are left out. Of a path on the
+machine of the training only the last part is shown.
 """
 
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trilemma.training.families.presets import PRESETS
-from trilemma.training.options.command_line import FAMILIES
+from trilemma.training import families
 from trilemma.training.options.flags import flags_of, public
 
 
@@ -40,8 +39,9 @@ def train_command(family: str, config: Mapping[str, Any], hardware: Mapping[str,
 
 
 def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Values and defaults of the flags that matter, as YAML has them."""
-    flags = {name: flag for name, flag in flags_of(FAMILIES[family]).items() if not flag.meta["free"]}
+    """Values and defaults of the flags that can change the weights, as YAML has them."""
+    flags = flags_of(families.family(family).config)
+    flags = {name: flag for name, flag in flags.items() if not flag.meta["free"]}
     defaults = {name: _plain(flag.field.default) for name, flag in flags.items() if not flag.meta["secret"]}
     values = public({name: config.get(name, default) for name, default in defaults.items()})
     return values, defaults
@@ -50,21 +50,21 @@ def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dic
 def _nearest_preset(family: str, config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """A preset, or None, and the flags to add to it: the fewest that give this configuration."""
     values, defaults = _values(family, config)
-    candidates: dict[str | None, dict[str, Any]] = {
-        name: row.options for name, row in PRESETS[family].items()
-    }
-    if values["train_data_dir"] or values["dataset_name"] != "digits":
-        candidates[None] = {}  # without a preset, the command line takes that of the digits for the digits
+    presets = families.family(family).presets
+    default = next(iter(presets.values())).options.get("dataset_name")
+    candidates: dict[str | None, Mapping[str, Any]] = {name: row.options for name, row in presets.items()}
+    if values["train_data_dir"] or values["dataset_name"] not in (None, default):
+        candidates[None] = {}  # without a preset, the command line takes the first one for its data
     possible = {}
     for name, options in candidates.items():
         base = defaults | {key: _plain(value) for key, value in options.items() if key in defaults}
         if values.get("model_config_name_or_path"):
             base["net"] = None
         flags = {key: value for key, value in values.items() if value != base[key]}
-        if None not in flags.values():  # a preset's value cannot be taken back on the command line
+        if None not in flags.values():  # the command line cannot unset what a preset sets
             possible[name] = flags
     fallback = None, {key: value for key, value in values.items() if value is not None}
-    # The fewest flags; among equals no preset, for which there is least to look up.
+    # The fewest flags; at equal numbers no preset, since that is the easiest to read.
     return min(possible.items(), key=lambda item: (len(item[1]), item[0] is not None), default=fallback)
 
 

@@ -1,10 +1,10 @@
-"""Whose work a model rests on: data sets with their licences, papers to cite. A new one is a row."""
+"""Whose work a model rests on: data sets with their licences (a row each) and shared citations."""
 
 from typing import NamedTuple
 
 
 class DataSet(NamedTuple):
-    """What is known of a data set: its name, its makers, the licence they state."""
+    """A data set: its name, its makers, the licence that they state."""
 
     name: str
     makers: str
@@ -45,47 +45,20 @@ DATA = {
         "ImageNet's terms of access: non-commercial research",
     ),
 }
-"""Hub id, or the name of embedded data -> what is known."""
+"""Hub id, or the name of embedded data -> its credits."""
 
-PAPERS = {
-    "ddpm": """@inproceedings{ho2020denoising,
+DDPM = """@inproceedings{ho2020denoising,
   title = {Denoising Diffusion Probabilistic Models},
   author = {Jonathan Ho and Ajay Jain and Pieter Abbeel},
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2020},
   note = {arXiv:2006.11239}
-}""",
-    "guidance": """@misc{ho2022classifierfree,
-  title = {Classifier-Free Diffusion Guidance},
-  author = {Jonathan Ho and Tim Salimans},
-  year = {2022},
-  note = {arXiv:2207.12598}
-}""",
-    "ddgan": """@inproceedings{xiao2022tackling,
-  title = {Tackling the Generative Learning Trilemma with Denoising Diffusion {GANs}},
-  author = {Zhisheng Xiao and Karsten Kreis and Arash Vahdat},
-  booktitle = {International Conference on Learning Representations},
-  year = {2022},
-  note = {arXiv:2112.07804}
-}""",
-    "vdm": """@inproceedings{kingma2021variational,
-  title = {Variational Diffusion Models},
-  author = {Diederik P. Kingma and Tim Salimans and Ben Poole and Jonathan Ho},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2021},
-  note = {arXiv:2107.00630}
-}""",
-    "vae": """@inproceedings{kingma2014autoencoding,
-  title = {Auto-Encoding Variational {Bayes}},
-  author = {Diederik P. Kingma and Max Welling},
-  booktitle = {International Conference on Learning Representations},
-  year = {2014},
-  note = {arXiv:1312.6114}
-}""",
-    "trilemma": """@software{trilemma,
+}"""
+"""Ho et al.: the paper of two families, whose own papers are in their files of `wording/`."""
+
+TRILEMMA = """@software{trilemma,
   title = {Trilemma: train, measure and publish pixel-space diffusion models},
   author = {{The Trilemma authors}},
   license = {Apache-2.0}
-}""",
-}
-"""BibTeX of each method, and of this toolkit."""
+}"""
+"""This toolkit."""

@@ -12,46 +12,46 @@ from trilemma.training.options.flags import nearest
 LABEL_NAMES = "label|class|target|categor"
 
 
-def image_column(features, wanted: str | None, name: str) -> str:
-    """The column of the images: `wanted`, or the only one there is."""
-    found = [column for column, feature in features.items() if _is_image(feature)]
-    if wanted is not None:
-        _check_column(features, wanted, "--image_column", name)
-        if wanted not in found:
+def image_column(features, chosen: str | None, name: str) -> str:
+    """The column of the images: the chosen one, or the only one that holds images."""
+    images = [column for column, feature in features.items() if _is_image(feature)]
+    if chosen is not None:
+        _check_column(features, chosen, "--image_column", name)
+        if chosen not in images:
             raise ValueError(
-                f"--image_column '{wanted}' of {name} does not hold images; {_listing(features)}"
+                f"--image_column '{chosen}' of {name} does not hold images; {_listing(features)}"
             )
-        return wanted
-    if len(found) != 1:
-        problem = f"several image columns ({', '.join(found)})" if found else "no image column"
+        return chosen
+    if len(images) != 1:
+        problem = f"several image columns ({', '.join(images)})" if images else "no image column"
         raise ValueError(f"{name} has {problem}; choose one with --image_column; {_listing(features)}")
-    return found[0]
+    return images[0]
 
 
-def label_column(features, wanted: str | None, name: str) -> str | None:
-    """The column of the labels: `wanted`, or the only one that looks like it; None for none."""
+def label_column(features, chosen: str | None, name: str) -> str | None:
+    """The column of the labels: the chosen one, or the only one that looks like it; None without labels."""
     import datasets
 
-    if wanted == "none":
+    if chosen == "none":
         return None
     integers = [
         column for column, feature in features.items()
         if isinstance(feature, datasets.Value) and re.match("u?int", feature.dtype)
     ]  # fmt: skip
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if wanted is not None:
-        _check_column(features, wanted, "--label_column", name)
-        if wanted not in integers + classes:
+    if chosen is not None:
+        _check_column(features, chosen, "--label_column", name)
+        if chosen not in integers + classes:
             problem = "does not hold integer labels (none: ignore labels)"
-            raise ValueError(f"--label_column '{wanted}' of {name} {problem}; {_listing(features)}")
-        return wanted
-    found = classes or [column for column in integers if re.search(LABEL_NAMES, column.lower())]
-    if len(found) > 1:
+            raise ValueError(f"--label_column '{chosen}' of {name} {problem}; {_listing(features)}")
+        return chosen
+    labels = classes or [column for column in integers if re.search(LABEL_NAMES, column.lower())]
+    if len(labels) > 1:
         raise ValueError(
-            f"{name} has several label columns ({', '.join(found)}); choose one with --label_column, or pass "
-            f"--label_column none to ignore labels; {_listing(features)}"
+            f"{name} has several label columns ({', '.join(labels)}); choose one with --label_column, or "
+            f"pass --label_column none to ignore labels; {_listing(features)}"
         )
-    return found[0] if found else None
+    return labels[0] if labels else None
 
 
 def _listing(features) -> str:
@@ -67,8 +67,8 @@ def _is_image(feature) -> bool:
     return isinstance(feature, datasets.Image)
 
 
-def _check_column(features, wanted: str, option: str, name: str) -> None:
-    if wanted not in features:
+def _check_column(features, column: str, option: str, name: str) -> None:
+    if column not in features:
         raise ValueError(
-            f"{option} '{wanted}' is not in {name}; {_listing(features)}.{nearest(wanted, features)}"
+            f"{option} '{column}' is not in {name}; {_listing(features)}.{nearest(column, features)}"
         )

@@ -1,23 +1,19 @@
 """Images for training and evaluation: uint8 on disk and in metrics, float32 in [-1, 1] in training.
 
-`load_images` gives the images of a split (`sources.py` says which rows, `decode.py` what happens to each
-picture), decoded once and memory-mapped. `batches` gives the endless stream that trains on them: every epoch
-is a permutation drawn from (seed, epoch), the epochs are laid end to end, and global micro-batch k is the
-slice [k * B * world, (k + 1) * B * world) of that stream, of which each rank takes its B. So no partial batch
-is dropped, no image is seen twice in an epoch, one process with batch B * world sees what `world` processes
-with batch B see, and training resumes at any k.
+`load_images` gives the images of a split (`sources.py` chooses the rows, `decode.py` decodes each picture),
+decoded once and memory-mapped; `batches.py` streams them for training.
 
 The fingerprint of a set of images is the sha256 of its size, of the sha256 of each image's pixels and of the
-labels: it depends on what a model sees and on nothing else, so it is the same on every machine, and
-statistics that were computed of a data set can be refused when the data are others.
+labels. It depends only on what a model sees, so it is the same on every machine, and statistics of other data
+can be refused.
 """
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +27,8 @@ from trilemma.training.options.groups import DataConfig
 logger = logging.getLogger(__name__)
 
 SHOWN_BAD_IMAGES = 20
-# what randomness is for: first word of its seed, so that no two uses share a stream
-ORDER, FLIP, HELD_OUT = 0, 1, 2
+HELD_OUT = 2
+"""First word of the seed of `hold_out`; `batches.py` has others, so that no two uses share a stream."""
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -59,6 +55,7 @@ class Images:
     skipped: int = 0  # bad images that were left out of the split
     whole: bool = True  # whether these are all images of the split
     part_of: str | None = None  # fingerprint of the images that were loaded, if these are a part of them
+    points: bool = False  # whether they are points of the plane, images of one pixel
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,7 +85,7 @@ class Images:
 
     @property
     def split_fingerprint(self) -> str:
-        """The fingerprint of the images that were loaded, before some were held out: the same for every part."""
+        """The fingerprint of the images that were loaded: the same for every part of them."""
         return self.part_of or self.fingerprint
 
     def require_class_names(self) -> tuple[str, ...]:
@@ -109,13 +106,13 @@ class Images:
         )
 
 
-def cache_folder(given: str | None) -> Path:
+def cache_folder(cache_dir: str | None) -> Path:
     """`--cache_dir`, else $TRILEMMA_CACHE, else ~/.cache/trilemma."""
-    return Path(given or os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
+    return Path(cache_dir or os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
 
 
 def load_images(config: DataConfig, split: str | None = None) -> Images:
-    """The images of a split (the training split if None) as the configuration wants them.
+    """The images of a split (the training split if None), with the size and classes of the flags.
 
     Decodes on its first call, so under several processes let the local main process call it first.
     """
@@ -135,6 +132,7 @@ def load_images(config: DataConfig, split: str | None = None) -> Images:
         split=source.split,
         skipped=len(decoded.bad),
         whole=not (decoded.bad or config.classes or config.max_train_images),
+        points=source.points,
     )
 
 
@@ -143,12 +141,12 @@ def _report_bad(bad: dict[int, str], source: Source, skip: bool) -> None:
     shown = "\n  ".join(list(bad.values())[:SHOWN_BAD_IMAGES])
     more = f"\n  and {len(bad) - SHOWN_BAD_IMAGES} more" if len(bad) > SHOWN_BAD_IMAGES else ""
     where = f"{source.name}, split '{source.split}'"
-    found = f"{len(bad)} of {count} images of {where}, cannot be read:\n  {shown}{more}"
+    problem = f"{len(bad)} of {count} images of {where}, cannot be read:\n  {shown}{more}"
     if not skip:
-        raise ValueError(f"{found}\nMend or delete them, or pass --skip_bad_images to leave them out.")
+        raise ValueError(f"{problem}\nRepair or delete them, or pass --skip_bad_images to leave them out.")
     if len(bad) == count:
-        raise ValueError(f"{found}\nNothing is left to train on.")
-    logger.warning("%s\nThey are left out (--skip_bad_images).", found)
+        raise ValueError(f"{problem}\nNothing is left to train on.")
+    logger.warning("%s\nThey are left out (--skip_bad_images).", problem)
 
 
 def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
@@ -161,87 +159,3 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
         )
     order = np.random.default_rng([HELD_OUT, seed]).permutation(len(images))
     return images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
-
-
-def batches(
-    images: Images,
-    *,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str,
-    rank: int = 0,
-    world: int = 1,
-    start: int = 0,
-    num_workers: int = 0,
-    random_flip: bool = False,
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Endless (x0 float32 (B, C, H, W) in [-1, 1], labels int64 (B,) or None) on the device.
-
-    The first is micro-batch `start`. Micro-batch k, flips included, is a function of (seed, k, rank, world)
-    alone; torch's own generators are not touched.
-    """
-    if batch_size < 1:
-        raise ValueError(f"--train_batch_size must be at least 1; got {batch_size}")
-    if not len(images):
-        raise ValueError(f"there are no images to train on in {images.name}, split '{images.split}'")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be in 0..{world - 1}; got {rank}")
-    device = torch.device(device)
-    loader = torch.utils.data.DataLoader(
-        images,
-        batch_sampler=_MicroBatches(len(images), batch_size, seed, rank, world, start),
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        # A stop signal to the process group is for the trainer, which then ends its readers.
-        worker_init_fn=_leave_group,
-        persistent_workers=num_workers > 0,
-        pin_memory=device.type == "cuda",
-        # or the loader draws from torch's own, and a resumed run draws once more than an uncut one
-        generator=torch.Generator(),
-    )
-    return _on_device(loader, device, (seed, rank, start), random_flip)
-
-
-def _on_device(loader, device: torch.device, key: tuple[int, int, int], random_flip: bool):
-    seed, rank, start = key
-    for k, (pixels, labels) in enumerate(loader, start):
-        pixels = pixels.to(device, non_blocking=True)
-        if random_flip:
-            flipped = np.random.default_rng([FLIP, seed, k, rank]).random(len(pixels)) < 0.5
-            mask = torch.from_numpy(flipped).to(device, non_blocking=True)
-            pixels = torch.where(mask[:, None, None, None], pixels.flip(-1), pixels)
-        yield to_float(pixels), None if labels is None else labels.to(device, non_blocking=True)
-
-
-@dataclass(frozen=True)
-class _MicroBatches:
-    """A rank's lists of indices, one a micro-batch, from micro-batch `start` on."""
-
-    count: int
-    batch_size: int
-    seed: int
-    rank: int
-    world: int
-    start: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        # in the stream of epochs laid end to end
-        position = (self.start * self.world + self.rank) * self.batch_size
-        while True:
-            epochs, places = np.divmod(np.arange(position, position + self.batch_size), self.count)
-            parts = [_epoch(self.count, self.seed, int(e))[places[epochs == e]] for e in np.unique(epochs)]
-            yield np.concatenate(parts).tolist()
-            position += self.world * self.batch_size
-
-
-@lru_cache(maxsize=2)
-def _epoch(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([ORDER, seed, epoch]).permutation(count)
-
-
-def _leave_group(worker: int) -> None:
-    os.setpgrp()
-
-
-def _as_it_is(batch):
-    return batch

@@ -25,7 +25,7 @@ IMAGE_FILES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 class Source:
     """Rows of one split, still encoded; `rows`, `labels` and what is made from them have the same order.
 
-    `pixels` is there where nothing needs to be decoded, in the place of `read`.
+    Data that need no decoding have `pixels` instead of `read`.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Source:
     labels: np.ndarray | None  # (N,) int64 in 0..K-1
     class_names: tuple[str, ...] | None  # K names
     pixels: np.ndarray | None = None  # (M, C, H, W) uint8
+    points: bool = False  # whether these are points of the plane
 
     def take(self, positions: np.ndarray) -> "Source":
         """The same source with only some of its rows."""
@@ -97,18 +98,19 @@ def _digits(split: str) -> Source:
 
 def _points(config: DataConfig, split: str) -> Source:
     name, row = config.dataset_name, POINTS[config.dataset_name]
-    given = {
+    set_to_others = {
         "channels": config.channels not in (None, SHAPE[0]),
         "resolution": config.resolution not in (None, SHAPE[1]),
         "random_flip": config.random_flip,
         "image_column": config.image_column is not None,
         "label_column": config.label_column is not None,
     }
-    for option in (option for option, wrong in given.items() if wrong):
+    for option in (option for option, wrong in set_to_others.items() if wrong):
         raise ValueError(f"--{option} is for images; {name} has points of the plane. Leave it out")
     _check_split(name, split, list(row.splits))
     pixels, labels = row.split(split)
-    return Source(name, split, name, None, np.arange(len(pixels)), labels, row.class_names, pixels)
+    rows = np.arange(len(pixels))
+    return Source(name, split, name, None, rows, labels, row.class_names, pixels, points=True)
 
 
 # Hub data sets and folders
@@ -131,8 +133,8 @@ def _folder(config: DataConfig, split: str) -> Source:
     files = [path for path in folder.rglob("*") if path.is_file()]
     images = sum(path.suffix.lower() in IMAGE_FILES for path in files)
     if not images and not any(path.suffix in (".parquet", ".arrow") for path in files):
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise ValueError(f"--train_data_dir '{folder}' holds no images and no parquet files; found {found}")
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise ValueError(f"--train_data_dir '{folder}' has no images and no parquet files; it has {names}")
     tables = _load(str(folder), "--train_data_dir", config)
     rows = sum(len(table) for table in tables.values())
     if rows < images:  # `datasets` reads only the folder 'train' if a class happens to be named so
@@ -178,8 +180,8 @@ def _table(tables, name: str, config: DataConfig, split: str) -> Source:
 
 def _check_split(name: str, split: str, splits: list[str]) -> None:
     if split not in splits:
-        found = ", ".join(splits)
-        raise ValueError(f"{name} has no split '{split}'; it has {found}.{nearest(split, splits)}")
+        names = ", ".join(splits)
+        raise ValueError(f"{name} has no split '{split}'; it has {names}.{nearest(split, splits)}")
 
 
 def _labels(
@@ -209,7 +211,7 @@ def _labels(
         raise ValueError(
             f"--label_column '{column}' of {name}, split '{split}', has {len(wrong)} labels out of range: "
             f"row {wrong[0]} has {labels[wrong[0]]} (-1 stands for none), the {len(names)} classes are "
-            f"0..{len(names) - 1}; mend them, or pass --label_column none to ignore labels"
+            f"0..{len(names) - 1}; correct them, or pass --label_column none to ignore labels"
         )
     return labels, names
 

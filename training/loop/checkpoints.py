@@ -76,16 +76,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path / STATE, map_location="cpu", weights_only=True)
 
 
-def find_checkpoint(folder: Path, wanted: str) -> tuple[Path, dict[str, Any]] | None:
+def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that `--resume_from_checkpoint` names, and its state; None when there is none to resume.
 
-    wanted: 'latest' (the newest whole one; damaged ones are named and passed over), a name, or a path.
+    name: 'latest' (the newest intact one, with a warning for each damaged one), a name, or a path.
     """
-    if wanted != "latest":
-        path = folder / wanted if (folder / wanted).is_dir() else Path(wanted)
+    if name != "latest":
+        path = folder / name if (folder / name).is_dir() else Path(name)
         if not path.is_dir():
             names = ", ".join(checkpoint_path(folder, s).name for s in checkpoint_steps(folder)) or "none"
-            raise ValueError(f"--resume_from_checkpoint {wanted!r} is no checkpoint; {folder} has: {names}")
+            raise ValueError(f"--resume_from_checkpoint {name!r} is not a checkpoint; {folder} has: {names}")
         return path, load_checkpoint(path)
     steps = checkpoint_steps(folder)
     for step in reversed(steps):

@@ -1,17 +1,14 @@
 """When things happen: steps, the moving average, logs, samples, evaluation, checkpoints, stopping.
 
 One loop for every method. The loop owns time, the method owns gradients, and whatever lies in a higher layer
-reaches the loop as a callable. Collectives run on every rank; only writing is left to the main process.
+reaches the loop as a callable. Collectives run on every rank; only the main process writes files.
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torch.distributed
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -21,12 +18,9 @@ from trilemma.training.loop.ema import EMA, ema_decay
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import Means, RunLog
 from trilemma.training.loop.resume import Checkpoints
-from trilemma.training.options.groups import Config, LogConfig
-from trilemma.training.sampling import check_steps, every_class, sample_everywhere, usual_steps, with_sampler
-
-INTERRUPTED = 75
-"""Exit code after SIGTERM or SIGUSR1: a checkpoint was written, unless the run shows a sign of failure; run
-the same command again (EX_TEMPFAIL)."""
+from trilemma.training.loop.sheets import draw, sampling_pipeline
+from trilemma.training.loop.stop import INTERRUPTED, StopSignal
+from trilemma.training.options.groups import Config
 
 VALIDATION_SEED = 20201216
 VALIDATION_BATCH = 256
@@ -38,108 +32,170 @@ Evaluate = Callable[[DiffusionPipeline, DiffusionPipeline, int, int], dict[str, 
 
 @dataclass(frozen=True)
 class Data:
-    """stream(k): endless micro-batches (x0 in [-1, 1], labels or None) from the k-th on."""
+    """What a method trains on.
+
+    stream(k): endless micro-batches (x0 in [-1, 1], labels or None) from the k-th on. points: whether the
+    images are points of the plane.
+    """
 
     stream: Callable[[int], Iterator[Batch]]
     held_out: Images | None
     steps_per_epoch: int
     fingerprint: str
+    points: bool = False
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What is done with a pipeline over the averaged weights; all are called on every rank.
+
+    save: write it to the output folder during training. evaluate: score it. finish: what follows training.
+    """
+
+    save: Callable[[DiffusionPipeline], None]
+    finish: Callable[[DiffusionPipeline], None]
+    evaluate: Evaluate | None = None
 
 
 def train(
     method: Method,
     data: Data,
+    hooks: Hooks,
+    runlog: RunLog,
     accelerator: Accelerator,
     config: Config,
     total_steps: int,
-    save: Callable[[DiffusionPipeline], None],
-    evaluate: Evaluate | None = None,
-) -> DiffusionPipeline:
+) -> None:
     """Train to `total_steps` optimizer steps, from the newest checkpoint if there is one.
 
-    save writes a pipeline to the output folder and evaluate scores one; both are called on every rank.
-    Returns the pipeline over the averaged weights. SystemExit(INTERRUPTED) after a signal, FloatingPointError
-    on a loss that is not finite, OSError when a checkpoint cannot be written.
+    SystemExit(INTERRUPTED) after a signal, FloatingPointError on a loss that is not finite, OSError when a
+    checkpoint cannot be written.
     """
-    run, log = config.run, config.log
-    folder = Path(run.output_dir)
-    images_per_step = (
-        config.optim.train_batch_size * config.optim.gradient_accumulation_steps * accelerator.num_processes
-    )
-    ema = EMA(method.net, ema_decay(config.ema, images_per_step))
-    checkpoints = Checkpoints(folder / "checkpoints", method, ema, accelerator, config, data.fingerprint)
-    step, seconds = checkpoints.resume()
-    if step > total_steps:
-        raise ValueError(f"{folder} is already at step {step}, past the {total_steps} that were asked for")
-    check_steps(
-        sampling_pipeline(method, log), sheet_steps(method, log)
-    )  # an error now, not at the first sheet
-    runlog = RunLog(accelerator, folder, config, log.logging_dir)
-    runlog.start(step, total_steps, seconds)
-    stop, means = StopSignal(accelerator), Means(accelerator.device)
-    due = Calendar(config, data.steps_per_epoch, total_steps, evaluate is not None, data.held_out is not None)
-    batches = data.stream(step * config.optim.gradient_accumulation_steps)
-
-    def write_means() -> None:
-        means.check(accelerator)
-        values = means.reduce(accelerator)
-        rate = runlog.throughput(step, images_per_step)
-        extra = {
-            "ema_decay": ema.decay(step),
-            "images_per_second": rate,
-            "images_seen": step * images_per_step,
-        }
-        runlog.write(values | extra, step, show=("loss", "images_per_second", "learning_rate"))
-
-    method.net.train()
-    while step < total_steps:
-        step += 1
-        for _ in range(config.optim.gradient_accumulation_steps):
-            means.add(method.step(*next(batches)), step)
-        ema.update(step)
-        runlog.tick()
-        interrupted = stop.seen()
-        if due.log(step) or interrupted:
-            write_means()
-        if due.validate(step):
-            with published(method, ema):
-                runlog.write(validate(method, data.held_out, accelerator), step)
-        if due.sample(step):
-            with published(method, ema):
-                runlog.images("samples", draw(method, accelerator, log), step)
-        if due.evaluate(step):
-            with published(method, ema):
-                pair = method.pipeline(method.net), sampling_pipeline(method, log)
-                runlog.write(evaluate(*pair, step, step * images_per_step), step)
-        if due.save(step):
-            means.check(accelerator)
-            with published(method, ema):
-                save(method.pipeline(method.net))
-        if (due.checkpoint(step) or interrupted) and method.healthy():
-            means.check(accelerator)  # never keep weights that a bad loss has touched
-            checkpoints.save(step, runlog.seconds)
-            runlog.write_run(step, step * images_per_step)
-        elif interrupted:
-            accelerator.print(f"No checkpoint of step {step}: the run shows a sign of failure.")
-        if interrupted and step < total_steps:
+    loop = Loop(method, data, hooks, runlog, accelerator, config)
+    loop.start(total_steps)
+    while loop.step < total_steps:
+        loop.advance()
+        interrupted = loop.stop.seen()
+        loop.report(interrupted)
+        loop.keep(interrupted)
+        if interrupted and loop.step < total_steps:
             runlog.close()
             raise SystemExit(INTERRUPTED)
+    loop.end()
 
-    runlog.write_run(step, step * images_per_step)
-    runlog.close()
-    with torch.no_grad():
-        torch._foreach_copy_(ema.parameters, ema.average)
-    method.net.eval()
-    return method.pipeline(method.net)
+
+class Loop:
+    """The state of a training run, and what is done after each step."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: Data,
+        hooks: Hooks,
+        runlog: RunLog,
+        accelerator: Accelerator,
+        config: Config,
+    ):
+        self.method, self.data, self.hooks, self.runlog = method, data, hooks, runlog
+        self.accelerator, self.config, optim = accelerator, config, config.optim
+        self.micro_batches = optim.gradient_accumulation_steps
+        self.images_per_step = optim.train_batch_size * self.micro_batches * accelerator.num_processes
+        self.ema = EMA(method.net, ema_decay(config.ema, self.images_per_step))
+        self.means, self.step = Means(accelerator.device), 0
+
+    @property
+    def images_seen(self) -> int:
+        """Images of all ranks so far, those of earlier runs of the same folder included."""
+        return self.step * self.images_per_step
+
+    def start(self, total_steps: int) -> None:
+        """Take up the newest checkpoint, open the records and the stream of batches."""
+        folder, data = self.runlog.folder, self.data
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, self.method, self.ema, self.accelerator, self.config, data.fingerprint
+        )
+        self.step, seconds = self.checkpoints.resume()
+        if self.step > total_steps:
+            raise ValueError(
+                f"{folder.path} is already at step {self.step}, past the requested {total_steps}"
+            )
+        # A number of steps that the sampler does not have is an error now, not at the first sheet.
+        sheet = self.config.sheet
+        sampling_pipeline(self.method, sheet).steps(sheet.ddpm_num_inference_steps)
+        self.runlog.start(self.step, total_steps, seconds)
+        self.stop = StopSignal(self.accelerator)
+        evaluates, validates = self.hooks.evaluate is not None, data.held_out is not None
+        self.due = Calendar(self.config, data.steps_per_epoch, total_steps, evaluates, validates)
+        self.batches = data.stream(self.step * self.micro_batches)
+        self.method.net.train()
+
+    def advance(self) -> None:
+        """One optimizer step."""
+        self.step += 1
+        for _ in range(self.micro_batches):
+            self.means.add(self.method.step(*next(self.batches)), self.step)
+        self.ema.update(self.step)
+        self.runlog.tick()
+
+    def report(self, interrupted: bool) -> None:
+        """Log, validate, draw, evaluate and save, as far as this step is due for it."""
+        step, method, due = self.step, self.method, self.due
+        if due.log(step) or interrupted:
+            self._write_means()
+        if due.validate(step):
+            with published(method, self.ema):
+                self.runlog.write(validate(method, self.data.held_out, self.accelerator), step)
+        if due.sample(step):
+            with published(method, self.ema):
+                images = draw(method, self.accelerator, self.config.sheet)
+            self.runlog.images("samples", images, step, self.data.points)
+        if due.evaluate(step):
+            with published(method, self.ema) as pipeline:
+                sampled = sampling_pipeline(method, self.config.sheet)
+                self.runlog.write(self.hooks.evaluate(pipeline, sampled, step, self.images_seen), step)
+        if due.save(step):
+            self.means.check(self.accelerator)
+            with published(method, self.ema) as pipeline:
+                self.hooks.save(pipeline)
+
+    def _write_means(self) -> None:
+        self.means.check(self.accelerator)
+        values = self.means.reduce(self.accelerator) | {
+            "ema_decay": self.ema.decay(self.step),
+            "images_per_second": self.runlog.throughput(self.step, self.images_per_step),
+            "images_seen": self.images_seen,
+        }
+        self.runlog.write(values, self.step, show=("loss", "images_per_second", "learning_rate"))
+
+    def keep(self, interrupted: bool) -> None:
+        """Write a checkpoint, if one is due and the run shows no sign of failure."""
+        if (self.due.checkpoint(self.step) or interrupted) and self.method.healthy():
+            self.means.check(self.accelerator)  # never keep weights that a bad loss has touched
+            self.checkpoints.save(self.step, self.runlog.seconds)
+            self.runlog.write_run(self.step, self.images_seen)
+        elif interrupted:
+            self.accelerator.print(f"No checkpoint of step {self.step}: the run shows a sign of failure.")
+
+    def end(self) -> None:
+        """Close the records and hand over the finished pipeline."""
+        self.runlog.write_run(self.step, self.images_seen)
+        self.runlog.close()
+        with published(self.method, self.ema) as pipeline:
+            self.hooks.finish(pipeline)
 
 
 @contextmanager
-def published(method: Method, ema: EMA) -> Iterator[None]:
-    """The network as it will be published, averaged and without dropout, inside the block; then as before."""
+def published(method: Method, ema: EMA) -> Iterator[DiffusionPipeline]:
+    """The pipeline as it is published, over averaged weights and without dropout, inside the block.
+
+    After it the network has its own weights and trains again, also where the block failed.
+    """
     with ema.applied():
         method.net.eval()
-        yield
-        method.net.train()
+        try:
+            yield method.pipeline(method.net)
+        finally:
+            method.net.train()
 
 
 class Calendar:
@@ -172,48 +228,3 @@ def validate(method: Method, held_out: Images, accelerator: Accelerator) -> dict
         generator = torch.Generator().manual_seed(VALIDATION_SEED + i)
         means.add(method.validate(to_float(images).to(accelerator.device), labels, generator), 0)
     return {f"validation_{name}": value for name, value in means.reduce(accelerator).items()}
-
-
-def sampling_pipeline(method: Method, log: LogConfig) -> DiffusionPipeline:
-    """The method's pipeline with the sampler that sheets and evaluation use."""
-    pipeline = with_sampler(method.pipeline(method.net), log.sampler)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def sheet_steps(method: Method, log: LogConfig) -> int:
-    """Steps of the sampler that sheets and evaluation use."""
-    return log.ddpm_num_inference_steps or usual_steps(sampling_pipeline(method, log))
-
-
-def draw(method: Method, accelerator: Accelerator, log: LogConfig) -> Tensor:
-    """A sheet's worth of images from fixed seeds, every rank its share: uint8 (N, C, H, W), on every rank."""
-    return sample_everywhere(
-        sampling_pipeline(method, log),
-        range(log.eval_batch_size),
-        accelerator,
-        num_inference_steps=sheet_steps(method, log),
-        class_labels=every_class(method.num_classes, log.eval_batch_size),
-    )
-
-
-class StopSignal:
-    """SIGTERM or SIGUSR1, noticed on any rank and agreed on by all at the same step."""
-
-    def __init__(self, accelerator: Accelerator):
-        received: list[int] = []
-        self.received = received
-        # A group of its own on the CPU, so that asking does not wait for the GPU.
-        alone = accelerator.num_processes == 1
-        self.group = None if alone else torch.distributed.new_group(backend="gloo")
-        for name in (signal.SIGTERM, signal.SIGUSR1):
-            # Not a method: handlers stay to the interpreter's end, and would keep the group's threads alive.
-            signal.signal(name, lambda number, frame: received.append(number))
-
-    def seen(self) -> bool:
-        """Whether any rank was told to stop; collective."""
-        if self.group is None:
-            return bool(self.received)
-        flag = torch.tensor([int(bool(self.received))])
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self.group)
-        return bool(flag)

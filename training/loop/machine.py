@@ -16,10 +16,35 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+
+from trilemma.training.options.groups import Config
 
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=3))
 """Processes wait for each other; one that decodes a large data set may need more than ten minutes."""
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """accelerate's view of this process: precision, accumulation, trackers; on a CPU also its threads."""
+    run = config.run
+    trackers = [str(tracker) for tracker in get_available_trackers()]
+    if config.log.logger not in ("all", *trackers):
+        raise ValueError(
+            f"--logger {config.log.logger!r} is not installed; installed: {', '.join(trackers) or 'none'}"
+        )
+    if run.local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(run.local_rank))
+    logs = Path(run.output_dir) / config.log.logging_dir
+    accelerator = Accelerator(
+        mixed_precision=run.mixed_precision,
+        gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
+        log_with=config.log.logger,
+        project_config=ProjectConfiguration(project_dir=run.output_dir, logging_dir=str(logs)),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PROCESS_GROUP],
+    )
+    set_cpu_threads(accelerator, run.cpu_threads)
+    return accelerator
 
 
 @contextmanager
@@ -56,12 +81,12 @@ def _close_groups(problem: BaseException | None = None, failed: bool = False) ->
     gc.collect()  # DistributedDataParallel and its hooks refer to each other
 
 
-def set_cpu_threads(accelerator: Accelerator, wanted: int) -> None:
-    """`wanted` threads on a CPU, or its cores shared by the processes: `accelerate launch` would give one."""
+def set_cpu_threads(accelerator: Accelerator, threads: int) -> None:
+    """On a CPU, this many threads, or 0 for an equal share of the cores: `accelerate launch` gives one."""
     if accelerator.device.type == "cpu":
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(wanted or max(1, cores // local))
+        torch.set_num_threads(threads or max(1, cores // local))
 
 
 def hardware(accelerator: Accelerator) -> dict[str, Any]:

@@ -5,16 +5,16 @@ Objective. A method with two optimizers, such as a GAN, implements the protocol 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from trilemma.training.options.groups import OptimConfig
+from trilemma.training.loop.learning_rate import rate
+from trilemma.training.options.groups import Config, OptimConfig
 
 Logs = dict[str, Tensor]
 """Name -> value per example (B,), or one value; NaN where a name does not apply to an example."""
@@ -66,10 +66,10 @@ class Method(Protocol):
         """A pipeline that samples from `net`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on bit for bit."""
+        """All that a resumed run needs to continue bit for bit."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up that state."""
+        """Restore that state."""
 
 
 class GradientDescent:
@@ -79,16 +79,8 @@ class GradientDescent:
         self.objective, self.accelerator, self.max_norm = objective, accelerator, config.max_grad_norm
         self.net, self.num_classes = objective.net, objective.num_classes
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
-        # Not given to accelerator.prepare, which would step it once for every process and micro-batch.
-        self.schedule = lr_schedule(optimizer, config, total_steps)
+        self.peak, self.factor, self.updates = config.learning_rate, rate(config, total_steps), 0
+        optimizer = adamw(self.parameters, self.peak, config)
         self.module, self.optimizer = accelerator.prepare(objective, optimizer)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
@@ -101,10 +93,12 @@ class GradientDescent:
             if accelerator.sync_gradients:
                 norm = self.max_norm or float("inf")
                 logs["gradient_norm"] = accelerator.clip_grad_norm_(self.parameters, norm)
-                logs["learning_rate"] = torch.tensor(self.schedule.get_last_lr()[0])
+                learning_rate = self.peak * self.factor(self.updates)
+                set_rate(self.optimizer, learning_rate)
+                logs["learning_rate"] = torch.tensor(learning_rate)
             self.optimizer.step()
             if accelerator.sync_gradients and not self.optimizer.step_was_skipped:
-                self.schedule.step()
+                self.updates += 1
             elif accelerator.sync_gradients:
                 del logs["gradient_norm"]  # fp16 overflowed and its scaler has taken note: no failure
             self.optimizer.zero_grad()
@@ -112,7 +106,7 @@ class GradientDescent:
 
     @torch.no_grad()
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
-        """Held-out losses, through the bare objective: ranks need not have as many batches as each other."""
+        """Held-out losses, through the bare objective, since ranks may have different numbers of batches."""
         self.objective.eval()
         with self.accelerator.autocast():
             losses, logs = self.objective(x0, labels, generator)
@@ -120,7 +114,7 @@ class GradientDescent:
         return {"loss": losses, **logs}
 
     def healthy(self) -> bool:
-        """Gradient descent on a finite loss is; the loop looks at the loss itself."""
+        """Always: the loop itself checks that the loss is finite."""
         return True
 
     def pipeline(self, net: nn.Module) -> DiffusionPipeline:
@@ -128,49 +122,46 @@ class GradientDescent:
         return self.objective.pipeline(net)
 
     def state_dict(self) -> dict[str, Any]:
-        """Raw weights, optimizer, schedule and, under fp16, the loss scaler."""
+        """Raw weights, optimizer, count of its steps and, under fp16, the loss scaler."""
         scaler = self.accelerator.scaler
         return {
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "schedule": {"last_epoch": self.updates},
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state; ValueError when its weights have other names or shapes."""
+        """Restore a state; ValueError when its weights have other names or shapes."""
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        resume_schedule(self.schedule, state["schedule"]["last_epoch"])
+        self.updates = state["schedule"]["last_epoch"]
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def lr_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> LRScheduler:
-    """Learning rate over optimizer steps, whatever the accumulation or the number of processes."""
-    if config.lr_scheduler != "multistep":
-        return get_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=total_steps,
-        )
-
-    def factor(step: int) -> float:
-        warm = min(1.0, step / config.lr_warmup_steps) if config.lr_warmup_steps else 1.0
-        return warm * config.lr_gamma ** sum(step >= m for m in config.lr_milestones)
-
-    return LambdaLR(optimizer, factor)
+def descend(
+    objective: Objective, config: Config, accelerator: Accelerator, total_steps: int
+) -> GradientDescent:
+    """Gradient descent on an objective, compiled if the flags ask for it."""
+    if config.run.compile:
+        objective.compile()
+    return GradientDescent(objective, accelerator, config.optim, total_steps)
 
 
-def resume_schedule(schedule: LRScheduler, last_epoch: int) -> None:
-    """Put a schedule, and the learning rates of its optimizer, where `last_epoch` steps have brought them."""
-    schedule.load_state_dict(
-        {**schedule.state_dict(), "last_epoch": last_epoch, "_step_count": last_epoch + 1}
+def adamw(parameters: Iterable[nn.Parameter], peak: float, config: OptimConfig) -> torch.optim.AdamW:
+    """The optimizer of the flags; peak: its learning rate, until `set_rate` sets another."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=peak,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+        fused=True,
     )
-    rates = [
-        base * factor(last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    ]
-    schedule._last_lr = rates
-    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """The learning rate of the steps that follow."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

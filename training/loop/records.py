@@ -4,9 +4,7 @@ Means are kept as sums on the device, so that nothing waits for the GPU between 
 """
 
 import json
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +13,15 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from trilemma.training.images.points import are_points, picture
+from trilemma.training.images.points import picture
 from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import Logs
 from trilemma.training.options.flags import flatten, public, to_yaml
+from trilemma.training.options.groups import Config
+from trilemma.training.output_folder import OutputFolder, keep_lines, write_json, write_text
 
 IMAGE_OPTIONS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
-"""accelerate's trackers that show images, and what their log_images wants."""
+"""accelerate's trackers that show images, and the arguments of their log_images."""
 
 
 class Means:
@@ -48,19 +48,19 @@ class Means:
         first_bad = float(accelerator.gather(self.first_bad_step[None]).min())
         if first_bad < float("inf"):
             raise FloatingPointError(
-                f"loss or gradient was not finite at step {int(first_bad)}: lower --learning_rate, or take "
-                "--mixed_precision bf16 in place of fp16; the last checkpoint is from before it"
+                f"loss or gradient was not finite at step {int(first_bad)}: lower --learning_rate, or use "
+                "--mixed_precision bf16 instead of fp16; the last checkpoint is from before that step"
             )
 
     def totals(self) -> dict[str, tuple[float, float]]:
         """Sum and count of each name on this rank since the last call."""
-        found: dict[str, tuple[float, float]] = {}
+        totals: dict[str, tuple[float, float]] = {}
         for names, pair in self.sums.items():
             for name, total, count in zip(names, *pair.tolist(), strict=True):
-                before = found.get(name, (0.0, 0.0))
-                found[name] = (before[0] + total, before[1] + count)
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = (before[0] + total, before[1] + count)
         self.sums = {}
-        return found
+        return totals
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all ranks since the last call, the same on every rank; collective."""
@@ -75,32 +75,27 @@ class Means:
 class RunLog:
     """Progress and records of one run. Collective where it says so; only the main process writes."""
 
-    def __init__(self, accelerator: Accelerator, folder: Path, config, logging_dir: str):
-        self.accelerator, self.folder = accelerator, folder
-        self.scalars = folder / logging_dir / "scalars.jsonl"
+    def __init__(self, accelerator: Accelerator, folder: OutputFolder, config: Config, family: str):
+        self.accelerator, self.folder, self.config = accelerator, folder, config
         self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
-        self.bar: tqdm | None = None
-        # Logs are published with the model; and TensorBoard takes plain values only.
-        told = public(flatten(config))
-        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in told.items()}
-        if accelerator.is_main_process:
-            write_text(folder / "config.yaml", to_yaml(config))
-        accelerator.init_trackers(folder.name, config=plain)
+        self.family = family
 
     def start(self, step: int, total: int, seconds: float) -> None:
         """Begin, or go on, at `step` of `total` after `seconds` of earlier training."""
+        main = self.accelerator.is_main_process
+        if main:
+            write_text(self.folder.config, to_yaml(self.config))
+            self.scalars = self.folder.scalars
+        # Logs are published with the model; and TensorBoard takes plain values only.
+        values = public(flatten(self.config))
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
+        self.accelerator.init_trackers(self.folder.path.name, config=plain)
         self.before, self.began, self.window = seconds, time.perf_counter(), (step, time.perf_counter())
-        self.bar = tqdm(
-            total=total,
-            initial=step,
-            disable=not self.accelerator.is_main_process,
-            unit="step",
-            smoothing=0.05,
-        )
-        if self.accelerator.is_main_process:
+        self.bar = tqdm(total=total, initial=step, disable=not main, unit="step", smoothing=0.05)
+        if main:
             self.scalars.parent.mkdir(parents=True, exist_ok=True)
             # What came after the checkpoint was of weights that are gone.
-            for path in (self.scalars, self.folder / "results.jsonl"):
+            for path in (self.scalars, self.folder.results):
                 keep_lines(path, lambda line: (line.get("step") or 0) <= step)
 
     @property
@@ -127,9 +122,9 @@ class RunLog:
             file.write(json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n")
         self.bar.set_postfix({n: f"{values[n]:.3g}" for n in show if n in values})
 
-    def images(self, name: str, images: Tensor, step: int) -> None:
+    def images(self, name: str, images: Tensor, step: int, points: bool = False) -> None:
         """Show uint8 images (N, C, H, W) in the trackers that can; points are dots of one image."""
-        images = picture(images)[None] if are_points(images) else images
+        images = picture(images)[None] if points else images
         pictures = images.permute(0, 2, 3, 1).numpy()
         pictures = np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
         for tracker in self.accelerator.trackers:
@@ -141,35 +136,10 @@ class RunLog:
         if self.accelerator.is_main_process:
             state = {"steps": step, "images_seen": images_seen, "seconds": round(self.seconds, 1)}
             rate = {"images_per_second": round(images_seen / max(self.seconds, 1e-9), 1)}
-            write_text(self.folder / "run.json", json.dumps({**state, **rate, **self.facts}, indent=2) + "\n")
+            write_json(self.folder.run, {"family": self.family, **state, **rate, **self.facts})
 
     def close(self) -> None:
         """Flush the trackers."""
         self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one go."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text)
-    os.replace(aside, path)
-
-
-def keep_lines(path: Path, wanted) -> None:
-    """Keep the objects of a JSON-lines file that `wanted(line)` accepts, and drop a half-written last one.
-
-    A line that is no object stays, for whoever reads the file to complain of.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            parsed = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(parsed, dict) or wanted(parsed):
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))

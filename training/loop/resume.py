@@ -1,4 +1,4 @@
-"""What a run consists of, saved and taken up again bit for bit; other flags or data are refused."""
+"""Saving the state of a run and resuming it bit for bit; other flags or data are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from trilemma.training.loop.checkpoints import find_checkpoint, save_checkpoint, set_newer_aside
 from trilemma.training.loop.ema import EMA
+from trilemma.training.loop.learning_rate import SHAPES
 from trilemma.training.loop.method import Method
 from trilemma.training.options.flags import flags_of, flatten
 from trilemma.training.options.groups import Config
 
 
 class Checkpoints:
-    """Saves and restores all that a run consists of; refuses to go on with flags that change the result."""
+    """Saves and restores the state of a run; refuses to resume with flags that change the result."""
 
     def __init__(
         self,
@@ -31,30 +32,30 @@ class Checkpoints:
         self.accelerator, self.config, self.fingerprint = accelerator, config, fingerprint
 
     def resume(self) -> tuple[int, float]:
-        """Step and seconds that the run stands at: those of the checkpoint it took up, or 0, 0."""
-        found = find_checkpoint(self.folder, self.config.run.resume_from_checkpoint)
-        steps = gather_object([0 if found is None else found[1]["step"]])
+        """Restore the checkpoint that the flags name; its step and seconds, or 0, 0 without one."""
+        newest = find_checkpoint(self.folder, self.config.run.resume_from_checkpoint)
+        steps = gather_object([0 if newest is None else newest[1]["step"]])
         if len(set(steps)) > 1:
             raise ValueError(
-                f"processes found different checkpoints, {steps}: machines must share --output_dir"
+                f"processes see different checkpoints, of steps {steps}: machines must share --output_dir"
             )
-        if found is None:
+        if newest is None:
             return 0, 0.0
-        path, state = found
+        path, state = newest
         changed = changed_flags(state["config"], self.config)
         precision = self.accelerator.mixed_precision
         if state["precision"] != precision:
             changed.append(f"--mixed_precision: {state['precision']} then, {precision} now")
         if state["fingerprint"] != self.fingerprint:
-            changed.append("the training images: others then")
+            changed.append("the training images: not the same as then")
         if state["num_processes"] != self.accelerator.num_processes:
             changed.append(f"processes: {state['num_processes']} then, {self.accelerator.num_processes} now")
         if changed:
             raise ValueError(
-                f"{path} was trained with other settings, so going on would give neither run's result: "
+                f"{path} was trained with other settings, so resuming it would give the result of neither: "
                 + "; ".join(changed)
-                + ". Take the old settings, or another --output_dir (a finished model gives its weights "
-                "with --init_from), or --overwrite_output_dir to begin anew."
+                + ". Use the old settings, or another --output_dir (with --init_from to start from the "
+                "weights of a finished model), or --overwrite_output_dir to start over."
             )
         if self.accelerator.is_main_process:
             set_newer_aside(self.folder, state["step"])
@@ -99,8 +100,8 @@ def changed_flags(before: dict[str, Any], config: Config) -> list[str]:
     """'--flag: old then, new now' for each flag that would change the weights of a resumed run."""
     flags, now = flags_of(type(config)), plain(flatten(config))
     free = {name for name, flag in flags.items() if flag.meta["free"]}
-    if now["lr_scheduler"] in ("constant", "constant_with_warmup", "multistep"):
-        free |= {"max_train_steps", "num_epochs"}  # These rates do not depend on how long the run will be.
+    if not SHAPES[now["lr_scheduler"]].ends:
+        free |= {"max_train_steps", "num_epochs"}
     return [
         f"--{name}: {before[name]} then, {now[name]} now"
         for name in now
@@ -117,7 +118,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Take up a random state."""
+    """Restore a random state."""
     torch.set_rng_state(state["cpu"])
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state["device"], device)

@@ -1,4 +1,4 @@
-"""Networks from configurations, with Ho et al.'s initialisation: the classes of `pipelines/`, by name.
+"""Networks from flags and configurations, with Ho et al.'s initialisation or the weights of another model.
 
 Each is called as `net(x_t, t, class_labels).sample` with x_t (B, C, H, W) and t (B,) in diffusers' 0..T-1.
 """
@@ -6,6 +6,7 @@ Each is called as `net(x_t, t, class_labels).sample` with x_t (B, C, H, W) and t
 import difflib
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from torch import nn
 
 from trilemma.pipelines.networks import NoShortcut, PlainUNet2DModel
 from trilemma.pipelines.vdm_model import PointMLP
+from trilemma.training.images.image_set import Images
+from trilemma.training.networks.init_from import saved_config, take_weights
+from trilemma.training.networks.rows import NETS, net_for
 
 SILU_POWER = 0.3557
 """E[silu(z)^2] for z ~ N(0, 1)."""
 
 
-NETWORK_CLASSES: dict[str, type[ModelMixin]] = {
+CLASSES: dict[str, type[ModelMixin]] = {
     "UNet2DModel": UNet2DModel,
     "PlainUNet2DModel": PlainUNet2DModel,
     "PointMLP": PointMLP,
 }
+"""`_class_name` of a configuration -> class."""
 
 
 @torch.no_grad()
@@ -71,33 +76,74 @@ def build_network(
 ) -> ModelMixin:
     """A network from a row of `NETS` or from a model's config.json, with Ho et al.'s initialisation.
 
-    `channels` and `resolution` are the data's and replace the configuration's; so do the others where given.
+    `channels` and `resolution` are the data's and replace the configuration's; so do the others unless None.
     `out_channels` is `channels` unless given (2 * channels where the variance is learned).
     """
     name = config.get("_class_name", "UNet2DModel")
-    if name not in NETWORK_CLASSES:
-        choices = ", ".join(NETWORK_CLASSES)
+    if name not in CLASSES:
+        choices = ", ".join(CLASSES)
         raise ValueError(f"the network's _class_name must be one of {choices}; got {name!r}")
-    given = {"num_class_embeds": num_class_embeds, "dropout": dropout}
+    replaced = {"num_class_embeds": num_class_embeds, "dropout": dropout}
     values = {
         **{key: value for key, value in config.items() if not key.startswith("_")},
-        **{key: value for key, value in given.items() if value is not None},
+        **{key: value for key, value in replaced.items() if value is not None},
         "in_channels": channels,
         "out_channels": out_channels or channels,
         "sample_size": resolution,
     }
-    known = list(inspect.signature(NETWORK_CLASSES[name]).parameters)
+    options = list(inspect.signature(CLASSES[name]).parameters)
     for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1) or [", ".join(known)]
+        if key not in options:
+            near = difflib.get_close_matches(key, options, n=1) or [", ".join(options)]
             raise ValueError(f"a {name} has no option {key!r}; did you mean {near[0]}?")
-    net = NETWORK_CLASSES[name](**values)
+    net = CLASSES[name](**values)
     _check_resolution(resolution, levels=len(net.config.get("block_out_channels", (1,))))
     return ho_init_(net)
 
 
+def make_net(
+    config,
+    images: Images,
+    *,
+    out_channels: int | None = None,
+    num_class_embeds: int | None = None,
+    classes: tuple[str, ...] | None = None,
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    build: Callable[..., ModelMixin] = build_network,
+) -> ModelMixin:
+    """The network of the flags for images of this size, with the weights of --init_from if given.
+
+    config: of a family with a NetConfig. classes: names of the model's classes, which --init_from must have
+    too unless --init_new_classes. adapt: changes a network's configuration to the family's needs. build:
+    makes the network, with the arguments of `build_network`.
+    """
+    net = config.net
+    if net.model_config_name_or_path:
+        row = load_network_config(net.model_config_name_or_path)
+    elif config.run.init_from and not net.net:
+        row = saved_config(config.run.init_from)
+    else:
+        row = NETS[net.net or net_for(images.resolution, images.points)]
+    model = build(
+        adapt({key: value for key, value in row.items() if key != "num_class_embeds"}),  # the data decide it
+        channels=images.channels,
+        resolution=images.resolution,
+        out_channels=out_channels,
+        num_class_embeds=num_class_embeds,
+        dropout=net.dropout,
+    )
+    if net.enable_xformers_memory_efficient_attention:
+        try:
+            model.enable_xformers_memory_efficient_attention()
+        except (ModuleNotFoundError, ValueError) as problem:
+            raise ValueError(f"--enable_xformers_memory_efficient_attention: {problem}") from problem
+    if config.run.init_from:
+        take_weights(model, config.run.init_from, classes, config.run.init_new_classes)
+    return model
+
+
 def _check_resolution(resolution: int, levels: int) -> None:
-    """Each level but the last halves the image, and the two halves of the U-Net must meet at equal sizes."""
+    """ValueError for images that cannot be halved at each level but the last."""
     factor = 2 ** (levels - 1)
     if resolution == 1 and levels > 1:
         raise ValueError(f"points are images of one pixel, for --net mlp; this network has {levels} levels")
@@ -106,7 +152,7 @@ def _check_resolution(resolution: int, levels: int) -> None:
         fits = f"{below} or {below + factor}" if below else f"{factor}"
         raise ValueError(
             f"--resolution must be a multiple of {factor} for a network of {levels} levels; "
-            f"got {resolution}. Take {fits}, or a network with fewer levels."
+            f"got {resolution}. Use {fits}, or a network with fewer levels."
         )
 
 
@@ -138,4 +184,4 @@ def load_network_config(path_or_id: str) -> dict[str, Any]:
             return UNet2DModel.load_config(path_or_id, subfolder=subfolder)
         except OSError as error:
             last_error = error
-    raise ValueError(f"{option} is no .json file, no folder, and no model on the Hub: {last_error}")
+    raise ValueError(f"{option} is neither a .json file, nor a folder, nor a model on the Hub: {last_error}")

@@ -1,4 +1,4 @@
-"""--init_from: which weights of a saved model a new one starts from, also where its classes are others."""
+"""--init_from: starting from the weights of a saved model, which may have other classes."""
 
 import logging
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 _CLASSES = "class_embedding.weight"
 
 DATA = {"sample_size", "dropout", "num_class_embeds"}
-"""What a network's configuration says of its data and training, which may be others."""
+"""Entries of a network's configuration that depend on data and training, and so may differ."""
 
 
 def saved_config(source: str) -> dict[str, Any]:
@@ -28,45 +28,22 @@ def take_weights(
 ) -> None:
     """Copy the weights of a saved pipeline's network; ValueError names what does not fit.
 
-    classes: names of the new model's. new_classes: they may be others than the saved model's; see
+    classes: names of the new model's. new_classes: the saved model's may be others; see
     `answer_as_without_label`.
     """
-    kind = type(net)
-    try:
-        folder = network_folder(source)
-        found = kind.load_config(source, subfolder=folder)["_class_name"]
-        if found == kind.__name__:
-            # Not the whole pipeline: a bundle's would run the code in it.
-            model = kind.from_pretrained(source, subfolder=folder)
-            theirs = model.state_dict()
-    except (OSError, ValueError) as problem:
-        raise _no_model(source, problem) from problem
-    if found != kind.__name__:
-        raise ValueError(f"--init_from {source!r} has a {found}, and this trains a {kind.__name__}")
-    ours = net.state_dict()
-    known = _class_names(source)
+    saved = _load(source, type(net))
+    theirs, ours, their_classes = saved.state_dict(), net.state_dict(), _class_names(source)
     if new_classes:
-        if known == classes is None and not any(name.endswith(_CLASSES) for name in theirs | ours):
+        if their_classes == classes is None and not any(name.endswith(_CLASSES) for name in theirs | ours):
             raise ValueError("--init_new_classes has no effect: neither model has classes")
         theirs = answer_as_without_label(theirs, ours)
-    elif known is not None and known != (classes or ()):
+    elif their_classes is not None and their_classes != (classes or ()):
         raise ValueError(
-            f"--init_from {source!r} has {_shown(known)}, and this trains a model of {_shown(classes)}: add "
-            "--init_new_classes to take all but the classes"
+            f"--init_from {source!r} has {_shown(their_classes)}, and this trains a model of "
+            f"{_shown(classes)}: add --init_new_classes to take all weights but those of the classes"
         )
-    wrong = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
-        n for n in theirs if n not in ours
-    ]
-    if wrong:
-        first = "class_embedding.weight" if "class_embedding.weight" in wrong else wrong[0]
-        there, here = (list(state[first].shape) if first in state else "none" for state in (theirs, ours))
-        classes = "other classes: add --init_new_classes to take all but them"
-        hint = classes if _CLASSES in first else "give the flags of its own training"
-        raise ValueError(
-            f"--init_from {source!r} has another network ({hint}): {len(wrong)} tensors differ, such as "
-            f"{first} with {there} there and {here} here"
-        )
-    if different := unlike(model.config, net.config):
+    _check_shapes(source, theirs, ours)
+    if different := unlike(saved.config, net.config):
         raise ValueError(
             f"--init_from {source!r} has weights of these shapes, but they were trained for another network "
             f"(give the flags of its own training): {'; '.join(different)}"
@@ -74,16 +51,45 @@ def take_weights(
     net.load_state_dict(theirs)
 
 
+def _load(source: str, kind: type[ModelMixin]) -> ModelMixin:
+    """The network of a saved pipeline; ValueError if it is of another class than `kind`."""
+    try:
+        folder = network_folder(source)
+        name = kind.load_config(source, subfolder=folder)["_class_name"]
+        if name == kind.__name__:
+            # Not the whole pipeline: a bundle's would run the code in it.
+            return kind.from_pretrained(source, subfolder=folder)
+    except (OSError, ValueError) as problem:
+        raise _no_model(source, problem) from problem
+    raise ValueError(f"--init_from {source!r} has a {name}, and this trains a {kind.__name__}")
+
+
+def _check_shapes(source: str, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """ValueError where two state dicts differ in names or shapes."""
+    wrong = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
+        n for n in theirs if n not in ours
+    ]
+    if wrong:
+        first = _CLASSES if _CLASSES in wrong else wrong[0]
+        there, here = (list(state[first].shape) if first in state else "none" for state in (theirs, ours))
+        classes = "other classes: add --init_new_classes to take all weights but theirs"
+        hint = classes if _CLASSES in first else "give the flags of its own training"
+        raise ValueError(
+            f"--init_from {source!r} has another network ({hint}): {len(wrong)} tensors differ, such as "
+            f"{first} with {there} there and {here} here"
+        )
+
+
 def unlike(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """'name: value there, value here' where two configurations make different functions of equal weights."""
-    told = []
+    """'name: value there, value here' for entries with which equal weights make different functions."""
+    different = []
     for name in sorted(theirs.keys() & ours.keys() - DATA):
         there, here = theirs[name], ours[name]
         if isinstance(there, Mapping) and isinstance(here, Mapping):
-            told += unlike(there, here)
+            different += unlike(there, here)
         elif name[0] != "_" and _plain(there) != _plain(here):
-            told.append(f"{name}: {there} there, {here} here")
-    return told
+            different.append(f"{name}: {there} there, {here} here")
+    return different
 
 
 def _plain(value: Any) -> Any:
@@ -91,13 +97,13 @@ def _plain(value: Any) -> Any:
 
 
 def answer_as_without_label(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights `theirs` for a network of the names and shapes of `ours`, whose classes are others.
+    """The weights `theirs` for a network with the names and shapes of `ours` but other classes.
 
-    The class embedding is a row for each class and a last one for no label, and is added to the embedding of
-    t. Each new row starts as the old last one: the other weights have learned what to do with it, on images
-    of all classes, so that the new network begins by answering every label as the old one answers none. From
-    a model without classes the rows start at zero; to one, the old row moves into the bias that it was added
-    to. Without such an embedding (a class in the vector beside z) the weights stay as they are.
+    The class embedding has a row for each class and a last one for "no label", and is added to the embedding
+    of t. Each new row starts as a copy of the old last row, which the other weights have seen with images of
+    all classes: so the new network first answers every label as the old one answers "no label". From a model
+    without classes, the rows start at zero; for a new model without classes, the old last row is added to the
+    bias. Where the class is part of a vector with z, there is no embedding: the weights stay as they are.
     """
     names = sorted(name for name in theirs.keys() | ours.keys() if name.endswith(_CLASSES))
     taken = {name: tensor for name, tensor in theirs.items() if name not in names}

@@ -129,7 +129,13 @@ NETS |= {
 }
 
 
-def net_for(resolution: int) -> str:
-    """The row that a missing `--net` stands for: the first one meant for images of this side."""
-    by_side = {1: "mlp", 8: "unet_8", 16: "unet_16", 28: "unet_28", 32: "unet_cifar10", 64: "unet_64"}
-    return next((name for side, name in by_side.items() if resolution <= side), "unet_128")
+FOR_POINTS = "mlp"
+BY_SIDE = {8: "unet_8", 16: "unet_16", 28: "unet_28", 32: "unet_cifar10", 64: "unet_64"}
+"""Largest side of images -> row that is meant for them."""
+
+
+def net_for(resolution: int, points: bool = False) -> str:
+    """The default of `--net`: the row for points of the plane, or the first one for images of this side."""
+    if points:
+        return FOR_POINTS
+    return next((name for side, name in BY_SIDE.items() if resolution <= side), "unet_128")

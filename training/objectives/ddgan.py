@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
-from trilemma.training.families.groups import DDGANConfig, GANOptimConfig
-from trilemma.training.loop.method import Logs, lr_schedule, resume_schedule
+from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig
+from trilemma.training.loop.learning_rate import rate
+from trilemma.training.loop.method import Logs, adamw, set_rate
 from trilemma.training.loop.watchdog import Watchdog
 from trilemma.training.networks.discriminator import GROUP, Discriminator
 
@@ -145,25 +146,13 @@ class DDGAN:
             DiscriminatorTurn(discriminator, self.pairs, config.r1_gamma),
             GeneratorTurn(net, discriminator, self.pairs),
         )
-        rates = (config.discriminator_learning_rate, optim.learning_rate)
-        optimizers = [
-            torch.optim.AdamW(
-                turn.parameters(),
-                lr=rate,
-                betas=(optim.adam_beta1, optim.adam_beta2),
-                weight_decay=optim.adam_weight_decay,
-                eps=optim.adam_epsilon,
-                fused=True,
-            )
-            for turn, rate in zip(turns, rates, strict=True)
+        self.peaks = (config.discriminator_learning_rate, optim.learning_rate)
+        optimizers = [adamw(t.parameters(), peak, optim) for t, peak in zip(turns, self.peaks, strict=True)]
+        self.factors = [
+            rate(stretched(optim, peak, updates), updates * total_steps)
+            for peak, updates in zip(self.peaks, (config.discriminator_steps, 1), strict=True)
         ]
-        # Not given to accelerator.prepare, which would step them once for every process.
-        self.schedules = [
-            lr_schedule(
-                optimizer, replace(optim, lr_warmup_steps=turns * optim.lr_warmup_steps), turns * total_steps
-            )
-            for optimizer, turns in zip(optimizers, (config.discriminator_steps, 1), strict=True)
-        ]
+        self.updates = [0, 0]
         self.turns = [accelerator.prepare(turn) for turn in turns]
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
 
@@ -185,20 +174,25 @@ class DDGAN:
         logs |= turn_logs | self._update(1, losses)
         self.discriminator.requires_grad_(True)
         logs["loss"] = logs["loss_discriminator"] + logs["loss_generator"]
-        logs["learning_rate"] = torch.tensor(self.schedules[1].get_last_lr()[0])
+        logs["learning_rate"] = torch.tensor(self.learning_rate(1))
         self.watchdog.watch(logs, self.steps)
         return logs
 
+    def learning_rate(self, turn: int) -> float:
+        """The rate of the next update of the discriminator (0) or the generator (1)."""
+        return self.peaks[turn] * self.factors[turn](self.updates[turn])
+
     def _update(self, turn: int, losses: Tensor) -> Logs:
         """One step of one optimizer; logs the norm of the gradient, unless fp16 overflowed."""
-        optimizer, schedule = self.optimizers[turn], self.schedules[turn]
+        optimizer = self.optimizers[turn]
         self.accelerator.backward(losses.mean())
         norm = self._clip(turn)
+        set_rate(optimizer, self.learning_rate(turn))
         optimizer.step()
         optimizer.zero_grad()
         if optimizer.step_was_skipped:
             return {}
-        schedule.step()
+        self.updates[turn] += 1
         return {f"gradient_norm_{('discriminator', 'generator')[turn]}": norm}
 
     def _clip(self, turn: int) -> Tensor:
@@ -226,24 +220,34 @@ class DDGAN:
         return DDGANPipeline(net, self.scheduler, self.class_names)
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimizers, schedules, the count of steps (for R1) and, under fp16, the scaler."""
+        """Networks, optimizers, counts of their steps, of all steps (for R1) and, under fp16, the scaler."""
         scaler = self.accelerator.scaler
         return {
             "generator": self.net.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedules": [schedule.last_epoch for schedule in self.schedules],
+            "schedules": list(self.updates),
             "steps": self.steps,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state; ValueError when its weights have other names or shapes."""
+        """Restore a state; ValueError when its weights have other names or shapes."""
         self.net.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
-        for i, (optimizer, schedule) in enumerate(zip(self.optimizers, self.schedules, strict=True)):
-            optimizer.load_state_dict(state["optimizers"][i])
-            resume_schedule(schedule, state["schedules"][i])
-        self.steps = state["steps"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.updates, self.steps = list(state["schedules"]), state["steps"]
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def stretched(optim: GANOptimConfig, peak: float, updates: int) -> GANOptimConfig:
+    """The options of an optimizer that makes this many updates in a step, so that rates change together."""
+    milestones = optim.lr_milestones and tuple(updates * milestone for milestone in optim.lr_milestones)
+    return replace(
+        optim,
+        learning_rate=peak,
+        lr_warmup_steps=updates * optim.lr_warmup_steps,
+        lr_milestones=milestones,
+    )

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from trilemma.pipelines.vae import VAEPipeline
 from trilemma.pipelines.vae_model import VAEModel
 from trilemma.training.diffusion.losses import gaussian_kl
-from trilemma.training.families.groups import VAEConfig
+from trilemma.training.families.vae import VAEConfig
 from trilemma.training.loop.method import Logs, Objective
 
 Coder = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised, shortcut_step
 from trilemma.pipelines.vdm_model import VDMModel
+from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
 from trilemma.training.diffusion.process import normal_like
 from trilemma.training.diffusion.variational import (
@@ -22,10 +23,9 @@ from trilemma.training.diffusion.variational import (
     prior_bpd,
     reconstruction_bpd,
 )
-from trilemma.training.families.groups import VDMConfig
+from trilemma.training.families.vdm import VDMConfig
 from trilemma.training.loop.method import Logs, Objective
 from trilemma.training.networks.build import build_network
-from trilemma.training.objectives.ddpm import LabelDropout
 
 
 class VDM(Objective):

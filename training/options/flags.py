@@ -12,8 +12,8 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,10 +30,10 @@ PLACES = (
 def option(default, help, *, free=False, secret=False, low=None, needs=None):
     """A dataclass field that is also a flag.
 
-    free: may change when a run is resumed, because it cannot change the trained weights.
+    free: may change when a run is resumed, since it does not change the trained weights.
     secret: never written to a file.
     low: the smallest allowed value; a float bound is exclusive (`low=0.0` means positive).
-    needs: (option, values) that the flag has an effect with; values `...` means any but None.
+    needs: (option, values); without one of these values the flag has no effect. `...`: any but None.
     """
     return field(default=default, metadata=dict(help=help, free=free, secret=secret, low=low, needs=needs))
 
@@ -48,6 +48,7 @@ class Flag:
     choices: tuple | None
     many: bool
     field: dataclasses.Field
+    default: Any
 
     @property
     def meta(self):
@@ -63,7 +64,7 @@ def _flag(group: str, field: dataclasses.Field, annotation) -> Flag:
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         annotation = type(choices[0])
-    return Flag(field.name, group, annotation, choices, many, field)
+    return Flag(field.name, group, annotation, choices, many, field, field.default)
 
 
 def flags_of(family: type) -> dict[str, Flag]:
@@ -86,7 +87,7 @@ def flatten(config) -> dict[str, Any]:
 
 
 def build(family: type, values: dict[str, Any]):
-    """A family's configuration from flat values; those not given keep their defaults."""
+    """A family's configuration from flat values; the other options keep their defaults."""
     groups: dict[str, dict] = {}
     for name, flag in flags_of(family).items():
         if name in values:
@@ -103,17 +104,17 @@ def to_yaml(config) -> str:
 
 
 def public_name(place: str) -> str:
-    """A Hub id as it is; of a path on this machine the last part only."""
+    """A Hub id as it is; only the last part of a path on this machine."""
     return place if HUB_ID.fullmatch(place) else re.split(r"[\\/]", place.rstrip("\\/"))[-1]
 
 
 def public(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat values for others to see: the same without the paths of this machine."""
+    """Flat values without the paths of this machine, for files that are published."""
     return {**values, **{name: public_name(values[name]) for name in PLACES if values.get(name)}}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping of names to values that a YAML file holds; ValueError when it is none."""
+    """The mapping of names to values that a YAML file holds; ValueError if it holds something else."""
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as problem:
@@ -123,28 +124,40 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def nearest(word: str, known) -> str:
+def nearest(word: str, names: Iterable[str]) -> str:
     """' Did you mean ...?' for a mistyped name, or ''."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word, list(names), n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that names the nearest flag, or the entry point that a foreign flag belongs to."""
 
-    def __init__(self, family: type, elsewhere: dict[str, str], description: str):
+    def __init__(
+        self,
+        family: type,
+        description: str,
+        owners: Callable[[str], Sequence[str]] = lambda flag: (),
+        choices: Mapping[str, tuple[str, ...]] = types.MappingProxyType({}),
+    ):
+        """owners(flag): the entry points that a flag of others belongs to.
+
+        choices: of flags whose choices depend on more than their field; the first is the default.
+        """
         super().__init__(
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        self.elsewhere = elsewhere
+        self.owners = owners
         self.flags = flags_of(family)
+        for name, names in choices.items():
+            self.flags[name] = replace(self.flags[name], choices=names, default=names[0])
         sections: dict[str, Any] = {}
         for flag in self.flags.values():
-            section = sections.setdefault(flag.group, None) or self.add_argument_group(flag.group)
-            sections[flag.group] = section
-            self._add(section, flag)
+            if flag.group not in sections:
+                sections[flag.group] = self.add_argument_group(flag.group)
+            self._add(sections[flag.group], flag)
 
     def _add(self, section, flag: Flag) -> None:
         help = flag.meta["help"].replace("%", "%%")
@@ -152,27 +165,29 @@ class Parser(argparse.ArgumentParser):
         if flag.kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
-            keywords.update(type=flag.kind, choices=flag.choices, nargs="+" if flag.many else None)
-            keywords["metavar"] = None if flag.choices else flag.kind.__name__.upper()
-        section.add_argument(f"--{flag.name}", help=f"{help} (default: {flag.field.default})", **keywords)
+            # Choices are checked by `check`, whose errors suggest the nearest one.
+            listed = "{" + ",".join(map(str, flag.choices or ())) + "}"
+            keywords.update(type=flag.kind, nargs="+" if flag.many else None)
+            keywords["metavar"] = listed if flag.choices else flag.kind.__name__.upper()
+        section.add_argument(f"--{flag.name}", help=f"{help} (default: {flag.default})", **keywords)
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
-        """Flat values that the command line gave."""
-        given, unknown = self.parse_known_args(argv)
+        """Flat values of the flags on the command line."""
+        values, unknown = self.parse_known_args(argv)
         for word in unknown:
             name = word.split("=")[0].lstrip("-")
             if not word.startswith("--"):
                 self.error(f"unexpected argument {word!r}")
-            if name in self.elsewhere:
-                self.error(f"--{name} does not apply here; it is a flag of {self.elsewhere[name]}")
+            if scripts := self.owners(name):
+                self.error(f"--{name} does not apply here; it is a flag of {', '.join(scripts)}")
             self.error(f"unknown option --{name}.{nearest('--' + name, ['--' + f for f in self.flags])}")
-        return vars(given)
+        return vars(values)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{Path(sys.argv[0]).name}: error: {message}\n")
 
     def read_file(self, path: str) -> dict[str, Any]:
-        """Flat values of a YAML file, each checked as if it had been typed."""
+        """Flat values of a YAML file, each checked like one on the command line."""
         try:
             values = read_yaml(path)
         except ValueError as problem:
@@ -196,15 +211,22 @@ class Parser(argparse.ArgumentParser):
             converted = [flag.kind(v) for v in value] if flag.many else flag.kind(value)
         except (TypeError, ValueError):
             self.error(f"{where} must be {flag.kind.__name__}; got {value!r}")
-        for one in converted if flag.many else [converted]:
-            if flag.choices and one not in flag.choices:
-                self.error(f"{where} must be one of {', '.join(map(str, flag.choices))}; got {one!r}")
+        self._check_choices(flag, converted, where)
         return tuple(converted) if flag.many else converted
 
+    def _check_choices(self, flag: Flag, value: Any, where: str) -> None:
+        for one in value if flag.many else [value]:
+            if flag.choices and one not in flag.choices:
+                names = [str(choice) for choice in flag.choices]
+                hint = nearest(str(one), names)
+                self.error(f"{where} must be one of {', '.join(names)}; got {one!r}.{hint}")
+
     def check(self, values: dict[str, Any], typed: set[str]) -> None:
-        """Bounds of every value, and flags on the command line that would have no effect."""
+        """Choices and bounds of every value, and flags on the command line that would have no effect."""
         for name, flag in self.flags.items():
-            value, low, needs = values.get(name, flag.field.default), flag.meta["low"], flag.meta["needs"]
+            value, low, needs = values.get(name, flag.default), flag.meta["low"], flag.meta["needs"]
+            if value is not None:
+                self._check_choices(flag, value, f"--{name}")
             if isinstance(value, float) and not math.isfinite(value):
                 self.error(f"--{name} must be a finite number; got {value}")
             if low is not None and value is not None:
@@ -214,17 +236,19 @@ class Parser(argparse.ArgumentParser):
                         f"--{name} must be {'greater than' if exclusive else 'at least'} {low:g}; got {value}"
                     )
             if needs and name in typed and value not in (None, False):
-                other, allowed = needs
-                actual = values.get(other, self.flags[other].field.default)
-                if (actual in (None, False)) if allowed is ... else (actual not in allowed):
-                    words = "" if allowed in (..., (True,)) else " " + " or ".join(map(str, allowed))
-                    wanted = f"--{other}{words}"
-                    self.error(f"--{name} has no effect without {wanted} (--{other} is {actual})")
+                self._check_effect(name, *needs, values)
+
+    def _check_effect(self, name: str, other: str, allowed: Any, values: dict[str, Any]) -> None:
+        """Exit where a flag has no effect, since the other option has none of the allowed values."""
+        actual = values.get(other, self.flags[other].default)
+        if (actual in (None, False)) if allowed is ... else (actual not in allowed):
+            words = "" if allowed in (..., (True,)) else " " + " or ".join(map(str, allowed))
+            self.error(f"--{name} has no effect without --{other}{words} (--{other} is {actual})")
 
 
 def parse_flags(family: type, description: str, argv: list[str]):
     """A configuration from the command line alone, for entry points without presets; exits on errors."""
-    parser = Parser(family, {}, description)
+    parser = Parser(family, description)
     values = parser.parse(argv)
     parser.check(values, set(values))
     try:

@@ -1,12 +1,14 @@
 """The options that every family has, one frozen dataclass a group.
 
 Names that diffusers' `train_unconditional.py` has keep their name and meaning (docs/recipes.md lists each).
-The machinery is in `training/options/flags.py`, the recipes in `training/families/presets.py`.
+The machinery is in `training/options/flags.py`; options and recipes of one family are in
+`training/families/<family>.py`.
 """
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, WITH_WARMUP
 from trilemma.training.networks.rows import NETS
 from trilemma.training.options.flags import option
 
@@ -28,27 +30,25 @@ class DataConfig:
         None, "local image, parquet or Hub-format folder; replaces the Hub data set"
     )
     train_split: str = option("train", "split to train on")
-    image_column: str | None = option(None, "image column; found by its type if not given")
-    label_column: str | None = option(None, "label column, or 'none'; found by its type if not given")
+    image_column: str | None = option(None, "image column; chosen by its type if not given")
+    label_column: str | None = option(None, "label column, or 'none'; chosen by its type if not given")
     classes: tuple[str, ...] | None = option(None, "keep only these classes, by name or number")
     resolution: int | None = option(None, "side of the square images; the images' own if not given", low=1)
     channels: Literal[1, 3] | None = option(None, "grey (1) or RGB (3); the images' own if not given")
     center_crop: bool = option(
-        True, "crop the centre; random crops are not offered, since images are decoded once"
+        True, "crop the centre; random crops are not offered because images are decoded once"
     )
     random_flip: bool = option(False, "flip images left to right at random")
-    skip_bad_images: bool = option(
-        False, "count and leave out images that cannot be read, instead of stopping"
-    )
-    max_train_images: int | None = option(None, "keep the first so many rows only", low=1)
+    skip_bad_images: bool = option(False, "skip and count images that cannot be read, instead of stopping")
+    max_train_images: int | None = option(None, "use only the first N rows", low=1)
     validation_split: str | None = option(
         None,
-        "split of the held-out images; a part of the training split if not given",
+        "split of the held-out images; taken from the training split if not given",
         needs=("validation_size", ...),
     )
-    validation_size: int = option(0, "how many images to hold out for the validation loss; 0 for none", low=0)
-    preserve_input_precision: bool = option(False, "not offered: images are 8-bit here, as their metrics are")
-    cache_dir: str | None = option(None, "where decoded images are kept", free=True)
+    validation_size: int = option(0, "images to hold out for the validation loss; 0 for none", low=0)
+    preserve_input_precision: bool = option(False, "not offered: training and metrics use 8-bit images")
+    cache_dir: str | None = option(None, "where decoded images are cached", free=True)
     dataloader_num_workers: int = option(0, "processes that read images", free=True, low=0)
 
     def __post_init__(self):
@@ -58,7 +58,7 @@ class DataConfig:
             )
         if self.preserve_input_precision:
             raise ValueError(
-                "--preserve_input_precision is not offered: images are kept in 8 bits, as metrics see them"
+                "--preserve_input_precision is not offered: training and metrics use 8-bit images"
             )
 
 
@@ -67,7 +67,7 @@ class NetConfig:
     """Which network."""
 
     net: Literal[tuple(NETS)] | None = option(
-        None, "network of training/networks/rows.py; by the resolution if not given"
+        None, "row of training/networks/rows.py; chosen by the resolution if not given"
     )
     model_config_name_or_path: str | None = option(
         None, "folder, file or Hub id of a network configuration; replaces --net"
@@ -85,23 +85,15 @@ class OptimConfig:
     train_batch_size: int = option(128, "images per process and micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
     learning_rate: float = option(2e-4, "peak learning rate", low=0.0)
-    lr_scheduler: Literal[
-        "constant",
-        "constant_with_warmup",
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "polynomial",
-        "multistep",
-    ] = option("constant_with_warmup", "learning rate over optimizer steps")
+    lr_scheduler: Literal[tuple(SHAPES)] = option(
+        "constant_with_warmup", "learning rate over optimizer steps"
+    )
     lr_warmup_steps: int = option(
-        5000, "optimizer steps of warm-up", low=0,
-        needs=("lr_scheduler", ("constant_with_warmup", "linear", "cosine", "cosine_with_restarts",
-                                "polynomial", "multistep")),
-    )  # fmt: skip
+        5000, "optimizer steps of warm-up", low=0, needs=("lr_scheduler", WITH_WARMUP)
+    )
     lr_milestones: tuple[int, ...] | None = option(
         None,
-        "optimizer steps at which multistep multiplies the rate by --lr_gamma",
+        "optimizer steps at which the rate is multiplied by --lr_gamma",
         needs=("lr_scheduler", ("multistep",)),
     )
     lr_gamma: float = option(0.5, "factor at each milestone", low=0.0, needs=("lr_scheduler", ("multistep",)))
@@ -114,6 +106,11 @@ class OptimConfig:
     def __post_init__(self):
         if (self.lr_scheduler == "multistep") != (self.lr_milestones is not None):
             raise ValueError("--lr_scheduler multistep and --lr_milestones go together; give both or neither")
+        if self.lr_scheduler == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise ValueError(
+                f"--learning_rate must be above {POLYNOMIAL_END:g}, where --lr_scheduler polynomial ends; "
+                f"got {self.learning_rate:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,13 @@ class EMAConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run goes, how long it is, how it starts, stops and resumes."""
+    """Output folder, length, and how a run starts and resumes."""
 
     output_dir: str | None = option(
-        None, "where everything goes; outputs/<family>-<preset or data> if not given", free=True
+        None, "output folder; outputs/<family>-<preset or data> if not given", free=True
     )
     overwrite_output_dir: bool = option(
-        False, "start over: delete what --output_dir holds of an earlier run", free=True
+        False, "delete what an earlier run left in --output_dir and start over", free=True
     )
     seed: int = option(0, "seed of initial weights, data order and noise", low=0)
     num_epochs: int = option(100, "passes over the data, unless --max_train_steps is given", low=1)
@@ -147,17 +144,18 @@ class RunConfig:
     )
     compile: bool = option(False, "compile the network with torch.compile")
     cpu_threads: int = option(
-        0, "threads of a process on CPU, whatever OMP_NUM_THREADS; 0 for its share", free=True, low=0
-    )
+        0, "CPU threads of a process, whatever OMP_NUM_THREADS says; 0 for an equal share of the cores",
+        free=True, low=0,
+    )  # fmt: skip
     checkpointing_steps: int = option(1000, "optimizer steps between checkpoints", free=True, low=1)
-    checkpoints_total_limit: int = option(2, "how many checkpoints are kept", free=True, low=1)
+    checkpoints_total_limit: int = option(2, "checkpoints to keep", free=True, low=1)
     resume_from_checkpoint: str = option("latest", "'latest', or the name or path of a checkpoint", free=True)
     init_from: str | None = option(
         None, "folder or Hub id whose weights to start from, with a fresh optimizer"
     )
     init_new_classes: bool = option(
         False,
-        "start from them with other classes, or none: the class embedding is made anew",
+        "allow other classes, or none, than --init_from has: re-initialise the class embedding",
         needs=("init_from", ...),
     )
     local_rank: int = option(-1, "set by some launchers; the LOCAL_RANK variable wins", free=True)
@@ -165,7 +163,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is logged and drawn, and how often."""
+    """What is logged, drawn and saved, and how often."""
 
     logger: str = option("tensorboard", "any tracker of accelerate, e.g. tensorboard or wandb", free=True)
     logging_dir: str = option("logs", "folder of the logs, under --output_dir", free=True)
@@ -178,11 +176,6 @@ class LogConfig:
     save_model_epochs: int | None = option(
         None, "epochs between saves of the pipeline; at the end only if not given", free=True, low=1
     )
-    eval_batch_size: int = option(64, "images on a sample sheet", free=True, low=1)
-    sampler: str = option("ddim", "sampler of sheets and of evaluation during training", free=True)
-    ddpm_num_inference_steps: int | None = option(
-        None, "steps of that sampler; 50, or the largest divisor of T below, if not given", free=True, low=1
-    )
 
     def __post_init__(self):
         if self.sample_steps and self.save_images_epochs:
@@ -192,11 +185,22 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class SheetConfig:
+    """How images are sampled during training: for sample sheets and for evaluation."""
+
+    eval_batch_size: int = option(64, "images on a sample sheet", free=True, low=1)
+    sampler: str | None = option(None, "sampler of sheets and of evaluation during training", free=True)
+    ddpm_num_inference_steps: int | None = option(
+        None, "steps of that sampler; its usual number if not given", free=True, low=1
+    )
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Evaluation during training."""
 
     eval_steps: int | None = option(
-        None, "optimizer steps between evaluations, and one at the end; 0 for none", free=True, low=0
+        None, "optimizer steps between evaluations, with one more at the end; 0 for none", free=True, low=0
     )
     eval_num_samples: int = option(
         1000, "samples per evaluation", free=True, low=2, needs=("eval_steps", ...)
@@ -231,20 +235,26 @@ class HubConfig:
     )
     hub_private_repo: bool = option(False, "make the model private", free=True, needs=("push_to_hub", ...))
     hub_create_pr: bool = option(
-        False, "open a pull request, leaving main as it is", free=True, needs=("push_to_hub", ...)
+        False, "open a pull request instead of committing to main", free=True, needs=("push_to_hub", ...)
     )
     hub_tag: str | None = option(None, "name the pushed commit", free=True, needs=("push_to_hub", ...))
 
     def __post_init__(self):
         if self.hub_create_pr and self.hub_tag:
-            raise ValueError("--hub_tag names a commit of main; --hub_create_pr makes none")
+            raise ValueError("--hub_tag tags a commit of main, and --hub_create_pr makes no commit there")
 
 
 class Config(Protocol):
-    """The groups that the training loop reads; every family's configuration has them."""
+    """What every family's configuration has: these groups, and whether its model is class-conditional."""
 
+    data: DataConfig
     optim: OptimConfig
     ema: EMAConfig
     run: RunConfig
     log: LogConfig
+    sheet: SheetConfig
     evaluation: EvalConfig
+    hub: HubConfig
+
+    @property
+    def takes_classes(self) -> bool: ...

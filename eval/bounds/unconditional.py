@@ -1,0 +1,5 @@
+"""The bound of an unconditional diffusion model: see `gaussian.py`."""
+
+from trilemma.eval.bounds.gaussian import gaussian_terms as terms
+
+__all__ = ["terms"]

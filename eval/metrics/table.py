@@ -1,0 +1,154 @@
+"""The metrics, one row each; no torch here, so that a mistyped name is an error at once.
+
+A new metric is one row and the class or function that it names. Tables, charts, targets, cards and the choice
+of the best model read these rows.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+PAIR_IMAGES = 10_000
+"""Samples, and reference images, that metrics over pairs compare."""
+
+ALL_IMAGES = 2**31
+
+NEAREST_QUANTILES = {"p01": 0.01, "p05": 0.05, "p50": 0.5}
+"""Quantiles of the distances to the nearest reference image, by the name that their measures bear."""
+
+
+class Measure(NamedTuple):
+    """One number that a metric gives.
+
+    better: which end is better; None where neither is, and then it can be no target and choose no model.
+    depends_on_n: whether its interval is for another number when n is another. (The value of a Frechet
+        distance depends on n; its interval is debiased and does not.)
+    of_split: it describes the images of a split, not samples; its display name bears the split.
+    shown: it has a column in the table of a sweep. compared: in that of `eval/compare.py`. charted: it has a
+        panel in the figure of a sweep; of images of a split only where they are held out.
+    """
+
+    better: Literal["lower", "higher"] | None = None
+    depends_on_n: bool = True
+    of_split: bool = False
+    shown: bool = False
+    compared: bool = False
+    charted: bool = False
+
+
+class Metric(NamedTuple):
+    """A name that `--metrics` takes.
+
+    build: "module:name" of what makes it from (ReferenceStatistics, number of samples), or, where it needs
+        the model, from (pipeline, --bpd_timesteps, --batch_size); see `bounds/bits_per_dim.py`.
+    measures: the numbers that it gives, by name.
+    needs: what its `update` takes after the index: features, logits, labels; ("model",) for a metric of the
+        model itself, which looks at no samples.
+    parts: fields of ReferenceStatistics that must be there. keep: how many features the reference must keep.
+    judge: it is measured with the classifier, whatever --feature_extractor is, and its names do not bear it.
+    full_rank: with fewer samples than features it says little, and is refused without --force.
+    best: which of its measures chooses the best model during training; None where it may not.
+    """
+
+    build: str
+    measures: Mapping[str, Measure]
+    needs: tuple[str, ...] = ("features",)
+    parts: tuple[str, ...] = ()
+    keep: int = 0
+    judge: bool = False
+    full_rank: bool = False
+    best: str | None = None
+
+
+NEAREST = tuple(f"nearest_{name}{end}" for name in NEAREST_QUANTILES for end in ("", "_heldout"))
+
+METRICS: dict[str, Metric] = {
+    "fd": Metric(
+        "trilemma.eval.metrics.distances:FrechetDistance",
+        {"fd": Measure("lower", depends_on_n=False, shown=True, compared=True, charted=True)},
+        full_rank=True,
+        best="fd",
+    ),
+    "energy": Metric(
+        "trilemma.eval.metrics.pairs:Energy",
+        {"energy": Measure("lower", depends_on_n=False, shown=True, compared=True, charted=True)},
+        parts=("features",),
+        keep=PAIR_IMAGES,
+        best="energy",
+    ),
+    "kid": Metric(
+        "trilemma.eval.metrics.pairs:KID",
+        {"kid": Measure("lower", depends_on_n=False, shown=True)},
+        parts=("features",),
+        keep=PAIR_IMAGES,
+        best="kid",
+    ),
+    "is": Metric(
+        "trilemma.eval.metrics.distances:InceptionScore",
+        {"is": Measure("higher", shown=True), "is_std": Measure()},
+        needs=("logits",),
+        parts=("class_counts",),
+        best="is",
+    ),
+    "prdc": Metric(
+        "trilemma.eval.metrics.pairs:PRDC",
+        {
+            "precision": Measure("higher", shown=True),
+            "recall": Measure("higher", shown=True, compared=True),
+            "density": Measure("higher", shown=True),
+            "coverage": Measure("higher", shown=True, compared=True, charted=True),
+        },
+        parts=("features",),
+        keep=PAIR_IMAGES,
+        best="coverage",
+    ),
+    "class_accuracy": Metric(
+        "trilemma.eval.metrics.judged:ClassAccuracy",
+        {"class_accuracy": Measure("higher", depends_on_n=False, shown=True, charted=True)},
+        needs=("logits", "labels"),
+        judge=True,
+        best="class_accuracy",
+    ),
+    "modes": Metric(
+        "trilemma.eval.metrics.judged:Modes",
+        {
+            "modes": Measure("higher", shown=True, compared=True),
+            "modes_kl": Measure("lower"),
+            "confidence": Measure("higher"),
+            "confident_share": Measure("higher", depends_on_n=False),
+        },
+        needs=("logits",),
+        parts=("class_counts",),
+        judge=True,
+        best="modes_kl",
+    ),
+    "memorization": Metric(
+        "trilemma.eval.metrics.pairs:Memorization",
+        {"copying": Measure(), **{name: Measure() for name in NEAREST}},
+        parts=("features", "heldout"),
+        keep=ALL_IMAGES,
+    ),
+    "diversity": Metric(
+        "trilemma.eval.metrics.distances:Diversity", {"diversity": Measure(depends_on_n=False)}
+    ),
+    "bpd": Metric(
+        "trilemma.eval.bounds.bits_per_dim:Likelihood",
+        {
+            "bpd": Measure("lower", of_split=True, shown=True, compared=True, charted=True),
+            "prior_bpd": Measure("lower", of_split=True),
+            "diffusion_bpd": Measure("lower", of_split=True),
+            "reconstruction_bpd": Measure("lower", of_split=True),
+        },
+        needs=("model",),
+    ),
+}
+
+
+def metric_of(measure: str) -> str | None:
+    """The metric that gives a measure; None if no row has it, as in a file of results of another version."""
+    return next((name for name, row in METRICS.items() if measure in row.measures), None)
+
+
+def facts_of(measure: str) -> Measure:
+    """The facts of a measure; those of one that no row has say that nothing is known of it."""
+    name = metric_of(measure)
+    return METRICS[name].measures[measure] if name else Measure()

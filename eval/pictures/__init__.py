@@ -1,0 +1,1 @@
+"""Pictures of how a trained model works, a file for each family."""

@@ -1,0 +1,76 @@
+"""The process both ways: real images noised step by step, and new images on the way from noise."""
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from trilemma.eval.plots.sheets import Subject, to_pil
+from trilemma.training.images.image_set import to_uint8
+from trilemma.training.images.points import picture
+
+MOST_STATES = 9
+
+
+def process(forward: Tensor, reverse: Tensor, times: Sequence[float], points: bool = False) -> Figure:
+    """Noising of real images above the generation of new ones.
+
+    forward, reverse: uint8 (images, states, C, H, W), forward from clean to noise, reverse from noise to
+    clean; times: t / T of the forward states. All points of a state share one picture.
+    """
+    if points:
+        forward, reverse = _pictures(forward), _pictures(reverse)
+    rows, states = len(forward) + len(reverse), forward.shape[1]
+    figure = Figure(figsize=(states, rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, states, squeeze=False)
+    both = [(forward, times), (reverse, list(reversed(times)))]
+    row = 0
+    for part, (images, labels) in enumerate(both):
+        for image in images:
+            for axis, state in zip(axes[row], image, strict=True):
+                axis.imshow(to_pil(state), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                axis.set_xticks([])
+                axis.set_yticks([])
+            row += 1
+        first = axes[0 if part == 0 else len(forward)]
+        for axis, time in zip(first, labels, strict=True):
+            axis.set_title(f"t/T = {time:.2f}", fontsize=7)
+        first[0].set_ylabel("forward" if part == 0 else "reverse", fontsize=8)
+    return figure
+
+
+def _pictures(points: Tensor) -> Tensor:
+    """uint8 (N, states, 2, 1, 1) -> uint8 (1, states, 1, H, W)."""
+    return torch.stack([picture(state) for state in points.transpose(0, 1)])[None]
+
+
+def states_shown(steps: int) -> int:
+    """How many states of a process of this many steps a picture shows."""
+    return min(MOST_STATES, steps + 1)
+
+
+def both_ways(subject: Subject, forward: Tensor, times: list[float]) -> Figure:
+    """forward (B, states, C, H, W) in [-1, 1] at `times`, above B new images in the same number of states."""
+    labels = {} if subject.labels is None else {"class_labels": subject.labels}
+    output = subject.pipeline(
+        seeds=range(len(forward)),
+        num_inference_steps=subject.steps,
+        trajectory=len(times),
+        output_type="pt",
+        **labels,
+    )
+    reverse = output.trajectory.cpu().transpose(0, 1)
+    return process(to_uint8(forward / 2 + 0.5), to_uint8(reverse), times, subject.points)
+
+
+def scheduled_process(subject: Subject) -> Figure:
+    """The process of a pipeline with a scheduler: its images noised, and new images in its steps."""
+    scheduler, x0 = subject.pipeline.scheduler, subject.x0
+    last = scheduler.config.num_train_timesteps
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(0, last, states_shown(subject.steps)).round().long()  # in 0..T, 0 is the image
+    forward = torch.stack(
+        [x0 if t == 0 else scheduler.add_noise(x0, noise, (t - 1).expand(len(x0))) for t in times], dim=1
+    )
+    return both_ways(subject, forward, (times / last).tolist())

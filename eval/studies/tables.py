@@ -1,0 +1,49 @@
+"""Markdown tables of results: cells, the sentence on how they were measured, numbered remarks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trilemma.eval.scoring.results import ResultLine
+
+
+def cell(value: Any) -> str:
+    """A number or text as tables show it, '' for None."""
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else value
+
+
+def with_interval(line: ResultLine) -> str:
+    """The value, and its interval if it has one."""
+    low, high = line.interval or (None, None)
+    return f"{line.value:.4g}" + ("" if low is None else f" ({low:.4g} .. {high:.4g})")
+
+
+def protocol(lines: Mapping[str, ResultLine]) -> str:
+    """In a sentence, how one model's lines were measured; lines: column -> line."""
+    line = next((line for line in lines.values() if line.feature_extractor), next(iter(lines.values())))
+    against = f"{line.reference_n} images of {line.reference} ({line.reference_split})"
+    floor = "" if line.floor is None else f"; the floor of {line.metric} is {line.floor:.4g}"
+    return f"{line.n} samples against {against}, {line.feature_extractor or 'no'} features{floor}."
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *rows]]
+    return "".join(lines)
+
+
+@dataclass
+class Marks:
+    """Numbered remarks under a table."""
+
+    remarks: list[str] = field(default_factory=list)
+
+    def mark(self, remark: str) -> str:
+        """' [k]' for a remark, '' for none."""
+        if not remark:
+            return ""
+        if remark not in self.remarks:
+            self.remarks.append(remark)
+        return f" [{self.remarks.index(remark) + 1}]"

@@ -1,0 +1,130 @@
+"""Where a card differs from the files that it was rendered from.
+
+The figures of any card, in its table and in its `model-index`, must be the newest lines of `results.jsonl`. A
+card that was rendered must also be, line by line, what the files give; the model's id is taken from the card,
+since a copied or downloaded folder has another name. Where a card has an older wording, only its facts are
+compared: front matter, tables and code.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+
+from trilemma.eval.scoring.naming import SCHEDULERS
+from trilemma.model_cards.rendering.facts import read_facts
+from trilemma.model_cards.rendering.figures import ARGUMENTS, COLUMNS, HEADER, cells, evaluations
+from trilemma.model_cards.rendering.render import WORDS, render_card, words_of
+from trilemma.training.output_folder import OutputFolder
+
+REMEDY = "the card differs from its files; to render it again: python -m trilemma.model_cards.card {folder}"
+
+ID = re.compile(r'from_pretrained\("([^"\\]+)"')
+"""How the code on a card names the model."""
+
+SAMPLER = re.compile(rf"(sampler: |\| )({'|'.join(SCHEDULERS)})\b")
+"""How older cards, and cards that were written by hand, name a sampler: in the front matter and the table."""
+
+ENTRIES = ("metric", "value", "split", *ARGUMENTS)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many figures a card shows, where it differs from the files, and what could not be compared."""
+
+    figures: int
+    differences: list[str] = field(default_factory=list)
+    remark: str = ""
+
+
+def compare_card(path: Path) -> Comparison:
+    """Compare the card of an output folder with the folder's files.
+
+    A card that was written by hand may say more than the files, and need not show all figures.
+    """
+    text = OutputFolder(path).card.read_text(encoding="utf-8")
+    lines, words = read_facts(path).lines, words_of(text)
+    if words != WORDS:
+        text = SAMPLER.sub(lambda match: match[1] + SCHEDULERS[match[2]], text)
+    try:
+        entries = [_flat(result) for result in ModelCard(text).data.eval_results or []]
+    except (ValueError, yaml.YAMLError) as problem:
+        return Comparison(0, [f"the front matter cannot be read: {problem}"])
+    rows, measured = _rows(text), [cells(line) for line in lines]
+    measured_entries = [_flat(result) for result in evaluations(lines, "")]
+    differences = [f"table: {_difference(row, measured, COLUMNS)}" for row in rows if row not in measured]
+    differences += [
+        f"model-index: {_difference(entry, measured_entries, ENTRIES)}"
+        for entry in entries
+        if entry not in measured_entries
+    ]
+    count = len(rows) + len(entries)
+    if words is None:
+        return Comparison(count, differences)
+    named = ID.search(text)
+    rendered = render_card(path, named and named[1])
+    if words == WORDS:
+        return Comparison(count, differences + _edits(_numbered(text), _numbered(rendered)))
+    remark = f"only its facts were compared, since its wording is number {words} and the present one {WORDS}"
+    return Comparison(count, differences + _edits(_facts(text), _facts(rendered)), remark)
+
+
+def _numbered(text: str) -> list[tuple[int, str]]:
+    return list(enumerate(text.splitlines(), 1))
+
+
+def _facts(text: str) -> list[tuple[int, str]]:
+    """The lines of the front matter, of tables and of code, with their numbers."""
+    facts, fence = [], ""
+    for number, line in _numbered(text):
+        if not fence and (line.startswith("```") or (line == "---" and number == 1)):
+            fence = line[:3]
+        elif line == fence:
+            fence = ""
+        if fence or line.startswith("|"):
+            facts.append((number, line))
+    return facts
+
+
+def _edits(card: list[tuple[int, str]], rendered: list[tuple[int, str]]) -> list[str]:
+    """Where the numbered lines of a card are not those that are rendered."""
+    here, there = ([line for _, line in lines] for lines in (card, rendered))
+    edits = []
+    for kind, a, b, c, d in SequenceMatcher(None, here, there, autojunk=False).get_opcodes():
+        if kind != "equal":
+            edits += [f"line {number} is not from the files: {line}" for number, line in card[a:b]]
+            number = card[a][0] if a < len(card) else card[-1][0] + 1 if card else 1
+            edits += [f"line {number} should be: {line}" for line in there[c:d]]
+    return edits
+
+
+def _rows(text: str) -> list[tuple[str, ...]]:
+    """The rows under the table's header, as cells."""
+    _, _, after = text.partition(HEADER + "\n")
+    rows = []
+    for line in after.splitlines()[1:]:
+        if not line.startswith("|"):
+            break
+        rows.append(tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]))
+    return rows
+
+
+def _flat(result: EvalResult) -> tuple[str, ...]:
+    """Metric, value, split and protocol as texts that can be compared, whatever they hold."""
+    arguments = result.metric_args or {}
+    values = [result.metric_type, result.metric_value, result.dataset_split, *map(arguments.get, ARGUMENTS)]
+    return tuple(json.dumps(value) for value in values)
+
+
+def _difference(wrong: Sequence[str], measured: Iterable[Sequence[str]], names: Sequence[str]) -> str:
+    """Where `wrong` differs from the most similar of what was measured."""
+    nothing = ("nothing",) * len(names)
+    similar = max(measured, key=lambda row: sum(map(str.__eq__, row, wrong)), default=nothing)
+    pairs = zip(names, wrong, similar, strict=False)
+    cells = [f"{name} {here or '-'} (there {there or '-'})" for name, here, there in pairs if here != there]
+    return f"{wrong[0] if wrong else 'a row'}: " + ("; ".join(cells) or "a cell too many or too few")

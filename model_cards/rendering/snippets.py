@@ -1,0 +1,44 @@
+"""Parts of the code that cards show, which several families share."""
+
+from trilemma.model_cards.rendering.facts import SavedModel
+from trilemma.model_cards.rendering.text import literal
+
+PROCESS = {"process.png": "the process both ways: images noised, and images made from noise"}
+"""The picture of every family that makes images from noise step by step."""
+
+
+def loading(model_id: str, *imports: str) -> str:
+    """Load a model that brings its own code; `imports` are further classes of diffusers."""
+    return f"""from diffusers import {", ".join([*imports, "DiffusionPipeline"])}
+
+pipeline = DiffusionPipeline.from_pretrained({literal(model_id)}, trust_remote_code=True)
+"""
+
+
+def code_beside(saved: SavedModel) -> str:
+    """Which code `trust_remote_code` runs."""
+    more = " and the one beside the weights" if saved.network_has_code else ""
+    return f"`trust_remote_code=True` runs the Python file beside this page{more}."
+
+
+def two_classes(saved: SavedModel) -> str:
+    """Two of the model's classes, as arguments of a call."""
+    names = saved.class_names
+    return "0, 1" if names is None or len(names) < 2 else ", ".join(map(literal, names[:2]))
+
+
+def seeded(saved: SavedModel, model_id: str) -> tuple[str, str]:
+    """Usage of a pipeline that takes seeds, and class labels if it has classes."""
+    labels = "" if saved.class_names is None else f"class_labels=[{two_classes(saved)}], "
+    code = f"""{loading(model_id)}images = pipeline({labels}seeds=[0, 1]).images
+images[0].save("sample.png")"""
+    return code, f"A seed gives the same image in any batch. {code_beside(saved)}"
+
+
+def load_only(saved: SavedModel, model_id: str) -> tuple[str, str]:
+    """Usage of a pipeline that is not of this toolkit: how it is called depends on its class."""
+    trust = ", trust_remote_code=True" if saved.ships_code else ""
+    code = f"""from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({literal(model_id)}{trust})"""
+    return code, f"See the documentation of its class, `{saved.pipeline}`, for how to call it."

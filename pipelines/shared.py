@@ -1,0 +1,293 @@
+"""What several pipelines need: seeds, labels, schedulers, output, and saving with the code.
+
+`save_pretrained` writes the parts that a pipeline uses into the one file that it ships (`single_file.py`), so
+these functions import nothing but what someone with diffusers has.
+"""
+
+import copy
+import difflib
+import importlib
+import inspect
+import json
+import numbers
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, PNDMScheduler, SchedulerMixin
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+Generators = torch.Generator | list[torch.Generator] | None
+Labels = str | int | Iterable[str | int | None] | None
+
+
+class ShippedPipeline(DiffusionPipeline):
+    """A pipeline that is saved with its code, and so loads where only diffusers is installed.
+
+    saved_as: the stock pipeline of diffusers that it is saved as, without code of its own; None for others.
+    """
+
+    saved_as: ClassVar[type[DiffusionPipeline] | None] = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """One name for each class; None for a model without classes or without names."""
+        names = self.config.get("class_names")
+        return None if names is None else tuple(names[str(k)] for k in range(len(names)))
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write model_index.json and the code; `save_pretrained` calls this before it uploads anything."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        ship_code(self, Path(save_directory))
+
+
+def ship_code(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Copy the files of the pipeline's class and of its components' into `folder`; name them in its index."""
+    path, kind = folder / DiffusionPipeline.config_name, type(pipeline)
+    index = json.loads(path.read_text(encoding="utf-8"))
+    for name, entry in index.items():
+        if name in pipeline.components and entry[0] in sys.modules and entry[0] not in STOCK_LIBRARIES:
+            index[name] = [_copy_code(entry[0], "modeling_", folder / name), entry[1]]
+    stock = kind.saved_as if issubclass(kind, ShippedPipeline) else None
+    if stock is not None:
+        index["_class_name"] = stock.__name__
+    elif kind.__module__.split(".")[0] not in STOCK_LIBRARIES:
+        index["_class_name"] = [_copy_code(kind.__module__, "pipeline_", folder), kind.__name__]
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+STOCK_LIBRARIES = ("diffusers", "transformers")
+
+
+def _copy_code(module: str, prefix: str, folder: Path) -> str:
+    """Write a module's file into `folder`; returns the name under which it is to be imported."""
+    try:
+        source = Path(inspect.getsourcefile(sys.modules[module]))
+    except TypeError:
+        raise ValueError(f"{module} has no file to ship; define its classes in a .py file") from None
+    text = source.read_text(encoding="utf-8")
+    if "\nfrom trilemma." in text:  # only in the toolkit: a file that came with a model has no such line
+        text = importlib.import_module("trilemma.pipelines.single_file").single_file(source)
+    name = prefix + re.sub(r"\W", "_", source.stem.removeprefix(prefix))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return name
+
+
+# What a call is asked for.
+
+
+def read_generators(
+    batch_size: int,
+    seeds: Sequence[int] | None,
+    generator: Generators | tuple[torch.Generator, ...],
+    class_labels: str | int | list | None = None,
+) -> tuple[Generators, int]:
+    """What the noise is drawn from, and the number of images: `batch_size`, or one for each seed or label.
+
+    class_labels: as `listed` returns them.
+    """
+    generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers takes only lists
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}")
+    if batch_size == 1 and isinstance(class_labels, list):
+        batch_size = len(class_labels)
+    if seeds is None:
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"generator must be one, or {batch_size}, one per image; got {len(generator)}")
+        return generator, batch_size
+    if generator is not None:
+        raise ValueError("pass seeds or generator, not both")
+    if isinstance(seeds, int) or len(seeds) == 0:
+        raise ValueError(f"seeds must be a sequence of ints, one per image; got {seeds!r}")
+    if batch_size not in (1, len(seeds)):
+        raise ValueError(f"seeds must be {batch_size} ints, one per image; got {len(seeds)}")
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds], len(seeds)
+
+
+def listed(class_labels: Labels) -> str | int | list | None:
+    """Labels as Python values: one label for all images as it is, or a list with one for each image."""
+    if isinstance(class_labels, Tensor | np.ndarray | np.generic):
+        return class_labels.tolist()
+    one = isinstance(class_labels, str) or not isinstance(class_labels, Iterable)
+    return class_labels if one else list(class_labels)
+
+
+def read_labels(
+    class_labels: str | int | list | None, count: int, classes: int, names: tuple[str, ...] | None
+) -> list[int | None]:
+    """The ids in 0..classes-1 of `listed` labels, one for each of `count` images; None stays None."""
+    each = isinstance(class_labels, list)
+    labels = class_labels if each else [class_labels] * count
+    if len(labels) != count or not labels:
+        raise ValueError(
+            f"class_labels must be one for all images, or one for each of {count} images; got {len(labels)}"
+        )
+    return [_label_id(label, f"class_labels{[i] if each else ''}", classes, names or ())
+            for i, label in enumerate(labels)]  # fmt: skip
+
+
+def _label_id(label: Any, option: str, classes: int, names: tuple[str, ...]) -> int | None:
+    if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
+        label = label.item()
+    if label is None:
+        return None
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    if isinstance(label, numbers.Integral) and not isinstance(label, bool) and 0 <= label < classes:
+        return int(label)
+    choices = ", ".join(f"{k} {name!r}" for k, name in enumerate(names[:100]))
+    choices = choices or f"0 to {classes - 1} (this model has no class names)"
+    close = difflib.get_close_matches(label, names, n=1) if isinstance(label, str) else ()
+    hint = f". Did you mean {close[0]!r}?" if close else ""
+    more = ", ... (see pipeline.class_names)" if len(names) > 100 else ""
+    raise ValueError(f"{option} must be one of {choices}{more}, or None; got {label!r}{hint}")
+
+
+def names_by_id(class_names: dict[str, str] | Sequence[str] | None) -> dict[str, str] | None:
+    """`{"0": name, ...}` for model_index.json, where diffusers would take a list for a component."""
+    if class_names is None or isinstance(class_names, dict):
+        return class_names
+    return {str(k): name for k, name in enumerate(class_names)}
+
+
+def kept_steps(trajectory: int, steps: int) -> set[int]:
+    """The steps before which a state is kept: `trajectory` of them, less one for the image at the end."""
+    if trajectory and not 2 <= trajectory <= steps + 1:
+        raise ValueError(f"trajectory must be 0 or from 2 to {steps + 1} for these steps; got {trajectory}")
+    return set(np.linspace(0, steps, trajectory).round().astype(int)[:-1].tolist())
+
+
+def check_sampler(pipeline: DiffusionPipeline, name: str) -> None:
+    """ValueError unless the pipeline has a sampler of this name."""
+    if name not in pipeline.samplers():
+        choices = ", ".join(pipeline.samplers())
+        raise ValueError(
+            f"--sampler must be one of {choices} for a {type(pipeline).__name__}; got {name!r}"
+        )
+
+
+# What a scheduler of diffusers is asked for.
+
+
+def scheduler_steps(scheduler: SchedulerMixin, steps: int | None) -> int:
+    """`steps`, or the usual number of them: all T of DDPM; for others 50, or the largest divisor of T below.
+
+    ValueError for a number from which the scheduler makes a wrong chain. DDIM and PNDM go from t to
+    t - T // steps: unless `steps` divides T or spacing is leading, that is not the next timestep, and a step
+    removes the noise of a shorter one. Where T / steps is inexact, trailing timesteps can end in an extra -1,
+    which stands for the noisiest level.
+    """
+    total = scheduler.config.num_train_timesteps
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    if steps is None:
+        return total if isinstance(scheduler, DDPMScheduler) else max(n for n in divisors if n <= 50)
+    kind, scheduler = f"{type(scheduler).__name__} of {total} steps", copy.deepcopy(scheduler)
+    if not isinstance(steps, numbers.Integral) or not 1 <= steps <= total:
+        raise ValueError(f"--num_inference_steps must be 1 to {total} for a {kind}, an integer; got {steps}")
+    scheduler.set_timesteps(steps)
+    spacing = scheduler.config.get("timestep_spacing")
+    fixed_stride = isinstance(scheduler, DDIMScheduler | PNDMScheduler) and spacing != "leading"
+    if (fixed_stride and total % steps) or (spacing == "trailing" and min(scheduler.timesteps) < 0):
+        near = f"{max(n for n in divisors if n < steps)} or {min(n for n in divisors if n > steps)}"
+        raise ValueError(f"--num_inference_steps must divide {total} for a {kind}, as {near}; got {steps}")
+    return steps
+
+
+def scheduler_calls(scheduler: SchedulerMixin, steps: int, guided: bool) -> int:
+    """Network evaluations an image: one a timestep (Heun has 2N - 1 of them), twice as many with guidance."""
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps) * (1 + guided)
+
+
+def started(
+    scheduler: SchedulerMixin, steps: int | None, generator: Generators, eta: float
+) -> tuple[SchedulerMixin, dict[str, Any]]:
+    """A copy of a scheduler, which keeps state while it samples, set to `steps`; and its `step_options`."""
+    scheduler, steps = copy.deepcopy(scheduler), scheduler_steps(scheduler, steps)
+    scheduler.set_timesteps(steps)
+    return scheduler, step_options(scheduler, generator, eta)
+
+
+def step_options(scheduler: SchedulerMixin, generator: Generators, eta: float) -> dict[str, Any]:
+    """The arguments of `scheduler.step` that only some schedulers have."""
+    # Schedulers of diffusers and of its users have no common interface for this; only the signature says it.
+    accepted = inspect.signature(scheduler.step).parameters
+    if eta and "eta" not in accepted:
+        raise ValueError(f"eta must be 0 for {type(scheduler).__name__}, got {eta}; DDIMScheduler has an eta")
+    # Without use_clipped_model_output, DDIM clips x_0 but keeps the noise of the unclipped one, and the two
+    # drift apart: a little in every model, badly under guidance. Dhariwal & Nichol's code also clips both.
+    options = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
+    return {name: value for name, value in options.items() if name in accepted}
+
+
+def used_channels(in_channels: int, out_channels: int, scheduler: SchedulerMixin) -> int:
+    """How many of the network's output channels the scheduler takes."""
+    if out_channels not in (in_channels, 2 * in_channels):
+        raise ValueError(
+            f"a network of {in_channels} input channels must have {in_channels} output channels, or "
+            f"{2 * in_channels} if it predicts a variance; got {out_channels}"
+        )
+    learned = ("learned", "learned_range")
+    takes_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type in learned
+    return out_channels if takes_variance else in_channels
+
+
+# What a call returns.
+
+
+@dataclass
+class ImagesOutput(BaseOutput):
+    """B images, and with `trajectory=k` also k states on the way to them.
+
+    "pil": a list of B images, k lists of B images. "np": (B, H, W, C), (k, B, H, W, C). "pt": (B, C, H, W),
+    (k, B, C, H, W). Arrays and tensors are float32 in [0, 1].
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    trajectory: list[list[Image.Image]] | np.ndarray | Tensor | None = None
+
+
+def check_output_type(output_type: str) -> None:
+    """ValueError unless it is pil, np or pt."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
+
+
+def images_output(
+    image: Tensor, states: list[Tensor], output_type: str, return_dict: bool
+) -> ImagesOutput | tuple:
+    """Images (B, C, H, W) in [-1, 1] and the states that were kept before them, as a call returns them."""
+    result = ImagesOutput(images=convert(image, output_type))
+    if states:
+        result["trajectory"] = convert(torch.stack([*states, image]), output_type)
+    return result if return_dict else result.to_tuple()
+
+
+def convert(images: Tensor, output_type: str) -> list | np.ndarray | Tensor:
+    """(..., C, H, W), clipped to [-1, 1], as `output_type`; PIL images by rounding to the nearest value."""
+    images = (images / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return images
+    arrays = images.movedim(-3, -1).cpu().numpy()
+    if output_type == "np":
+        return arrays
+    if arrays.ndim == 5:
+        return [DiffusionPipeline.numpy_to_pil(state) for state in arrays]
+    return DiffusionPipeline.numpy_to_pil(arrays)
+
+
+def image_shape(config: Any, count: int) -> tuple[int, int, int, int]:
+    """(count, C, H, W) of the images that a network of this configuration takes."""
+    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    return (count, config.in_channels, *size)

@@ -1,0 +1,22 @@
+"""What every entry point does: parse, then import what needs torch and train, so that a typo answers at once.
+
+May look upward, since some choices are those of evaluation.
+"""
+
+from trilemma.eval.options import check_choices
+from trilemma.training.options.command_line import parse
+
+
+def main(family: str, description: str) -> None:
+    """Train a model of a family as the command line asks for."""
+    config = parse(family, description, check=check)
+
+    from trilemma.training.run import run
+
+    run(config, family)
+
+
+def check(config) -> None:
+    """ValueError for choices of evaluation that do not exist."""
+    options = config.evaluation
+    check_choices(metrics=options.eval_metrics, extractor=options.eval_feature_extractor, in_training=True)

@@ -1,0 +1,28 @@
+"""Sample sheets: the images that show how training goes, drawn from the same seeds each time."""
+
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from trilemma.training.loop.method import Method
+from trilemma.training.options.groups import SheetConfig
+from trilemma.training.sampling import every_class, sample_everywhere
+
+
+def sampling_pipeline(method: Method, sheet: SheetConfig) -> DiffusionPipeline:
+    """The method's pipeline with the sampler of sheets and of evaluation."""
+    pipeline = method.pipeline(method.net).with_sampler(sheet.sampler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(method: Method, accelerator: Accelerator, sheet: SheetConfig) -> Tensor:
+    """One sheet of images from fixed seeds, every rank its share: uint8 (N, C, H, W), on every rank."""
+    pipeline = sampling_pipeline(method, sheet)
+    return sample_everywhere(
+        pipeline,
+        range(sheet.eval_batch_size),
+        accelerator,
+        num_inference_steps=pipeline.steps(sheet.ddpm_num_inference_steps),
+        class_labels=every_class(method.num_classes, sheet.eval_batch_size),
+    )

@@ -1,0 +1,61 @@
+"""The options of denoising diffusion that families share: the process, the loss, the samplers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trilemma.pipelines import samplers
+from trilemma.training.options.flags import option
+
+SAMPLERS = ("ddim", *(name for name in samplers.SAMPLERS if name != "ddim"))
+"""The samplers of a denoising-diffusion model; sheets use the first."""
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """How images are noised."""
+
+    ddpm_num_steps: int = option(1000, "T, the number of noise levels", low=1)
+    ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = option(
+        "linear", "shape of the noise schedule"
+    )
+    beta_start: float | None = option(
+        None, "first beta, used without scaling; 1e-4 * 1000 / T if not given", low=0.0,
+        needs=("ddpm_beta_schedule", ("linear", "scaled_linear", "sigmoid")),
+    )  # fmt: skip
+    beta_end: float | None = option(
+        None, "last beta, used without scaling; 0.02 * 1000 / T if not given", low=0.0,
+        needs=("ddpm_beta_schedule", ("linear", "scaled_linear", "sigmoid")),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DDPMConfig:
+    """What the network predicts, and the loss."""
+
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = option(
+        "epsilon", "what the network predicts"
+    )
+    loss_type: Literal["l2", "l1", "huber", "mmd", "hybrid", "vlb"] = option(
+        "l2", "loss; hybrid and vlb learn the variance too"
+    )
+    huber_delta: float = option(1.0, "where Huber turns linear", low=0.0, needs=("loss_type", ("huber",)))
+    snr_gamma: float | None = option(None, "min-SNR weighting with this gamma (5 in the paper)", low=0.0)
+    p2_gamma: float | None = option(None, "P2 weighting with this gamma (1 in the paper)", low=0.0)
+    p2_k: float = option(1.0, "k of the P2 weighting", low=0.0, needs=("p2_gamma", ...))
+    variance_type: Literal["fixed_small", "fixed_large"] = option(
+        "fixed_large", "variance of the ancestral sampler", needs=("loss_type", ("l2", "l1", "huber", "mmd"))
+    )
+
+    def __post_init__(self):
+        if self.snr_gamma is not None and self.p2_gamma is not None:
+            raise ValueError("--snr_gamma and --p2_gamma are two weightings of a loss; give one of them")
+        if self.loss_type not in ("l2", "hybrid") and (self.snr_gamma or self.p2_gamma):
+            raise ValueError(f"--snr_gamma and --p2_gamma have no effect on --loss_type {self.loss_type}")
+
+
+def check_sampler(name: str | None, objective: DDPMConfig) -> None:
+    """ValueError for a sampler of sheets that cannot sample what the network predicts."""
+    target = objective.prediction_type
+    able = [other for other in SAMPLERS if target in samplers.SAMPLERS[other].targets]
+    if name in SAMPLERS and name not in able:
+        raise ValueError(f"--sampler {name} cannot sample {target} models; these can: {', '.join(able)}")
