@@ -1,16 +1,16 @@
 """A small classifier: features and judge for data no published network was made for.
 
-Published networks see 8x8 digits as noise, and often cannot be had at all. This one is trained on a data set's
-own images and labels. Distances under it compare models of one data set by one judge; they are
+Published networks see 8x8 digits as noise, and often cannot be had at all. This one is trained on a data
+set's own images and labels. Distances under it compare models of one data set by one judge; they are
 `fd_classifier`, never FID, and carry the sha256 of its file. Which file that is, `judge_files.py` decides:
 judges of common data sets are shipped, those of other data are trained once and kept.
 
 Two trainings on the same images and labels give the same file if the processor and the versions of torch and
-of its libraries are the same. Load, the number of threads, memory alignment, the device, the precision and
-the random state of the job around it change nothing: the training runs on the CPU, in float32, on one thread
-(the number of threads changes the order of sums), with its own seed. Another processor has other instructions,
-rounds otherwise, and after some hundred steps has other weights: the judge is as good, but results under the
-two cannot be compared. The features that one file gives agree between processors to rounding.
+of its libraries are the same. Load, the number of threads, memory alignment, and the device, precision and
+random state of the job around it change nothing: the training runs on the CPU, in float32, on one thread (the
+number of threads changes the order of sums), with its own seed. Another processor has other instructions and
+rounds differently, and after some hundred steps the weights are others: that judge is as good, but results
+under the two cannot be compared. The features that one file gives agree between processors to rounding.
 
 The network is a VGG-like stack (Simonyan & Zisserman 2015, arXiv:1409.1556) with batch normalisation and a
 global average pool, trained with AdamW under a one-cycle learning rate (Smith & Topin, arXiv:1708.07120).
@@ -41,6 +41,7 @@ from trilemma.eval.features.judge_files import (
     classifiers_folder,
     count_classes,
     find_judge,
+    judge_names,
     read_trained,
 )
 from trilemma.training.images.image_set import Images
@@ -97,15 +98,22 @@ class Recipe:
 DEFAULT = Recipe()
 
 
-def classifier_file(images: Images, cache: Path, choice: JudgeChoice = BY_DATA) -> Path:
+def classifier_file(images: Images | None, cache: Path, choice: JudgeChoice = BY_DATA) -> Path:
     """The file of the classifier that judges `images`: found, or trained now and kept in the folder `cache`.
 
     Training takes seconds to a few minutes. With several processes, call it on the local main process first;
     the others then find the file.
     """
-    return find_judge(images, cache, choice) or save_classifier(
-        *train_classifier(images), classifiers_folder(cache), cache_stem(images)
-    )
+    file = find_judge(images, cache, choice)
+    if file is not None:
+        return file
+    if images is None:
+        raise ValueError(
+            "--feature_extractor classifier is trained on the reference images: --reference must be a data "
+            f"set, or {choice.option} the name of a shipped classifier ({', '.join(judge_names())}), or "
+            "--extractor_weights the .safetensors file of one that was trained before"
+        )
+    return save_classifier(*train_classifier(images), classifiers_folder(cache), cache_stem(images))
 
 
 def save_classifier(net: "ClassifierNet", trained: Trained, folder: Path, stem: str) -> Path:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from trilemma.eval.features import inception as fid_inception
-from trilemma.eval.features.classifier import LARGEST, classifier_file, load_classifier
+from trilemma.eval.features.classifier import LARGEST, classifier_file, exact_float32, load_classifier
+from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
 from trilemma.eval.features.table import EXTRACTORS
 from trilemma.training.images.image_set import Images, cache_folder
 
@@ -38,13 +39,15 @@ class Source(NamedTuple):
     weights: str | None  # a file (inception, classifier), or a model folder or Hub id (dinov2, clip)
     reference: Images | None  # the real images
     cache: Path
+    judge: JudgeChoice = BY_DATA  # which classifier, where `weights` names none
 
 
 class FeatureExtractor(nn.Module):
     """A network with its protocol. `net` maps uint8 (B, channels, H, W) to features and logits (or None).
 
     `resolution` is the only side that `net` takes, or None where it resizes. `judge_accuracy` is the accuracy
-    of the network's classes on held-out data, where the network is the judge of class fidelity.
+    of the network's classes on held-out data, where the network is the judge of class fidelity. `file` is the
+    judge's file, and `judge_data` the data that it was trained on, if they are not the reference.
     """
 
     def __init__(
@@ -59,13 +62,15 @@ class FeatureExtractor(nn.Module):
         channels: int = 3,
         resolution: int | None = None,
         judge_accuracy: float | None = None,
+        file: Path | None = None,
+        judge_data: str | None = None,
     ):
         super().__init__()
         self.net = net.eval().requires_grad_(False)
         self.name, self.sha256, self.resize = name, sha256, resize
         self.dim, self.num_classes = dim, num_classes
         self.channels, self.resolution = channels, resolution
-        self.judge_accuracy = judge_accuracy
+        self.judge_accuracy, self.file, self.judge_data = judge_accuracy, file, judge_data
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> Features:
@@ -95,6 +100,7 @@ class FeatureExtractor(nn.Module):
         with (
             torch.autocast(images.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+            exact_float32(),
         ):
             features, logits = self.net(images)
         return Features(features, logits)
@@ -164,14 +170,15 @@ def clip(source: Source) -> FeatureExtractor:
 
 
 def classifier(source: Source) -> FeatureExtractor:
-    """The network trained on the reference's own labels, or the file of one trained before."""
-    if source.weights is None and source.reference is None:
-        raise ValueError(
-            "--feature_extractor classifier is trained on the reference images: --reference must be a data "
-            "set, or --extractor_weights the .safetensors file of a classifier trained before"
-        )
-    file = Path(source.weights) if source.weights else classifier_file(source.reference, source.cache)
+    """The judge of the reference's data (see `judge_files.py`), or the one in a file."""
+    if source.weights is not None and source.judge.name is not None:
+        raise ValueError(f"give one of --extractor_weights and {source.judge.option}: both name a classifier")
+    if source.weights is not None:
+        file = Path(source.weights)
+    else:
+        file = classifier_file(source.reference, source.cache, source.judge)
     net, trained, sha256 = load_classifier(file)
+    of_reference = source.reference is None or trained.data is None or trained.is_of(source.reference)
     return FeatureExtractor(
         net,
         name="classifier",
@@ -182,6 +189,8 @@ def classifier(source: Source) -> FeatureExtractor:
         channels=trained.channels,
         resolution=trained.resolution,
         judge_accuracy=trained.held_out_accuracy,
+        file=file,
+        judge_data=None if of_reference else trained.data_name,
     )
 
 
@@ -210,8 +219,9 @@ def load_extractor(
     weights: str | None = None,
     reference: Images | None = None,
     cache_dir: str | None = None,
+    judge: JudgeChoice = BY_DATA,
 ) -> FeatureExtractor:
-    """The extractor of this name, on the CPU, in evaluation mode; `weights` and `reference` as in `Source`.
+    """The extractor of this name, on the CPU, in evaluation mode; arguments as in `Source`.
 
     It may download weights or train the classifier into the cache (`cache_dir`, else $TRILEMMA_CACHE, else
     ~/.cache/trilemma), so with several processes let the local main process call it first.
@@ -219,7 +229,7 @@ def load_extractor(
     if name not in EXTRACTORS:
         raise ValueError(f"--feature_extractor must be one of {', '.join(EXTRACTORS)}; got {name!r}")
     build = pkgutil.resolve_name(EXTRACTORS[name])
-    return build(Source(weights, reference, cache_folder(cache_dir)))
+    return build(Source(weights, reference, cache_folder(cache_dir), judge))
 
 
 def _vision(name: str, net: VisionNet, dim: int) -> FeatureExtractor:

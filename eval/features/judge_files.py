@@ -1,8 +1,8 @@
 """Which file holds the classifier that judges; no torch here.
 
-A judge is a classifier of one data set. Its file says which images it was trained on, and its name ends in the
-first 16 digits of its sha256. Two results are comparable only when the sha256 of their judges agree, and two
-processors train different weights (see `classifier.py`). So judges of common data sets are shipped, in
+A judge is a classifier of one data set. Its file says which images it was trained on, and its name ends in
+the first 16 digits of its sha256. Two results are comparable only when the sha256 of their judges agree, and
+two processors train different weights (see `classifier.py`). So judges of common data sets are shipped, in
 `judges/` beside this file, and the judge of any other data set is kept in the output folder of each model
 that it has measured, and published with it.
 
@@ -68,6 +68,11 @@ class Trained(NamedTuple):
         values["other_fingerprints"] = tuple(values.get("other_fingerprints", ()))
         return cls(**values)
 
+    @property
+    def data_name(self) -> str:
+        """The data, with the note."""
+        return f"{self.data or 'other data'} ({self.note})" if self.note else self.data or "other data"
+
     def is_of(self, images: "Images") -> bool:
         """Whether it was trained for these images, or for the split that they are a part of."""
         judged = {self.data_fingerprint, *self.other_fingerprints}
@@ -105,20 +110,24 @@ def shipped_judge(name: str, option: str = "--judge") -> Path:
     raise ValueError(f"{option} must be one of {', '.join(names)}; got {name!r}.{nearest(name, names)}")
 
 
-def find_judge(images: "Images", cache: Path, choice: JudgeChoice) -> Path | None:
+def find_judge(images: "Images | None", cache: Path, choice: JudgeChoice = BY_DATA) -> Path | None:
     """The file of the judge for these images, None if there is none; see the top of this file.
 
-    ValueError if the judge of this name is for other images.
+    Without images it must be named, by its name or its sha256. ValueError if the judge of this name is for
+    images of another shape.
     """
     if choice.name is not None:
         file = shipped_judge(choice.name, choice.option)
-        _check_shape(images, choice, read_trained(file))
+        if images is not None:
+            _check_shape(images, choice, read_trained(file))
         return file
     of_model = OutputFolder(choice.folder).judges() if choice.folder else []
     if choice.sha256 is not None:
         for file in (*of_model, *_shipped(), *sorted(classifiers_folder(cache).glob("*.safetensors"))):
             if file.stem.endswith(f"-{choice.sha256[:DIGITS_OF_SHA256]}"):
                 return file
+    if images is None:
+        return None
     for file in (*of_model, *_shipped()):
         if read_trained(file).is_of(images):
             return file
@@ -134,15 +143,27 @@ def read_trained(file: Path) -> Trained:
         raise ValueError(f"{file} is not a classifier of this toolkit: {error}") from error
 
 
-def keep_judges(files: Iterable[Path | None], folder: Path) -> None:
-    """Copy judges to a model's output folder, so that they are published with it; not those that are shipped.
+def judge_folder(model: str | None) -> Path | None:
+    """The folder that may hold a model's own judge: the model's, or for a Hub id what is downloaded of it."""
+    if model is None or Path(model).is_dir():
+        return model and Path(model)
+    from huggingface_hub import snapshot_download
 
-    Call it on one process.
+    try:
+        return Path(snapshot_download(model, allow_patterns=[OutputFolder(Path()).judge("*").name]))
+    except (OSError, ValueError):  # no network, or no such model: nothing that concerns the judge
+        return None
+
+
+def keep_judges(folder: OutputFolder, files: Iterable[Path | None]) -> None:
+    """Copy judges to a model's output folder, to be published with it; not those that are shipped.
+
+    Call it on one process. Of extractors that are no judges, `files` has None.
     """
     for file in files:
         if file is None or file.parent == SHIPPED:
             continue
-        target = OutputFolder(folder).judge(file.stem.rpartition("-")[2])
+        target = folder.judge(file.stem.rpartition("-")[2])
         if not target.exists():
             aside = target.with_name(f".{target.name}.partial")
             shutil.copyfile(file, aside)

@@ -66,9 +66,7 @@ def data_config(name: str, config: JudgesConfig) -> DataConfig | None:
     folder = config.mnist if name == "mnist" else config.cifar10
     if folder is None:
         return None
-    return DataConfig(
-        train_data_dir=folder, resolution=ROWS[name].resolution, cache_dir=config.cache_dir
-    )
+    return DataConfig(train_data_dir=folder, resolution=ROWS[name].resolution, cache_dir=config.cache_dir)
 
 
 def train_judge(name: str, data: DataConfig, note: str | None, folder: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from trilemma.eval.features.judge_files import JudgeChoice, keep_judges
 from trilemma.eval.metrics.table import METRICS, facts_of
 from trilemma.eval.options import SamplingConfig, check_choices
 from trilemma.eval.scoring import results
@@ -51,15 +52,21 @@ class Evaluation:
         self.sticks: list[Yardstick] = []
         options = config.evaluation
         check_choices(
-            metrics=options.eval_metrics, extractor=options.eval_feature_extractor, in_training=True
+            metrics=options.eval_metrics,
+            extractor=options.eval_feature_extractor,
+            judge=options.eval_judge,
+            in_training=True,
         )
         self.best = METRICS[options.eval_metrics[0]].best
 
     def prepare(self) -> None:
         """Compute or load everything that scoring needs; collective."""
         options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
-        extractor = options.eval_feature_extractor or pick_extractor(self.reference, cache)
-        self.sticks = yardsticks(options.eval_metrics, extractor, self.reference, self.accelerator, cache)
+        judge = JudgeChoice(options.eval_judge, folder=self.folder.path, option="--eval_judge")
+        extractor = options.eval_feature_extractor or pick_extractor(self.reference, cache, judge)
+        self.sticks = yardsticks(
+            options.eval_metrics, extractor, self.reference, self.accelerator, cache, judge=judge
+        )
 
     def __call__(
         self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int
@@ -79,6 +86,7 @@ class Evaluation:
         best = self._is_best(new)
         if self.accelerator.is_main_process:
             results.append(self.folder.results, new)
+            keep_judges(self.folder, (stick.extractor.file for stick in self.sticks))
         if best:
             self.save(pipeline, self.folder.best)
         return {line.metric: line.value for line in new}
