@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -121,7 +121,7 @@ def save_classifier(net: "ClassifierNet", trained: Trained, folder: Path, stem: 
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{stem}.{os.getpid()}"
     # One key, as safetensors does not keep the order of several: the bytes must be a function of the network.
-    save_file(net.state_dict(), aside, metadata={"trained": trained.to_json()})
+    aside.write_bytes(save(net.state_dict(), {"trained": trained.to_json()}))
     return aside.replace(folder / f"{stem}-{file_sha256(aside)[:DIGITS_OF_SHA256]}.safetensors")
 
 
@@ -241,12 +241,14 @@ def _reproducible() -> Iterator[None]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Products and convolutions of float32 on the CPU are not rounded to fewer bits, whatever the job set."""
+    """On the CPU, the usual kernels in full float32, whatever the job has set; then all as it was before."""
     mkldnn = torch.backends.mkldnn
+    settings = [(mkldnn, "enabled", True), (mkldnn, "deterministic", True)]
     # torch.set_float32_matmul_precision sets the first of these; versions before 2.9 have neither.
-    kinds = [kind for kind in (getattr(mkldnn, name, None) for name in ("matmul", "conv")) if kind]
-    with mkldnn.flags(enabled=True, deterministic=True, allow_tf32=False), ExitStack() as stack:
-        for kind in kinds:
-            stack.callback(setattr, kind, "fp32_precision", kind.fp32_precision)
-            kind.fp32_precision = "ieee"
+    kinds = [getattr(mkldnn, name, None) for name in ("matmul", "conv")]
+    settings += [(kind, "fp32_precision", "ieee") for kind in kinds if kind is not None]
+    with ExitStack() as stack:
+        for place, name, value in settings:
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, value)
         yield
