@@ -97,3 +97,22 @@ def test_public_names_are_documented(path):
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 300
+    for function in functions(path):
+        assert function.end_lineno - function.lineno < 60, function.name
+        names = {a.arg for a in (*function.args.args, *function.args.kwonlyargs)} - {"self", "cls"}
+        if path.parent.name != "pipelines":  # there calls and configurations have the arguments of diffusers
+            assert len(names) <= 7, function.name
+
+
+def test_folders_have_few_files():
+    for folder in {path.parent for path in SOURCES}:
+        assert len([p for p in folder.iterdir() if p.is_file()]) <= 12, folder

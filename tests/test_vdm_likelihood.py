@@ -113,7 +113,7 @@ def test_the_three_terms_of_one_pixel_are_their_integrals():
     expected = integrals(low, high, (torch.arange(50).double() + 0.5) / 50)
     for name, value in zip(("prior", "diffusion", "reconstruction"), expected, strict=True):
         assert value > 0.05, name
-        assert within(values[f"bpd_{name}"], value), name
+        assert within(values[f"{name}_bpd"], value), name
     assert values["diffusion_bpd"].interval[1] - values["diffusion_bpd"].value < 0.05
 
 

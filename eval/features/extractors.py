@@ -42,35 +42,37 @@ class Source(NamedTuple):
     judge: JudgeChoice = BY_DATA  # which classifier, where `weights` names none
 
 
-class FeatureExtractor(nn.Module):
-    """A network with its protocol. `net` maps uint8 (B, channels, H, W) to features and logits (or None).
+class Traits(NamedTuple):
+    """What an extractor takes and gives, and what makes two of them equal.
 
-    `resolution` is the only side that `net` takes, or None where it resizes. `judge_accuracy` is the accuracy
-    of the network's classes on held-out data, where the network is the judge of class fidelity. `file` is the
-    judge's file, and `judge_data` the data that it was trained on, if they are not the reference.
+    resolution: the only side that the network takes, or None where it resizes. judge_accuracy: the accuracy
+    of the network's classes on held-out data, where the network is the judge of class fidelity. file: of the
+    judge. judge_data: what the judge was trained on, if not on the reference.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        name: str,
-        sha256: str,
-        resize: str,
-        dim: int,
-        num_classes: int | None = None,
-        channels: int = 3,
-        resolution: int | None = None,
-        judge_accuracy: float | None = None,
-        file: Path | None = None,
-        judge_data: str | None = None,
-    ):
+    name: str
+    sha256: str  # of the weights
+    resize: str  # how images reach the network's size
+    dim: int  # features of an image
+    num_classes: int | None = None
+    channels: int = 3
+    resolution: int | None = None
+    judge_accuracy: float | None = None
+    file: Path | None = None
+    judge_data: str | None = None
+
+
+class FeatureExtractor(nn.Module):
+    """A network with its traits. `net` maps uint8 (B, channels, H, W) to features and logits (or None)."""
+
+    def __init__(self, net: nn.Module, traits: Traits):
         super().__init__()
         self.net = net.eval().requires_grad_(False)
-        self.name, self.sha256, self.resize = name, sha256, resize
-        self.dim, self.num_classes = dim, num_classes
-        self.channels, self.resolution = channels, resolution
-        self.judge_accuracy, self.file, self.judge_data = judge_accuracy, file, judge_data
+        self.name, self.sha256, self.resize = traits.name, traits.sha256, traits.resize
+        self.dim, self.num_classes = traits.dim, traits.num_classes
+        self.channels, self.resolution = traits.channels, traits.resolution
+        self.judge_accuracy, self.file = traits.judge_accuracy, traits.file
+        self.judge_data = traits.judge_data
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> Features:
@@ -143,7 +145,7 @@ def inception(source: Source) -> FeatureExtractor:
     """The FID's network."""
     net, sha256 = fid_inception.load_inception(source.weights, source.cache)
     return FeatureExtractor(
-        net, name="inception", sha256=sha256, resize=fid_inception.RESIZE, dim=2048, num_classes=1008
+        net, Traits(name="inception", sha256=sha256, resize=fid_inception.RESIZE, dim=2048, num_classes=1008)
     )
 
 
@@ -181,16 +183,18 @@ def classifier(source: Source) -> FeatureExtractor:
     of_reference = source.reference is None or trained.data is None or trained.is_of(source.reference)
     return FeatureExtractor(
         net,
-        name="classifier",
-        sha256=sha256,
-        resize=f"area-{LARGEST}" if trained.resolution > LARGEST else "none",
-        dim=net.head.in_features,
-        num_classes=trained.num_classes,
-        channels=trained.channels,
-        resolution=trained.resolution,
-        judge_accuracy=trained.held_out_accuracy,
-        file=file,
-        judge_data=None if of_reference else trained.data_name,
+        Traits(
+            name="classifier",
+            sha256=sha256,
+            resize=f"area-{LARGEST}" if trained.resolution > LARGEST else "none",
+            dim=net.head.in_features,
+            num_classes=trained.num_classes,
+            channels=trained.channels,
+            resolution=trained.resolution,
+            judge_accuracy=trained.held_out_accuracy,
+            file=file,
+            judge_data=None if of_reference else trained.data_name,
+        ),
     )
 
 
@@ -204,12 +208,14 @@ def pixels(source: Source) -> FeatureExtractor:
     channels, side = source.reference.channels, source.reference.resolution
     return FeatureExtractor(
         Pixels(),
-        name="pixels",
-        sha256="none",
-        resize="none",
-        dim=channels * side * side,
-        channels=channels,
-        resolution=side,
+        Traits(
+            name="pixels",
+            sha256="none",
+            resize="none",
+            dim=channels * side * side,
+            channels=channels,
+            resolution=side,
+        ),
     )
 
 
@@ -235,7 +241,7 @@ def load_extractor(
 def _vision(name: str, net: VisionNet, dim: int) -> FeatureExtractor:
     sha256 = values_sha256(net.model.state_dict())
     resize = f"bicubic-antialias-{net.SIDE}"
-    return FeatureExtractor(net, name=name, sha256=sha256, resize=resize, dim=dim)
+    return FeatureExtractor(net, Traits(name, sha256, resize, dim))
 
 
 def _pretrained(model_class: type["PreTrainedModel"], source: str, name: str) -> "PreTrainedModel":

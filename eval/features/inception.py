@@ -233,41 +233,41 @@ class InceptionV3(nn.Module):
 
 def find_weights(path: str | None, cache: Path) -> Path:
     """The weights file: `path`, else $TRILEMMA_INCEPTION_WEIGHTS, else in `cache`, downloaded once."""
-    given = path or os.environ.get(WEIGHTS_VARIABLE)
-    if given:
-        found = Path(given).expanduser()
-        if not found.is_file():
+    named = path or os.environ.get(WEIGHTS_VARIABLE)
+    if named:
+        file = Path(named).expanduser()
+        if not file.is_file():
             source = "--extractor_weights" if path else f"${WEIGHTS_VARIABLE}"
-            raise FileNotFoundError(f"{source} must name the file {WEIGHTS_FILE}; there is no file {found}")
-        return found
-    found = cache / WEIGHTS_FILE
-    if not found.is_file():
+            raise FileNotFoundError(f"{source} must name the file {WEIGHTS_FILE}; there is no file {file}")
+        return file
+    file = cache / WEIGHTS_FILE
+    if not file.is_file():
         try:
-            found.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             # Writes beside the target, compares the hash, and only then renames.
-            torch.hub.download_url_to_file(WEIGHTS_URL, str(found), hash_prefix=WEIGHTS_SHA256)
+            torch.hub.download_url_to_file(WEIGHTS_URL, str(file), hash_prefix=WEIGHTS_SHA256)
         except (URLError, OSError, RuntimeError) as error:
             raise RuntimeError(
-                f"the Inception weights could not be downloaded from {WEIGHTS_URL} to {found.parent}: {error}"
+                f"the Inception weights could not be downloaded from {WEIGHTS_URL} to {file.parent}: {error}"
                 f". Fetch the file by other means and name it by --extractor_weights or ${WEIGHTS_VARIABLE},"
-                f" or put it at {found}; or choose --feature_extractor classifier, which needs no download"
+                f" or put it at {file}; or choose --feature_extractor classifier, which needs no download"
             ) from error
-    return found
+    return file
 
 
 def load_inception(path: str | None, cache: Path) -> tuple[InceptionV3, str]:
     """The network with the published weights, in evaluation mode, and the sha256 of their file.
 
-    A file with another hash is refused: its distances could not be compared with anybody's.
+    A file with another hash is refused: its distances could not be compared with published ones.
     """
     file = find_weights(path, cache)
-    found = file_sha256(file)
-    if found != WEIGHTS_SHA256:
+    sha256 = file_sha256(file)
+    if sha256 != WEIGHTS_SHA256:
         raise ValueError(
-            f"{file} is not the published Inception network: its sha256 is {found}, expected "
+            f"{file} is not the published Inception network: its sha256 is {sha256}, expected "
             f"{WEIGHTS_SHA256}. Replace it by {WEIGHTS_URL}, or delete it from the cache to download it again"
         )
     with torch.device("meta"):  # no time spent on an initialisation that the file replaces
         net = InceptionV3()
     net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), assign=True)
-    return net.eval().requires_grad_(False), found
+    return net.eval().requires_grad_(False), sha256

@@ -36,8 +36,8 @@ NEGLIGIBLE = 1e-7
 class Gaussian:
     """The first two moments of a set of features.
 
-    mean (D,) and covariance (D, D) are float64; n is the number of samples that they come from, None
-    where it is unknown.
+    mean (D,) and covariance (D, D) are float64; n is the number of samples behind them, or None if it is not
+    recorded.
     """
 
     mean: Tensor
@@ -101,7 +101,7 @@ def _factor(covariance: Tensor, rank: int) -> Tensor:
 
 
 def _thin_factor(covariance: Tensor, rank: int) -> Tensor | None:
-    """A (D, rank) from as many sparse random sums of columns, the Nystrom approximation, which is exact for a
+    """A (D, rank) from `rank` sparse random sums of columns, the Nystrom approximation, which is exact for a
     matrix of this rank (Gittens & Mahoney 2016, arXiv 1303.1849, lemma 1); None if the sums are dependent.
     """
     # Fixed seed: the same sums give the same number.

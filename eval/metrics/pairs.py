@@ -107,7 +107,7 @@ def measure_prdc(rows: Tensor, block: Tensor, reference: ReferenceStatistics) ->
     def spread(value_of: Callable[[Tensor], float], highest: float) -> Measurement:
         value = value_of(torch.ones_like(sizes))
         interval = block_interval(value, sizes, value_of)
-        if interval is None or interval[0] == interval[1]:  # where nothing varies, nothing is known of it
+        if interval is None or interval[0] == interval[1]:  # a spread of 0 says nothing of other samples
             return Measurement(value, n)
         half = (interval[1] - interval[0]) / 2  # about the value, since more samples would cover more
         return Measurement(value, n, (max(0.0, value - half), min(highest, value + half)))

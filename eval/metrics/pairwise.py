@@ -33,9 +33,9 @@ def nearest(x: Tensor, y: Tensor) -> Tensor:
     best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     row = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for rows, squared in squared_distances(y, x):
-        found = squared.min(0)
-        row = torch.where(found.values < best, found.indices + rows.start, row)
-        best = torch.minimum(best, found.values)
+        closest = squared.min(0)
+        row = torch.where(closest.values < best, closest.indices + rows.start, row)
+        best = torch.minimum(best, closest.values)
     parts = zip(x.split(CHUNK), row.split(CHUNK), strict=True)
     return torch.cat([(part.double() - y[index].double()).square().sum(1).sqrt() for part, index in parts])
 

@@ -1,6 +1,6 @@
 """How metrics count samples: exactly once each, whichever process scores them.
 
-A sample is known by its index 0..num_samples-1. Every state is a sum: over samples, or into rows of zeros of
+A sample has an index, 0..num_samples-1. Every state is a sum: over samples, or into rows of zeros of
 which each sample fills its own. Adding up the ranks therefore gives what one process has, for any sharding,
 and an index that was scored twice or never is an error.
 """

@@ -154,11 +154,6 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         return UNet2DOutput(sample=self.mixture.expected_noise(x_t, alpha, sigma).to(x_t.dtype))
 
 
-def are_points(images: Tensor) -> bool:
-    """Whether images (..., C, H, W) are points of the plane."""
-    return images.shape[-3:] == SHAPE
-
-
 def picture(points: Tensor) -> Tensor:
     """uint8 (N, 2, 1, 1) -> uint8 (1, 512, 512): black dots on white, (-1, -1) at the lower left."""
     x, y = points.flatten(1).long().cpu().unbind(1)
