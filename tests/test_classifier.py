@@ -174,9 +174,7 @@ def test_fifty_trainings_under_load_are_one(tmp_path):
     threads = ("1", "1", "2", "2", "2")
     try:
         runs = [
-            subprocess.Popen(
-                line, env=environment(OMP_NUM_THREADS=number), stdout=subprocess.PIPE, text=True
-            )
+            subprocess.Popen(line, env=environment(OMP_NUM_THREADS=number), stdout=subprocess.PIPE, text=True)
             for number in threads
         ]
         weights = [sha256 for run in runs for sha256 in run.communicate()[0].split()]
