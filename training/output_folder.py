@@ -91,6 +91,14 @@ class OutputFolder:
         """The numbers that were logged, one step on each line; in --logging_dir."""
         return self.path / self.read_config().get("logging_dir", "logs") / "scalars.jsonl"
 
+    def judge(self, digits: str) -> Path:
+        """The classifier that measured this model, by the first 16 digits of its sha256."""
+        return self.path / f"judge-{digits}.safetensors"
+
+    def judges(self) -> list[Path]:
+        """The classifiers in the folder."""
+        return sorted(self.path.glob(self.judge("*").name))
+
     def read_config(self) -> dict[str, Any]:
         """Flag -> value."""
         return read_values(self.config) if self.config.is_file() else {}

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from trilemma.eval.bounds.bits_per_dim import Likelihood
+from trilemma.eval.features.judge_files import JudgeChoice, judge_folder, keep_judges
 from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.file_images import open_images, own_share
@@ -58,6 +59,9 @@ def evaluate(config) -> None:
 
     if sticks:
         record(sample_lines(config, drawing, sticks, accelerator))
+        beside_model = config.model.model and path == OutputFolder(Path(config.model.model)).results
+        if beside_model and accelerator.is_main_process:
+            keep_judges(OutputFolder(path.parent), (stick.extractor.file for stick in sticks))
     for likelihood in likelihoods:
         record(likelihood_lines(config, drawing, likelihood, reference, accelerator))
     accelerator.print(f"added to {path}")
@@ -86,11 +90,19 @@ def open_yardsticks(
     if not names:
         return []
     cache, weights = cache_folder(config.reference.cache_dir), config.score.extractor_weights
+    judge = choose_judge(config, reference, accelerator)
     extractor = config.score.feature_extractor
     extractor = extractor or (
-        "inception" if weights else decided(accelerator, lambda: pick_extractor(reference, cache))
+        "inception" if weights else decided(accelerator, lambda: pick_extractor(reference, cache, judge))
     )
-    return yardsticks(names, extractor, reference, accelerator, cache, weights)
+    return yardsticks(names, extractor, reference, accelerator, cache, weights, judge)
+
+
+def choose_judge(config, reference: Reference, accelerator: Accelerator) -> JudgeChoice:
+    """The judge of the flags; else that of the statistics, of the model, or of the data."""
+    protocol = reference.statistics and reference.statistics.protocol
+    folder = on_all(accelerator, lambda: judge_folder(config.model.model), local_main_first=True)
+    return JudgeChoice(config.score.judge, protocol and protocol.extractor_sha256, folder)
 
 
 def save_reference(place: str | None, sticks: list[Yardstick], accelerator: Accelerator) -> None:

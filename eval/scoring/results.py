@@ -78,7 +78,7 @@ class ResultLine:
     commit: str | None
     created: str
     forced: bool  # it would have been refused without --force
-    extra: dict[str, Any] = field(default_factory=dict)  # entries that sweeps add
+    extra: dict[str, Any] = field(default_factory=dict)  # entries that sweeps add, and judge_data
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "ResultLine":
@@ -129,8 +129,13 @@ def lines(
     commit: str | None,
     forced: Collection[str] = (),
     judge_accuracy: float | None = None,
+    judge_data: str | None = None,
 ) -> list[ResultLine]:
-    """One line for each measurement; forced: the measures that would have been refused."""
+    """One line for each measurement.
+
+    forced: the measures that would have been refused. judge_data: what the classifier was trained on, if not
+    on the reference.
+    """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return [
         ResultLine(
@@ -153,6 +158,7 @@ def lines(
             commit=commit,
             created=now,
             forced=measure in forced,
+            extra={"judge_data": judge_data} if judge_data else {},
         )
         for measure, m in measurements.items()
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from trilemma.eval.features.judge_files import JudgeChoice, keep_judges
 from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import results
@@ -55,10 +56,13 @@ class Evaluation:
     def prepare(self) -> None:
         """Compute or load everything that scoring needs; collective."""
         options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
+        judge = JudgeChoice(options.eval_judge, folder=self.folder.path, option="--eval_judge")
         extractor = options.eval_feature_extractor or decided(
-            self.accelerator, lambda: pick_extractor(self.reference, cache)
+            self.accelerator, lambda: pick_extractor(self.reference, cache, judge)
         )
-        self.sticks = yardsticks(options.eval_metrics, extractor, self.reference, self.accelerator, cache)
+        self.sticks = yardsticks(
+            options.eval_metrics, extractor, self.reference, self.accelerator, cache, judge=judge
+        )
 
     def __call__(
         self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int
@@ -88,4 +92,5 @@ class Evaluation:
             other.value for other in results.read(self.folder.results) if other.key(ALIKE) == line.key(ALIKE)
         ]
         results.append(self.folder.results, new)
+        keep_judges(self.folder, (stick.extractor.file for stick in self.sticks))
         return not earlier or better(line.value, *earlier) == line.value

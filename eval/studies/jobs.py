@@ -151,6 +151,7 @@ def _check_point(job: Job, scoring: Scoring) -> None:
         check_choices(
             metrics=scoring.score.metrics,
             extractor=scoring.score.feature_extractor,
+            judge=scoring.score.judge,
             sampler=sampling.sampler,
             samplers=job.samplers,
         )

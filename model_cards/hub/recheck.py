@@ -17,6 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from huggingface_hub import snapshot_download
 
+from trilemma.eval.features.judge_files import JudgeChoice
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.metrics.table import METRICS, measure_row, metric_of
 from trilemma.eval.options import ModelConfig, SamplingConfig
@@ -101,22 +102,22 @@ def _check_draw(
     sampling, stored = _sampling_of(measured[0], num_samples)
     images = _open_reference(model, reference, measured[0], accelerator)
     cache = Path(os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
-    sticks = []
-    for extractor in {line.feature_extractor: None for line in measured}:
-        lines_of_it = [line for line in measured if line.feature_extractor == extractor]
+    groups: dict[tuple, list[ResultLine]] = {}
+    for line in measured:
+        groups.setdefault(line.key(("feature_extractor", "extractor_sha256")), []).append(line)
+    sticks = {}
+    for (extractor, sha256), lines_of_it in groups.items():
         names = tuple(dict.fromkeys(metric_of(line.measure) for line in lines_of_it))
-        sticks += yardsticks(names, extractor, images, accelerator, cache)
+        judge = JudgeChoice(sha256=sha256, folder=Path(model))
+        (sticks[extractor, sha256],) = yardsticks(names, extractor, images, accelerator, cache, judge=judge)
     drawing = open_drawing(ModelConfig(model=model), sampling, accelerator)
     drawing.labels = labels_like(drawing, images.images)
-    scores = score(sticks, drawing, sampling.num_samples, accelerator, force=True)
-    measurements = {
-        (stick.extractor.name, measure): (stick.extractor.sha256, measurement)
-        for stick, by_measure in scores.items()
-        for measure, measurement in by_measure.items()
-    }
-    for line in measured:
-        sha256, now = measurements[line.feature_extractor, line.measure]
-        checks.append(_compare(line, sha256, now, sampling.num_samples == stored))
+    scores = score([*sticks.values()], drawing, sampling.num_samples, accelerator, force=True)
+    for key, lines_of_it in groups.items():
+        for line in lines_of_it:
+            now = scores[sticks[key]][line.measure]
+            sha256 = sticks[key].extractor.sha256
+            checks.append(_compare(line, sha256, now, sampling.num_samples == stored))
     return checks
 
 

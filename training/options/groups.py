@@ -224,6 +224,12 @@ class EvalConfig:
         free=True,
         needs=("eval_steps", ...),
     )
+    eval_judge: str | None = option(
+        None,
+        "classifier that comes with trilemma, such as cifar10, whatever the data; else the data's own",
+        free=True,
+        needs=("eval_steps", ...),
+    )
     eval_metrics: tuple[str, ...] = option(
         ("fd",), "metrics of an evaluation (docs/metrics.md)", free=True, needs=("eval_steps", ...)
     )
