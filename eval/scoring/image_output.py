@@ -34,14 +34,14 @@ def claim(drawing: Drawing, path: Path, **more: Any) -> None:
     facts = {**asdict(drawing.sampling), "model": drawing.source, "weights": weights.hexdigest(), **more}
     facts.pop("num_samples")
     text = json.dumps(facts, indent=2)
-    if path.exists() and path.read_text() != text:
+    if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"--output: {path.parent} holds images that were drawn with other settings (see {path.name}); "
             "name another folder, or delete them"
         )
     drawing.accelerator.wait_for_everyone()
     if drawing.accelerator.is_main_process:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def draw_to_folder(drawing: Drawing, folder: Path) -> None:

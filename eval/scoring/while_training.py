@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from trilemma.eval.metrics.build import build_metrics
 from trilemma.eval.metrics.table import METRICS, facts_of
 from trilemma.eval.options import SamplingConfig, check_choices
 from trilemma.eval.scoring import results
@@ -30,6 +31,9 @@ from trilemma.training.output_folder import OutputFolder
 ALIKE = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
 """What must agree before an evaluation can beat an earlier one."""
 
+LEAST_REFERENCE = 4
+"""Images below which no distance to them says anything."""
+
 
 class Evaluation:
     """Scores a pipeline during training, with the same seeds each time; the reference is measured once.
@@ -47,6 +51,11 @@ class Evaluation:
     ):
         self.config, self.accelerator, self.save = config, accelerator, save
         self.reference = Reference(images, held_out)
+        if len(images) < LEAST_REFERENCE:
+            raise ValueError(
+                f"--eval_steps needs at least {LEAST_REFERENCE} training images to compare samples with, and "
+                f"{images.name} has {len(images)}: take more, hold out fewer, or leave out --eval_steps"
+            )
         self.folder = OutputFolder(Path(config.run.output_dir))
         self.sticks: list[Yardstick] = []
         options = config.evaluation
@@ -60,6 +69,18 @@ class Evaluation:
         options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
         extractor = options.eval_feature_extractor or pick_extractor(self.reference, cache)
         self.sticks = yardsticks(options.eval_metrics, extractor, self.reference, self.accelerator, cache)
+
+    def check_metrics(self) -> None:
+        """ValueError for metrics that cannot be measured of this model with this reference."""
+        options = self.config.evaluation
+        try:
+            for stick in self.sticks:
+                build_metrics(stick.names, stick.reference, options.eval_num_samples)
+        except ValueError as problem:
+            raise ValueError(str(problem).replace("--metrics", "--eval_metrics")) from problem
+        for name in options.eval_metrics:
+            if "labels" in METRICS[name].needs and not self.config.takes_classes:
+                raise ValueError(f"--eval_metrics {name} needs a model with classes, and this one has none")
 
     def __call__(
         self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int

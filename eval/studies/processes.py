@@ -16,7 +16,7 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH
 
 def last_lines(log: Path) -> str:
     """The end of a log, a progress bar as it last was."""
-    text = log.read_text(errors="replace").splitlines()
+    text = log.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line.rstrip().rsplit("\r", 1)[-1] for line in text if line.strip()]
     return "".join(f"  | {line}\n" for line in lines[-SHOWN_LOG_LINES:])
 
