@@ -143,7 +143,7 @@ def memory() -> None:
     for index in torch.arange(50_000).split(100):
         metric.update(index, torch.randn(len(index), DIMENSION))
     result = metric.compute()
-    with open("/proc/self/status") as file:
+    with open("/proc/self/status", encoding="utf-8") as file:
         peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     print(json.dumps({"above": (peak - baseline) / 1e6, "fd": result["fd"]}))
 
@@ -151,7 +151,7 @@ def memory() -> None:
 def memory_of_a_fresh_process() -> None:
     """Run `memory` in a new process and print its result."""
     output = subprocess.run(
-        [sys.executable, __file__, "--memory_only"], check=True, capture_output=True, text=True
+        [sys.executable, __file__, "--memory_only"], check=True, capture_output=True, encoding="utf-8"
     ).stdout
     above = json.loads(output.splitlines()[-1])["above"]
     print(f"scoring 50,000 x {DIMENSION}: at most {above:.0f} MB more than after the imports")

@@ -131,6 +131,20 @@ def test_precedence_and_round_trip_through_yaml(tmp_path):
     assert read("--config", str(tmp_path / "config.yaml"), "--seed", "5").run.seed == 5
 
 
+def test_a_flag_wins_over_what_a_preset_or_a_file_has_in_its_place(tmp_path):
+    (tmp_path / "c.yaml").write_text("train_data_dir: p\nnet: unet_8\nsave_images_epochs: 3\n")
+    file = ["--config", str(tmp_path / "c.yaml")]
+    config = read("--preset", "digits", "--num_epochs", "5", "--save_images_epochs", "2")
+    assert (config.run.num_epochs, config.run.max_train_steps) == (5, None)
+    assert (config.log.save_images_epochs, config.log.sample_steps) == (2, None)
+    assert read("--preset", "digits", "--num_epochs", "5", "--max_train_steps", "9").run.max_train_steps == 9
+    config = read(*file, "--dataset_name", "a/b", "--sample_steps", "4")
+    assert (config.data.dataset_name, config.data.train_data_dir) == ("a/b", None)
+    assert (config.log.save_images_epochs, config.log.sample_steps) == (None, 4)
+    assert read(*file, "--model_config_name_or_path", "x.json").net.net is None
+    assert read(*file).log.save_images_epochs == 3
+
+
 def test_token_never_reaches_a_file():
     assert "secret-token" not in to_yaml(read("--push_to_hub", "--hub_token", "secret-token"))
 

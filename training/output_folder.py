@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from trilemma.training.options.groups import RunConfig
+from trilemma.training.options.text import as_path, as_text
 from trilemma.training.options.yaml_file import read_values
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class OutputFolder:
     @property
     def scalars(self) -> Path:
         """The numbers that were logged, one step on each line; in --logging_dir."""
-        return self.path / self.read_config().get("logging_dir", "logs") / "scalars.jsonl"
+        return self.path / as_path(self.read_config().get("logging_dir", "logs")) / "scalars.jsonl"
 
     def judge(self, digits: str) -> Path:
         """The classifier that measured this model, by the first 16 digits of its sha256."""
@@ -148,7 +149,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a file at once: whoever reads it sees the old text or the new."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(as_text(text, "replace"), encoding="utf-8")
     os.replace(aside, path)
 
 

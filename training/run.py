@@ -93,6 +93,7 @@ def train_and_save(config: Config, family: str, build: Build) -> None:
         if config.evaluation.eval_steps:
             evaluate = Evaluation(config, images, held_out, accelerator, save)
             evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
+            evaluate.check_metrics(conditional=method.num_classes is not None)
         data = data_of(config, images, held_out, budget, accelerator)
         runlog = RunLog(accelerator, folder, config, family)
         train(method, data, Hooks(save, finish, evaluate), runlog, accelerator, config, budget.total)
@@ -185,14 +186,14 @@ def draw_pictures(
     if not accelerator.is_main_process:
         return
     sheet_of(sheet, columns=method.num_classes, points=images.points).save(folder.samples)
-    lines = folder.scalars.read_text().splitlines()
+    lines = folder.scalars.read_text(encoding="utf-8").splitlines()
     curves.losses([json.loads(line) for line in lines]).savefig(folder.losses)
     scores = results.read(folder.results)
     if len({line.step for line in scores}) > 1:
         curves.scores(scores).savefig(folder.scores)
     pipeline = sampling_pipeline(method, config.sheet)
     steps = pipeline.steps(config.sheet.ddpm_num_inference_steps)
-    rows = min(POINTS_SHOWN, len(images)) if images.points else IMAGES_SHOWN
+    rows = min(POINTS_SHOWN if images.points else IMAGES_SHOWN, len(images))
     real, _ = images.__getitems__(range(rows))
     labels = every_class(method.num_classes, len(real))
     subject = Subject(pipeline, to_float(real), steps, labels, images.points)

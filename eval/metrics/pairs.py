@@ -13,6 +13,7 @@ from torch import Tensor
 from trilemma.eval.metrics.frechet import BLOCKS, block_of
 from trilemma.eval.metrics.pairwise import (
     Kernel,
+    check_neighbours,
     cubic,
     kernel_distance,
     manifolds,
@@ -146,5 +147,12 @@ def measure_memorization(
 
 KID = partial(KeptRows, measure_kid)
 Energy = partial(KeptRows, measure_energy)
-PRDC = partial(KeptRows, measure_prdc)
+
+
+def PRDC(reference: ReferenceStatistics, num_samples: int) -> KeptRows:
+    """Precision, recall, density and coverage; ValueError for images that do not have enough neighbours."""
+    check_neighbours(len(reference.features), num_samples)
+    return KeptRows(measure_prdc, reference, num_samples)
+
+
 Memorization = partial(KeptRows, measure_memorization)

@@ -48,6 +48,12 @@ def squared_radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
     return [nearest_first[:, k] for k in neighbours]  # column 0 is the row itself
 
 
+def check_neighbours(real: int, fake: int) -> None:
+    """ValueError unless each of these numbers of images has a fifth neighbour."""
+    if min(real, fake) < 6:
+        raise ValueError(f"--metrics prdc needs 6 images or more of each kind; got {real} and {fake}")
+
+
 class Manifolds(NamedTuple):
     """What the shares of Kynkaanniemi et al. 2019 and Naeem et al. 2020 are means of."""
 
@@ -68,10 +74,7 @@ def manifolds(real: Tensor, fake: Tensor, member: Tensor) -> Manifolds:
     (Naeem et al. 2020, eqs. 3 and 4). Balls are closed; a point is not its own neighbour. member (N, BLOCKS)
     is 1 where a sample is of a block, else 0.
     """
-    if min(len(real), len(fake)) < 6:
-        raise ValueError(
-            f"--metrics prdc needs 6 images or more of each kind; got {len(real)} and {len(fake)}"
-        )
+    check_neighbours(len(real), len(fake))
     real3, real5 = squared_radii(real, (3, 5))
     (fake3,) = squared_radii(fake, (3,))
     precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)

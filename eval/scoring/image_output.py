@@ -54,7 +54,7 @@ def claim(drawing: Drawing, path: Path, **more: Any) -> None:
     text = json.dumps(facts, indent=2)
 
     def write() -> None:
-        if path.exists() and path.read_text() != text:
+        if path.exists() and path.read_text(encoding="utf-8") != text:
             raise ValueError(
                 f"--output: {path.parent} holds images that were drawn with other settings (see "
                 f"{path.name}); name another folder, or delete them"

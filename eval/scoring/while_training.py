@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from trilemma.eval.features.judge_files import JudgeChoice, keep_judges
+from trilemma.eval.metrics.build import build_metrics
 from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import results
@@ -32,6 +33,9 @@ from trilemma.training.output_folder import OutputFolder
 ALIKE = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
 """What must agree before an evaluation can beat an earlier one."""
 
+LEAST_REFERENCE = 4
+"""Images below which no distance to them says anything."""
+
 
 class Evaluation:
     """Scores a pipeline during training, with the same seeds each time; the reference is measured once.
@@ -49,6 +53,11 @@ class Evaluation:
     ):
         self.config, self.accelerator, self.save = config, accelerator, save
         self.reference = Reference(images, held_out)
+        if len(images) < LEAST_REFERENCE:
+            raise ValueError(
+                f"--eval_steps needs at least {LEAST_REFERENCE} training images to compare samples with, and "
+                f"{images.name} has {len(images)}: take more, hold out fewer, or leave out --eval_steps"
+            )
         self.folder = OutputFolder(Path(config.run.output_dir))
         self.sticks: list[Yardstick] = []
         self.best = METRICS[config.evaluation.eval_metrics[0]].best
@@ -63,6 +72,18 @@ class Evaluation:
         self.sticks = yardsticks(
             options.eval_metrics, extractor, self.reference, self.accelerator, cache, judge=judge
         )
+
+    def check_metrics(self, conditional: bool) -> None:
+        """ValueError for metrics that cannot be measured of this model with this reference."""
+        options = self.config.evaluation
+        try:
+            for stick in self.sticks:
+                build_metrics(stick.names, stick.reference, options.eval_num_samples)
+        except ValueError as problem:
+            raise ValueError(str(problem).replace("--metrics", "--eval_metrics")) from problem
+        for name in options.eval_metrics:
+            if "labels" in METRICS[name].needs and not conditional:
+                raise ValueError(f"--eval_metrics {name} needs a model with classes, and this one has none")
 
     def __call__(
         self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int

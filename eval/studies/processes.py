@@ -20,7 +20,7 @@ NOTICES = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 
 def last_lines(log: Path) -> str:
     """The end of a log, a progress bar as it last was."""
-    text = log.read_text(errors="replace").splitlines()
+    text = log.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line.rstrip().rsplit("\r", 1)[-1] for line in text if line.strip()]
     return "".join(f"  | {line}\n" for line in lines[-SHOWN_LOG_LINES:])
 

@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         aside.mkdir()
         torch.save(state, aside / STATE)
         manifest = {"step": step, "size": (aside / STATE).stat().st_size, "sha256": _sha256(aside / STATE)}
-        (aside / MANIFEST).write_text(json.dumps(manifest))
+        (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for path in (aside / STATE, aside / MANIFEST, aside):
             _sync(path)
         shutil.rmtree(target, ignore_errors=True)
@@ -71,7 +71,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state of one checkpoint, on the CPU; DamagedCheckpoint when it is not what was written."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if (path / STATE).stat().st_size != manifest["size"] or _sha256(path / STATE) != manifest["sha256"]:
             raise DamagedCheckpoint(f"{path / STATE} does not match its {MANIFEST}")
     except (OSError, ValueError, KeyError) as problem:

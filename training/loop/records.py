@@ -19,6 +19,7 @@ from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import SKIPPED, Logs
 from trilemma.training.options.flags import flatten, public, to_yaml
 from trilemma.training.options.groups import Config
+from trilemma.training.options.text import as_text
 from trilemma.training.output_folder import OutputFolder, keep_lines, write_json, write_text
 
 IMAGE_OPTIONS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
@@ -91,7 +92,10 @@ class RunLog:
             self.scalars = self.folder.scalars
         # Logs are published with the model; and TensorBoard takes plain values only.
         values = public(flatten(self.config))
-        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
+        plain = {
+            k: v if isinstance(v, (int, float, bool)) else as_text(str(v), "replace")
+            for k, v in values.items()
+        }
         self.accelerator.init_trackers(self.folder.path.name, config=plain)
         self.before, self.began, self.window = seconds, time.perf_counter(), (step, time.perf_counter())
         self.bar = tqdm(total=total, initial=step, disable=not main, unit="step", smoothing=0.05)
@@ -121,7 +125,7 @@ class RunLog:
         self.accelerator.log(values, step=step)
         if not self.accelerator.is_main_process:
             return
-        with open(self.scalars, "a") as file:
+        with open(self.scalars, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n")
         self.bar.set_postfix({n: f"{values[n]:.3g}" for n in show if n in values})
 

@@ -158,7 +158,7 @@ def _check_resolution(resolution: int, levels: int) -> None:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as problem:
         raise ValueError(f"--model_config_name_or_path: {file} is not JSON: {problem}") from problem
     if not isinstance(config, dict):

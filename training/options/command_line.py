@@ -8,6 +8,12 @@ from typing import Any
 from trilemma.training import families
 from trilemma.training.options.flags import Parser, build, flags_of, nearest, to_yaml
 
+INSTEAD_OF = {
+    "model_config_name_or_path": "net", "num_epochs": "max_train_steps", "dataset_name": "train_data_dir",
+    "sample_steps": "save_images_epochs", "save_images_epochs": "sample_steps",
+}  # fmt: skip
+"""A flag on the command line -> the option of a preset or a file that it replaces."""
+
 
 def parse(
     name: str,
@@ -37,8 +43,9 @@ def parse(
     if preset and preset not in family.presets:
         parser.error(f"--preset must be one of {names}; got {preset!r}.{nearest(preset, family.presets)}")
     base = parser.read_file(file) if file else dict(family.presets[preset].options) if preset else {}
-    if typed.get("model_config_name_or_path"):
-        base.pop("net", None)
+    for flag, replaced in INSTEAD_OF.items():
+        if typed.get(flag) and replaced not in typed:
+            base.pop(replaced, None)
     values = {**base, **typed}
     if values.get("sampler") is None:
         values["sampler"] = family.samplers[0]

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from trilemma.training.options.text import as_path, as_text
 from trilemma.training.options.yaml_file import read_options
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -28,6 +29,9 @@ PLACES = (
     "resume_from_checkpoint", "init_from",
 )  # fmt: skip
 """Flags that may hold a path."""
+
+IN_DATA = ("classes", "image_column", "label_column", "train_split", "validation_split")
+"""Flags that hold names which the data have."""
 
 NO_EFFECT_IN_DIFFUSERS = (
     "dataset_config_name", "lr_warmup_steps", "hub_token", "hub_model_id", "hub_private_repo",
@@ -118,8 +122,14 @@ def to_yaml(config) -> str:
 
 def dump(values: Mapping[str, Any]) -> str:
     """Flat values as YAML that `--config` reads back."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    plain = {name: _plain(value) for name, value in values.items()}
     return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return as_text(value) if isinstance(value, str) else value
 
 
 def public_name(place: str) -> str:
@@ -201,7 +211,13 @@ class Parser(argparse.ArgumentParser):
             if scripts := self.owners(name):
                 self.error(f"--{name} does not apply here; it is a flag of {', '.join(scripts)}")
             self.error(f"unknown option --{name}.{nearest('--' + name, ['--' + f for f in self.flags])}")
-        return vars(values)
+        return {name: self._in_locale(name, value) for name, value in vars(values).items()}
+
+    def _in_locale(self, name: str, value: Any) -> Any:
+        """Names in the data with their characters, and other text as this locale opens files."""
+        if isinstance(value, list | tuple):
+            return type(value)(self._in_locale(name, one) for one in value)
+        return (as_text if name in IN_DATA else as_path)(value) if isinstance(value, str) else value
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{Path(sys.argv[0]).name}: error: {message}\n")
@@ -216,7 +232,8 @@ class Parser(argparse.ArgumentParser):
         for name, text in texts.items():
             if name not in self.flags:
                 self.error(f"--config {path!r}: unknown option {name!r}.{nearest(name, self.flags)}")
-            values[name] = self._convert(self.flags[name], text, f"--config {path!r}: {name}")
+            value = self._convert(self.flags[name], text, f"--config {path!r}: {name}")
+            values[name] = self._in_locale(name, value)
         return values
 
     def _convert(self, flag: Flag, text: str | list[str] | None, where: str) -> Any:
