@@ -1,7 +1,7 @@
 """When has adversarial training failed? The signs, as means over a window of steps, and what to do.
 
-A GAN's losses do not say it: they stay small or fall while every image is black. What does is what the images
-and the logits look like. A sign that shows in several windows on end stops the run.
+A GAN's losses do not show failure: they stay small or fall while every image is black. The images and the
+logits do. A sign that appears in several consecutive windows stops the run.
 """
 
 import logging
@@ -18,7 +18,7 @@ GRACE = 5
 """Windows at the start in which no run is stopped: every generator begins with grey images."""
 
 PATIENCE = 3
-"""Windows on end that must show one sign to stop a run; one is enough for no checkpoint to be written."""
+"""Consecutive windows with the same sign that stop a run; no checkpoint is written from the first one on."""
 
 COIN = 2 * math.log(2)
 """The discriminator's loss where every logit is 0."""
@@ -33,7 +33,7 @@ class CollapsedRun(ValueError):
 
 
 class Sign(NamedTuple):
-    """shows(means of a window) -> is it there?; what it means; what to try."""
+    """shows(means of a window): whether the sign appears; what it means; what to try."""
 
     shows: Callable[[Numbers], bool]
     meaning: str
@@ -70,7 +70,7 @@ SIGNS: dict[str, Sign] = {
     ),
     "loss_generator": Sign(
         lambda m: m["loss_generator"] > 4,
-        "the discriminator has outrun the generator, whose images it gives a chance below one in 50",
+        "the discriminator is too strong: it gives generated images a probability below 0.02 of being real",
         f"{_WEAKER}; or raise --learning_rate",
     ),
 }
@@ -94,7 +94,7 @@ class Watchdog:
             return
         numbers = self.means.reduce(self.accelerator)
         for name, sign in SIGNS.items():
-            # Small batches may have had no image to tell it by.
+            # A sign may be missing from the logs: small batches may have no image to compute it from.
             shows = name in numbers and sign.shows(numbers)
             self.strikes[name] = self.strikes[name] + 1 if shows else 0
             if not shows:
@@ -102,9 +102,10 @@ class Watchdog:
             what = f"{sign.meaning} ({name} {numbers[name]:.3g} for {self.strikes[name] * self.period} steps)"
             if self.strikes[name] >= PATIENCE and step > GRACE * self.period:
                 raise CollapsedRun(
-                    f"the run has collapsed by step {step}: {what}. To try: {sign.remedy}; where there is a "
-                    "checkpoint, other flags take another --output_dir or --overwrite_output_dir. No "
-                    "checkpoint was written since the sign showed; --watchdog_steps 0 turns this check off."
+                    f"the run has collapsed by step {step}: {what}. To try: {sign.remedy}. If the "
+                    "folder has a checkpoint, a run with other flags needs another --output_dir, or "
+                    "--overwrite_output_dir. No checkpoint was written after the sign appeared; "
+                    "--watchdog_steps 0 turns this check off."
                 )
             logger.warning("step %d: %s. While this lasts, no checkpoint is written.", step, what)
 

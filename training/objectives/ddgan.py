@@ -209,7 +209,7 @@ class DDGAN:
 
     @torch.no_grad()
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
-        """The discriminator's losses on held-out images: far above its own, it knows the data by heart."""
+        """The discriminator's losses on held-out images; far above its training losses, it has overfitted."""
         labels = labels if self.class_names else None
         whole = len(x0) // GROUP * GROUP or len(x0)  # no group of the minibatch deviation holds both kinds
         x0, labels = x0[:whole], None if labels is None else labels[:whole]

@@ -148,8 +148,8 @@ def build_vdm(
         num_class_embeds=num_class_embeds,
         dropout=dropout,
     )
-    given = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
-    options = {name: value for name, value in net.config.items() if name[0] != "_" and name not in given}
+    of_model = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
+    options = {name: value for name, value in net.config.items() if name[0] != "_" and name not in of_model}
     model = VDMModel(
         {"_class_name": type(net).__name__, **options},
         sample_size=resolution,

@@ -58,4 +58,7 @@ def check_sampler(name: str | None, objective: DDPMConfig) -> None:
     target = objective.prediction_type
     able = [other for other in SAMPLERS if target in samplers.SAMPLERS[other].targets]
     if name in SAMPLERS and name not in able:
-        raise ValueError(f"--sampler {name} cannot sample {target} models; these can: {', '.join(able)}")
+        raise ValueError(
+            f"--sampler {name} cannot sample models with --prediction_type {target}; these can: "
+            f"{', '.join(able)}"
+        )
