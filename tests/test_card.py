@@ -294,7 +294,7 @@ LINE = result(1.0).to_json()
     ("null", "not a JSON object"),
     ('{"metric": ', "not JSON"),
     (json.dumps({k: v for k, v in LINE.items() if k not in ("n", "step")}), "lacks n, step;"),
-    (json.dumps(LINE | {"value": "1.0"}), "value '1.0', which is no number"),
+    (json.dumps(LINE | {"value": "1.0"}), "value '1.0', which is not a number"),
     (json.dumps(LINE | {"value": None}), "value None"),
     (json.dumps(LINE | {"interval": [1]}), "neither two numbers nor null"),
 ])  # fmt: skip

@@ -16,9 +16,9 @@ from test_distributed import launch
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring import image_output
 from trilemma.eval.scoring.image_output import Parts, draw_to_files
+from trilemma.training.devices.ranks import seed_noise
 from trilemma.training.loop import machine
 from trilemma.training.options.command_line import parse
-from trilemma.training.ranks import seed_noise
 
 AGREE, DRAW = (str(ROOT / "tests" / f"two_ranks_{name}.py") for name in ("agree", "draw"))
 

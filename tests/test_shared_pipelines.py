@@ -37,6 +37,7 @@ from trilemma.pipelines.single_file import single_file
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vae import VAEPipeline
 from trilemma.pipelines.vdm import VDMPipeline
+from trilemma.training import families
 from trilemma.training.output_folder import OutputFolder
 
 NAMES = ("zero", "one", "two")
@@ -83,6 +84,10 @@ FAMILIES = {
 WITH_CLASSES = ("class_conditional", "ddgan", "vdm")
 
 
+def test_every_family_is_tested_here():
+    assert set(FAMILIES) == set(families.names())
+
+
 def make(family):
     torch.manual_seed(0)
     pipeline = FAMILIES[family]()
@@ -97,13 +102,16 @@ def call(pipeline, **options):
     return pipeline(num_inference_steps=steps, output_type="pt", **(labels | options)).images
 
 
-@pytest.mark.parametrize(("family", "sampler", "samplers", "steps", "calls", "guidance"), [
-    ("unconditional", "ddpm", tuple(SAMPLERS), 40, 40, None),
-    ("class_conditional", "ddim", tuple(SAMPLERS), 40, 40, 1.0),
-    ("ddgan", "ddpm", ("ddpm",), 4, 4, None),
-    ("vdm", "ancestral", ("ancestral", "shortcut"), 250, 250, 1.0),
-    ("vae", "decoder", ("decoder",), 1, 1, None),
-])
+@pytest.mark.parametrize(
+    ("family", "sampler", "samplers", "steps", "calls", "guidance"),
+    [
+        ("unconditional", "ddpm", tuple(SAMPLERS), 40, 40, None),
+        ("class_conditional", "ddim", tuple(SAMPLERS), 40, 40, 1.0),
+        ("ddgan", "ddpm", ("ddpm",), 4, 4, None),
+        ("vdm", "ancestral", ("ancestral", "shortcut"), 250, 250, 1.0),
+        ("vae", "decoder", ("decoder",), 1, 1, None),
+    ],
+)
 def test_the_interface_of_every_family(family, sampler, samplers, steps, calls, guidance):
     pipeline = make(family)
     assert (pipeline.family, pipeline.sampler, pipeline.samplers()) == (family, sampler, samplers)
@@ -139,18 +147,32 @@ def test_a_scheduler_of_no_row_is_called_by_its_class(scheduler):
     assert pipeline.with_sampler("ddim").sampler == "ddim"
 
 
-@pytest.mark.parametrize(("total", "scheduler", "steps"), [
-    (1000, DDIMScheduler, 50), (70, DDIMScheduler, 35), (10, DDIMScheduler, 10), (70, DDPMScheduler, 70),
-])
+@pytest.mark.parametrize(
+    ("total", "scheduler", "steps"),
+    [
+        (1000, DDIMScheduler, 50),
+        (70, DDIMScheduler, 35),
+        (10, DDIMScheduler, 10),
+        (70, DDPMScheduler, 70),
+    ],
+)
 def test_usual_steps(total, scheduler, steps):
     assert unconditional(scheduler(total)).steps(None) == steps
 
 
 @pytest.mark.parametrize("family", WITH_CLASSES)
-@pytest.mark.parametrize("labels", [
-    ["one", "two"], [1, 2], (1, np.int64(2)), np.array([1, 2]), torch.tensor([1, 2]), {"one": 0, 2: 0}.keys(),
-    [torch.tensor(1), "two"],
-])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["one", "two"],
+        [1, 2],
+        (1, np.int64(2)),
+        np.array([1, 2]),
+        torch.tensor([1, 2]),
+        {"one": 0, 2: 0}.keys(),
+        [torch.tensor(1), "two"],
+    ],
+)
 def test_labels_may_come_in_any_form(family, labels):
     expected = call(make(family), class_labels=["one", "two"], seeds=[0, 1])
     assert torch.allclose(call(make(family), class_labels=labels, seeds=[0, 1]), expected, atol=1e-5)
@@ -169,10 +191,22 @@ def test_one_label_is_for_all_images_and_a_list_says_how_many(family, label):
 
 
 @pytest.mark.parametrize("family", WITH_CLASSES)
-@pytest.mark.parametrize(("label", "shown"), [
-    (True, "True"), (np.True_, "True"), (torch.tensor(True), "True"), (1.0, "1.0"), (np.float64(1), "1.0"),
-    (torch.tensor(1.0), "1.0"), (3, "3"), (-1, "-1"), ("three", "'three'"), ("1", "'1'"), ([1], r"\[1\]"),
-])
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (True, "True"),
+        (np.True_, "True"),
+        (torch.tensor(True), "True"),
+        (1.0, "1.0"),
+        (np.float64(1), "1.0"),
+        (torch.tensor(1.0), "1.0"),
+        (3, "3"),
+        (-1, "-1"),
+        ("three", "'three'"),
+        ("1", "'1'"),
+        ([1], r"\[1\]"),
+    ],
+)
 def test_what_is_no_label_is_refused_with_the_choices(family, label, shown):
     pipeline = make(family)
     message = rf"^class_labels\[1\] must be one of 0 'zero', 1 'one', 2 'two', or None; got {shown}"
@@ -268,12 +302,21 @@ def test_a_shipped_file_has_what_it_uses_and_nothing_else():
     assert '"""PIL images, or floats' in single_file(FOLDER / "vae.py")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("from trilemma.pipelines.shared import convert as to_images\n", "without `as`"),
-    ("from trilemma.pipelines import shared\n", "must be a class, function or constant"),
-    ("from trilemma.pipelines.shared import convert\n\ndef convert():\n    pass\n", "things called convert"),
-    ("from math import copysign as copy\n\nfrom trilemma.pipelines.scheduled import started\n", "two things"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from trilemma.pipelines.shared import convert as to_images\n", "without `as`"),
+        ("from trilemma.pipelines import shared\n", "must be a class, function or constant"),
+        (
+            "from trilemma.pipelines.shared import convert\n\ndef convert():\n    pass\n",
+            "things called convert",
+        ),
+        (
+            "from math import copysign as copy\n\nfrom trilemma.pipelines.scheduled import started\n",
+            "two things",
+        ),
+    ],
+)
 def test_names_that_one_file_cannot_have(tmp_path, text, message):
     path = tmp_path / "code.py"
     path.write_text(f'"""A file."""\n\n{text}')

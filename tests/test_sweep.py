@@ -176,7 +176,7 @@ def stop(number, frame):
     os._exit(75)
 signal.signal(signal.SIGTERM, stop)
 pathlib.Path({str(tmp_path / "started")!r}).touch()
-time.sleep(60)
+time.sleep(600)
 """
     code = f"""
 import sys

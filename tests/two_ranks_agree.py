@@ -4,6 +4,7 @@ shared disk; writes what each of them saw.
 
 import json
 import os
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -11,15 +12,16 @@ from types import SimpleNamespace
 
 import torch
 from accelerate.utils import gather_object
+from entry import signal_after
 
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.scoring import results, while_training
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.training import entry
+from trilemma.training.devices.ranks import decided, on_all, require_same, share_folder
 from trilemma.training.loop import machine
 from trilemma.training.loop.checkpoints import find_same, save_checkpoint
 from trilemma.training.options.command_line import parse
-from trilemma.training.ranks import decided, on_all, require_same, share_folder
 
 SCORES = {1: 3.0, 2: 2.0, 3: 5.0, 4: 1.0}
 """Of the evaluation at each step: the third is not the best so far."""
@@ -112,7 +114,14 @@ def start(folder: Path, *flags: str) -> None:
     entry.main("unconditional", "")
 
 
+def notice(folder: Path, *flags: str) -> None:
+    """A training of which one process alone receives a scheduler's notice, after step 5."""
+    if os.environ["RANK"] == "1":
+        signal_after(5, signal.SIGUSR1)
+    start(folder, *flags)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, folder, *rest = sys.argv[1:]
-    {"check": main, "start": start}[mode](Path(folder), *rest)
+    {"check": main, "start": start, "notice": notice}[mode](Path(folder), *rest)

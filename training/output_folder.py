@@ -94,6 +94,14 @@ class OutputFolder:
         """The numbers that were logged, one step on each line."""
         return self.logs / "scalars.jsonl"
 
+    def judge(self, digits: str) -> Path:
+        """The classifier that measured this model, by the first 16 digits of its sha256."""
+        return self.path / f"judge-{digits}.safetensors"
+
+    def judges(self) -> list[Path]:
+        """The classifiers in the folder."""
+        return sorted(self.path.glob(self.judge("*").name))
+
     def read_config(self) -> dict[str, Any]:
         """Flag -> value."""
         return read_values(self.config) if self.config.is_file() else {}
@@ -103,7 +111,7 @@ class OutputFolder:
         return read_json(self.run) if self.run.is_file() else {}
 
     def read_index(self) -> dict[str, Any]:
-        """What model_index.json says; ValueError where there is none."""
+        """What model_index.json says; ValueError without that file."""
         if not self.index.is_file():
             raise ValueError(
                 f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
@@ -169,8 +177,8 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 @contextmanager
 def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
-    """Lock --output_dir for the length of the block; with --overwrite_output_dir, empty it first."""
-    from trilemma.training.ranks import decided, share_folder  # which imports torch
+    """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
+    from trilemma.training.devices.ranks import decided, share_folder  # which imports torch
 
     folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
 

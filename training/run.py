@@ -25,6 +25,8 @@ from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.render import write_card
 from trilemma.training import families
+from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
+from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags, seed_noise
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
 from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
@@ -33,10 +35,8 @@ from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import RunLog
 from trilemma.training.loop.sheets import draw, sampling_pipeline
-from trilemma.training.memory import OutOfMemory, saying_what_to_lower
 from trilemma.training.options.groups import Config, HubConfig
 from trilemma.training.output_folder import OutputFolder, own_folder
-from trilemma.training.ranks import decided, on_all, require_same, require_same_flags, seed_noise
 from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)

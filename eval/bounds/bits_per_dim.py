@@ -23,8 +23,8 @@ from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, Sa
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.shared import exact_device
 from trilemma.training import families
+from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images, to_float
-from trilemma.training.precision import plain_float32
 from trilemma.training.sampling import shard
 
 FLOOR = "trilemma.eval.bounds"

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from trilemma.eval.bounds.bits_per_dim import Likelihood
+from trilemma.eval.features.judge_files import JudgeChoice, judge_folder, keep_judges
 from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.file_images import open_images, own_share
@@ -24,11 +25,11 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
+from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags
 from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
 from trilemma.training.loop.machine import commit, evaluation_accelerator
 from trilemma.training.options.groups import DataConfig
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.ranks import decided, on_all, require_same, require_same_flags
 
 HELD_OUT = "test"
 """The split under whose name the likelihood of held-out images is recorded."""
@@ -58,6 +59,9 @@ def evaluate(config) -> None:
 
     if sticks:
         record(sample_lines(config, drawing, sticks, accelerator))
+        beside_model = config.model.model and path == OutputFolder(Path(config.model.model)).results
+        if beside_model and accelerator.is_main_process:
+            keep_judges(OutputFolder(path.parent), (stick.extractor.file for stick in sticks))
     for likelihood in likelihoods:
         record(likelihood_lines(config, drawing, likelihood, reference, accelerator))
     accelerator.print(f"added to {path}")
@@ -67,10 +71,11 @@ def check_flags(config) -> tuple[list[str], list[str]]:
     """Names of the metrics of samples, and of those of the model itself; ValueError for flags that clash."""
     if (config.model.model is None) == (config.images.images is None):
         raise ValueError("give one of --model and --images")
-    of_model = [name for name in config.score.metrics if METRICS[name].needs == ("model",)]
+    names = tuple(dict.fromkeys(config.score.metrics))  # each once
+    of_model = [name for name in names if METRICS[name].needs == ("model",)]
     if of_model and config.model.model is None:
         raise ValueError(f"--metrics {of_model[0]} needs a --model")
-    of_samples = [name for name in config.score.metrics if name not in of_model]
+    of_samples = [name for name in names if name not in of_model]
     if config.reference.save_reference and not of_samples:
         raise ValueError(
             "--save_reference writes the statistics of features, and none of these --metrics uses features"
@@ -85,11 +90,19 @@ def open_yardsticks(
     if not names:
         return []
     cache, weights = cache_folder(config.reference.cache_dir), config.score.extractor_weights
+    judge = choose_judge(config, reference, accelerator)
     extractor = config.score.feature_extractor
     extractor = extractor or (
-        "inception" if weights else decided(accelerator, lambda: pick_extractor(reference, cache))
+        "inception" if weights else decided(accelerator, lambda: pick_extractor(reference, cache, judge))
     )
-    return yardsticks(names, extractor, reference, accelerator, cache, weights)
+    return yardsticks(names, extractor, reference, accelerator, cache, weights, judge)
+
+
+def choose_judge(config, reference: Reference, accelerator: Accelerator) -> JudgeChoice:
+    """The judge of the flags; else that of the statistics, of the model, or of the data."""
+    protocol = reference.statistics and reference.statistics.protocol
+    folder = on_all(accelerator, lambda: judge_folder(config.model.model), local_main_first=True)
+    return JudgeChoice(config.score.judge, protocol and protocol.extractor_sha256, folder)
 
 
 def save_reference(place: str | None, sticks: list[Yardstick], accelerator: Accelerator) -> None:
@@ -122,20 +135,26 @@ def open_reference(config, accelerator: Accelerator) -> Reference:
         return Reference(None, statistics=load_reference(flags.reference, flags.reference_n))
     data, seed = trained_on(config.model.model) if flags.reference is None else (DataConfig(), 0)
     changes = {
-        "train_split": flags.split,
         "resolution": flags.resolution,
         "image_column": flags.image_column,
         "label_column": flags.label_column,
         "cache_dir": flags.cache_dir,
     }
     data = replace(data, **{name: value for name, value in changes.items() if value is not None})
-    return load_images_of(data, flags.reference, seed, accelerator)
+    return load_images_of(data, flags.reference, seed, accelerator, flags.split)
 
 
-def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: Accelerator) -> Reference:
+def load_images_of(
+    data: DataConfig, place: str | None, seed: int, accelerator: Accelerator, split: str | None = None
+) -> Reference:
     """The images of these options, from `place` (a folder, or else a Hub id) if it is not None, and held-out
     ones: those of the validation, or else the test split where there is one.
+
+    split: the split to read. If it is not the one that these options train on, nothing is taken from it for
+    validation.
     """
+    trained = split in (None, data.train_split)
+    data = data if trained else replace(data, train_split=split)
     if place and Path(place).is_dir():
         data = replace(data, train_data_dir=place)
     elif place:
@@ -143,10 +162,10 @@ def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: 
 
     def read() -> Reference:
         images, held_out = load_images(data), None
-        if data.validation_split:
+        if trained and data.validation_split:
             alike = replace(data, channels=images.channels, resolution=images.resolution)
             held_out = load_images(alike, data.validation_split)
-        elif data.validation_size:
+        elif trained and data.validation_size:
             images, held_out = hold_out(images, data.validation_size, seed)
         elif images.split == "train":
             with suppress(ValueError):  # data without such a split have nothing held out
@@ -179,13 +198,13 @@ def likelihood_of(name: str, drawing: Drawing, config) -> Likelihood:
 
 
 def likelihood_images(config, reference: Reference) -> dict[str, Images]:
-    """Split -> images whose likelihood is measured: those trained on (or of --split), and held-out ones."""
+    """Split -> images whose likelihood is measured: those of --split, or training and held-out images."""
     if reference.images is None:
         raise ValueError("--metrics bpd needs a data set as --reference, not a statistics file")
-    parts = {config.reference.split or "train": reference.images}
-    if reference.held_out is not None:
-        parts.setdefault(HELD_OUT, reference.held_out)
-    return parts
+    if config.reference.split:
+        return {config.reference.split: reference.images}
+    held_out = {} if reference.held_out is None else {HELD_OUT: reference.held_out}
+    return {"train": reference.images, **held_out}
 
 
 def likelihood_lines(

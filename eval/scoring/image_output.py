@@ -16,9 +16,9 @@ from PIL import Image
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing
+from trilemma.training.devices.ranks import decided, on_all, require_same, share_folder
 from trilemma.training.loop.machine import evaluation_accelerator
 from trilemma.training.output_folder import write_text
-from trilemma.training.ranks import decided, on_all, require_same, share_folder
 
 READ_AT_ONCE = 256
 """Images of a part that are read at once."""

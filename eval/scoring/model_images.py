@@ -17,9 +17,9 @@ from tqdm import tqdm
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
+from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.precision import plain_float32
 from trilemma.training.sampling import Share, draw_batches
 
 
@@ -104,8 +104,8 @@ class Drawing:
 
 def training_so_far(model: str) -> tuple[int | None, int | None]:
     """Steps and images of training, from the run.json beside a model; None where there is none."""
-    facts = OutputFolder(Path(model)).read_run()
-    return facts.get("steps"), facts.get("images_seen")
+    run = OutputFolder(Path(model)).read_run()
+    return run.get("steps"), run.get("images_seen")
 
 
 def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Accelerator) -> Drawing:
@@ -139,7 +139,7 @@ def labels_like(drawing: Drawing, images: Images | None) -> list[int] | None:
         numbers = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
         unknown = [name for name in chosen if name not in numbers]
         if unknown:
-            raise ValueError(f"--classes must be of {', '.join(names)}; got {unknown[0]!r}")
+            raise ValueError(f"--classes must be among {', '.join(names)}; got {unknown[0]!r}")
         return [numbers[chosen[i % len(chosen)]] for i in range(n)]
     if images is None or images.labels is None:
         return [i % len(names) for i in range(n)]

@@ -10,8 +10,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from trilemma.eval.metrics.table import METRICS, facts_of
-from trilemma.eval.options import SamplingConfig, check_choices
+from trilemma.eval.features.judge_files import JudgeChoice, keep_judges
+from trilemma.eval.metrics.table import METRICS, measure_row
+from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.model_images import Drawing, labels_like
 from trilemma.eval.scoring.results import ResultLine
@@ -24,9 +25,9 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
+from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, cache_folder
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.ranks import decided
 
 ALIKE = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
 """What must agree before an evaluation can beat an earlier one."""
@@ -50,19 +51,18 @@ class Evaluation:
         self.reference = Reference(images, held_out)
         self.folder = OutputFolder(Path(config.run.output_dir))
         self.sticks: list[Yardstick] = []
-        options = config.evaluation
-        check_choices(
-            metrics=options.eval_metrics, extractor=options.eval_feature_extractor, in_training=True
-        )
-        self.best = METRICS[options.eval_metrics[0]].best
+        self.best = METRICS[config.evaluation.eval_metrics[0]].best
 
     def prepare(self) -> None:
         """Compute or load everything that scoring needs; collective."""
         options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
+        judge = JudgeChoice(options.eval_judge, folder=self.folder.path, option="--eval_judge")
         extractor = options.eval_feature_extractor or decided(
-            self.accelerator, lambda: pick_extractor(self.reference, cache)
+            self.accelerator, lambda: pick_extractor(self.reference, cache, judge)
         )
-        self.sticks = yardsticks(options.eval_metrics, extractor, self.reference, self.accelerator, cache)
+        self.sticks = yardsticks(
+            options.eval_metrics, extractor, self.reference, self.accelerator, cache, judge=judge
+        )
 
     def __call__(
         self, pipeline: DiffusionPipeline, sampled: DiffusionPipeline, step: int, images_seen: int
@@ -87,9 +87,10 @@ class Evaluation:
     def _record(self, new: list[ResultLine]) -> bool:
         """Add these lines to the results; whether they beat all earlier ones that were measured alike."""
         line = next(line for line in new if line.measure == self.best)
-        better = max if facts_of(self.best).better == "higher" else min
+        better = max if measure_row(self.best).better == "higher" else min
         earlier = [
             other.value for other in results.read(self.folder.results) if other.key(ALIKE) == line.key(ALIKE)
         ]
         results.append(self.folder.results, new)
+        keep_judges(self.folder, (stick.extractor.file for stick in self.sticks))
         return not earlier or better(line.value, *earlier) == line.value

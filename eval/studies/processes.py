@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +14,7 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH
 """Variables by which a launcher of this process would mislead the processes that it starts."""
 
 
-NOTICES = [
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
-]
+NOTICES = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 """Windows has no SIGUSR1."""
 
 
@@ -58,7 +55,8 @@ class Children:
         self.stopped = True
         if self.process is not None and self.process.returncode is None:
             with suppress(ProcessLookupError):  # it has just ended
-                if sys.platform == "win32":  # which has no process groups to signal
-                    self.process.terminate()
+                to_group = getattr(os, "killpg", None)  # Windows has no process groups
+                if to_group:
+                    to_group(self.process.pid, signal.SIGTERM)
                 else:
-                    os.killpg(self.process.pid, signal.SIGTERM)
+                    self.process.terminate()

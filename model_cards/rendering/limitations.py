@@ -37,9 +37,13 @@ def _of_figures(contents: Contents) -> list[str]:
         )
     if any(line.forced for line in lines):
         warnings.append("Numbers marked (forced) rest on fewer samples than features and are unreliable.")
-    if any(line.feature_extractor == "classifier" for line in lines):
+    for data in dict.fromkeys(
+        line.extra.get("judge_data", "the same data")
+        for line in lines
+        if line.feature_extractor == "classifier"
+    ):
         warnings.append(
-            "The classifier that judges its images was trained on the same data; its accuracy, given in the "
+            f"The classifier that judges its images was trained on {data}; its accuracy, given in the "
             "table, limits how far its numbers can be trusted."
         )
     return warnings

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -70,15 +71,23 @@ def project_line() -> str:
 
 
 class PretendedDevice(TorchDispatchMode):
-    """waits: (operation, line of the project) -> how often the host waited for the device there."""
+    """waits: (operation, line of the project) -> how often the host waited for the device there.
 
-    def __init__(self):
+    float64: whether the device has it; where it has not, as on Apple's MPS, a float64 tensor on it raises.
+    """
+
+    def __init__(self, float64: bool = True):
         super().__init__()
+        self.float64 = float64
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: Counter[tuple[str, str]] = Counter()
+        self.one_at_a_time = threading.RLock()  # a backward pass has a thread for each device
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        with self.one_at_a_time:
+            return self._dispatch(function, args, kwargs or {})
+
+    def _dispatch(self, function, args, kwargs):
         leaves = tree_leaves((args, kwargs))
         on_device = any(isinstance(leaf, FakeTensor) for leaf in leaves)
         if not on_device and CUDA.type not in {x.type for x in leaves if isinstance(x, torch.device)}:
@@ -100,7 +109,10 @@ class PretendedDevice(TorchDispatchMode):
         if name == "index" and (answer := self._index(*args)) is not None:
             return answer
         with self.fake:
-            return function(*args, **kwargs)
+            answer = function(*args, **kwargs)
+        if not self.float64 and any(map(_is_float64, tree_leaves(answer))):
+            raise TypeError(f"this device has no float64: {name}")
+        return answer
 
     def _wait(self, what: str) -> None:
         self.waits[what, project_line()] += 1
@@ -118,6 +130,8 @@ class PretendedDevice(TorchDispatchMode):
         if target.type != "cpu":
             return None
         dtype = kwargs.get("dtype") or source.dtype
+        if not self.float64 and torch.float64 in (dtype, args[0].dtype):
+            raise TypeError("this device has no float64: a copy to the host converts there")
         return args[0].zero_() if into else torch.zeros(source.shape, dtype=dtype)
 
     def _index(self, values: torch.Tensor, indices) -> torch.Tensor | None:
@@ -138,9 +152,13 @@ class PretendedDevice(TorchDispatchMode):
             return torch.empty(shape, dtype=dtype, device=CUDA)
 
 
+def _is_float64(value) -> bool:
+    return isinstance(value, FakeTensor) and value.dtype is torch.float64
+
+
 @contextlib.contextmanager
-def pretend_cuda() -> Iterator[PretendedDevice]:
-    """Inside the block, torch.device("cuda") is a device without data."""
+def pretend_cuda(float64: bool = True) -> Iterator[PretendedDevice]:
+    """Inside the block, torch.device("cuda") is a device without data, and without float64 if so asked."""
     lifts_cpu_only = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(x, device="cuda") shows its copy to the mode
     state = torch.zeros(16, dtype=torch.uint8)
@@ -152,11 +170,13 @@ def pretend_cuda() -> Iterator[PretendedDevice]:
         "torch.cuda.set_rng_state": lambda *args, **kwargs: None,
         "torch.cuda.get_device_name": lambda *args, **kwargs: "a device without data",
     }
+    if not float64:
+        answers["trilemma.pipelines.shared.WITHOUT_FLOAT64"] = ("cuda",)
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch(name, answer))
         try:
-            yield stack.enter_context(PretendedDevice())
+            yield stack.enter_context(PretendedDevice(float64))
         finally:
             torch._C._set_only_lift_cpu_tensors(lifts_cpu_only)
 

@@ -16,7 +16,7 @@ from trilemma.pipelines.shared import exact_device
 
 MAX_BETA = 0.999
 MAX_SIGNAL = 0.01
-"""Largest sqrt(abar_T): beyond it x_T shows the image, and sampling from N(0, I) starts from another law."""
+"""Largest sqrt(abar_T): above it x_T still shows the image, and N(0, I) is the wrong start for sampling."""
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -153,7 +153,7 @@ two ends.
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A schedule whose x_T is noise, named as diffusers' schedulers name it, and a remark for the user."""
+    """A schedule whose x_T is noise, under its name in diffusers, and a remark for the user."""
 
     name: str
     steps: int
@@ -179,10 +179,9 @@ def noise_schedule(
 ) -> NoiseSchedule:
     """The schedule of the flags, safe for any T.
 
-    Ends that are not given are 1e-4 and 0.02, the paper's at T=1000, times 1000 / T as far as betas stay
-    below 1; where more than `MAX_SIGNAL` of the image is left in x_T, the betas are scaled up until it is
-    not. Ends that are given are taken as they are. ValueError where no scaling helps, or given ends leave
-    too much.
+    Ends of None are 1e-4 and 0.02, the paper's at T=1000, times 1000 / T while betas stay below 1; if more
+    than `MAX_SIGNAL` of the image is left in x_T, the betas are scaled up until it is not. Other ends are
+    used without scaling. ValueError if no scaling helps, or if those ends leave too much.
     """
     fixed = beta_start is not None or beta_end is not None or name == "squaredcos_cap_v2"
     factor = 1.0 if fixed else min(1000 / steps, MAX_BETA / 0.02)
@@ -221,5 +220,5 @@ def _refusal(schedule: NoiseSchedule, why: str) -> str:
     return (
         f"--ddpm_beta_schedule {schedule.name} with --ddpm_num_steps {schedule.steps} and betas "
         f"{schedule.beta_start:.3g}..{schedule.beta_end:.3g} cannot be used: {why}. "
-        "Take more steps, other betas, or squaredcos_cap_v2."
+        "Use more steps, other betas, or squaredcos_cap_v2."
     )

@@ -34,8 +34,8 @@ def reconstruction_bpd(x0: Tensor, noise: Tensor, gamma_0: Tensor) -> Tensor:
     the true one's: no difference of large numbers is left, and what is too far off need not be looked at.
     """
     unit = gamma_0.mul(-0.5).exp() / 127.5
-    # Asking for it makes a GPU wait once, which costs less than 511 numbers for each pixel would. Where gamma
-    # has diverged to NaN it is 0, and the loss NaN: the training loop says so better than an error here.
+    # Reading it makes the host wait for the GPU once, which costs less than 511 numbers per pixel. If gamma
+    # has diverged to NaN it is 0 and the loss NaN, which the training loop reports better than an error here.
     reach = int((FAR / unit.detach()).nan_to_num(posinf=LEVELS).clamp(max=LEVELS - 1).ceil())
     off = torch.arange(-reach, reach + 1, device=x0.device)
     value = ((x0 + 1) * 127.5).round().unsqueeze(-1) + off

@@ -7,7 +7,6 @@ partial batch is dropped, no image is seen twice in an epoch, one process with b
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -104,8 +103,9 @@ def _epoch(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _leave_group(worker: int) -> None:
-    if sys.platform != "win32":  # where there are no process groups
-        os.setpgrp()
+    leave = getattr(os, "setpgrp", None)  # Windows has no process groups
+    if leave:
+        leave()
 
 
 def _as_it_is(batch):

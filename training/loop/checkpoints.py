@@ -10,14 +10,13 @@ import logging
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from trilemma.training.ranks import decided, on_all
+from trilemma.training.devices.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
 
@@ -142,10 +141,13 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; Windows does this for files that are open for writing."""
-    if path.is_dir() and sys.platform == "win32":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    """Wait until a file or folder is on the disk; Windows does so for files that are open for writing."""
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():
+            return  # Windows opens no folders
+        raise
     try:
         os.fsync(handle)
     finally:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from trilemma.training.devices.memory import saying_what_to_lower
 from trilemma.training.images.image_set import Images, to_float
 from trilemma.training.loop.ema import EMA, ema_decay
 from trilemma.training.loop.method import SKIPPED, Method
@@ -20,7 +21,6 @@ from trilemma.training.loop.records import Means, RunLog
 from trilemma.training.loop.resume import Checkpoints
 from trilemma.training.loop.sheets import draw, sampling_pipeline
 from trilemma.training.loop.stop import INTERRUPTED, StopSignal
-from trilemma.training.memory import saying_what_to_lower
 from trilemma.training.options.groups import Config
 
 VALIDATION_SEED = 20201216

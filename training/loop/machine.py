@@ -1,10 +1,10 @@
 """What a run runs on: threads, hardware, versions, the commit of the code."""
 
 import gc
+import importlib
 import os
 import platform
 import subprocess
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,14 +67,12 @@ def make_accelerator(config: Config) -> Accelerator:
     if run.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(run.local_rank))
     logs = Path(run.output_dir) / config.log.logging_dir
-    refuse_unsupported(os.environ)
-    accelerator = Accelerator(
+    accelerator = _open(
         mixed_precision=run.mixed_precision,
         # As a number it would give way to a variable of the environment.
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.optim.gradient_accumulation_steps),
         log_with=config.log.logger,
         project_config=ProjectConfiguration(project_dir=run.output_dir, logging_dir=str(logs)),
-        kwargs_handlers=[PROCESS_GROUP],
     )
     set_cpu_threads(accelerator, run.cpu_threads)
     return accelerator
@@ -82,10 +80,16 @@ def make_accelerator(config: Config) -> Accelerator:
 
 def evaluation_accelerator(threads: int = 0) -> Accelerator:
     """accelerate's view of this process, for entry points that do not train; threads: `set_cpu_threads`."""
-    refuse_unsupported(os.environ)
-    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
+    accelerator = _open()
     set_cpu_threads(accelerator, threads)
     return accelerator
+
+
+def _open(**settings: Any) -> Accelerator:
+    refuse_unsupported(os.environ)
+    # DistributedDataParallel needs it. Imported after a group is open, it keeps the group's threads for ever.
+    importlib.import_module("torch._dynamo")
+    return Accelerator(kwargs_handlers=[PROCESS_GROUP], **settings)
 
 
 def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
@@ -133,7 +137,8 @@ def _close_groups(problem: BaseException | None = None, failed: bool = False) ->
 def set_cpu_threads(accelerator: Accelerator, threads: int) -> None:
     """On a CPU, this many threads, or 0 for an equal share of the cores: `accelerate launch` gives one."""
     if accelerator.device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        allowed = getattr(os, "sched_getaffinity", None)  # Linux has it
+        cores = len(allowed(0)) if allowed else os.cpu_count()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(threads or max(1, cores // local))
 

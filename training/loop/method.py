@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from trilemma.training.devices.memory import forward_in_parts
+from trilemma.training.devices.precision import Updates
 from trilemma.training.loop.learning_rate import rate
 from trilemma.training.loop.machine import distribute
-from trilemma.training.memory import forward_in_parts
 from trilemma.training.options.groups import Config, OptimConfig
-from trilemma.training.precision import Updates
 
 Logs = dict[str, Tensor]
 """Name -> value per example (B,), or one value; NaN where a name does not apply to an example."""
@@ -33,7 +33,7 @@ class Objective(nn.Module, ABC):
     net: nn.Module
     """What is averaged, sampled and published."""
     num_classes: int | None = None
-    """K, where the pipeline is asked for classes 0..K-1."""
+    """Number of classes K of a class-conditional model."""
     passes: tuple[str, ...] = ()
     """Attributes that are the network's forward passes: validation computes them in parts of a batch."""
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from trilemma.training.devices.ranks import decided
 from trilemma.training.loop.checkpoints import find_same, save_checkpoint, set_newer_aside
 from trilemma.training.loop.ema import EMA
 from trilemma.training.loop.learning_rate import SHAPES
@@ -21,7 +22,6 @@ from trilemma.training.loop.method import Method
 from trilemma.training.networks.build import load_network_config
 from trilemma.training.options.flags import flags_of, flatten
 from trilemma.training.options.groups import Config
-from trilemma.training.ranks import decided
 
 DATA_PLACES = {"dataset_name", "dataset_config_name", "dataset_revision", "train_data_dir"}
 """Flags that say where the training images are; their fingerprint is compared in place of these."""

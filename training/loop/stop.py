@@ -10,7 +10,7 @@ INTERRUPTED = 75
 """Exit code after SIGTERM or SIGUSR1: a checkpoint was written, unless the run shows a sign of failure; run
 the same command again (EX_TEMPFAIL, which not every system has in `os`)."""
 
-NOTICES = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
+NOTICES = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 """Windows has no SIGUSR1."""
 
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline
+from trilemma.training.devices.memory import forward_in_parts
+from trilemma.training.devices.precision import Updates
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
 from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig
 from trilemma.training.loop.learning_rate import rate
 from trilemma.training.loop.machine import distribute
 from trilemma.training.loop.method import SKIPPED, Logs, adamw, norm_log, set_rate
 from trilemma.training.loop.watchdog import Watchdog
-from trilemma.training.memory import forward_in_parts
 from trilemma.training.networks.discriminator import GROUP, Discriminator
-from trilemma.training.precision import Updates
 
 
 class DiscriminatorTurn(nn.Module):
@@ -85,7 +85,7 @@ class GeneratorTurn(nn.Module):
         self.judge = (discriminator,)  # a tuple: its parameters are not this module's
 
     def forward(self, x0: Tensor, labels: Tensor | None) -> tuple[Tensor, Logs]:
-        """Losses (B,) for x0 (B, C, H, W): softplus(-D), which does not saturate where D is sure."""
+        """Losses (B,) for x0 (B, C, H, W): softplus(-D), which does not saturate where D is certain."""
         pairs, (discriminator,) = self.pairs, self.judge
         t = pairs.times(x0)
         _, x_t = pairs.real(x0, t)
@@ -126,7 +126,7 @@ def compare(
 
 
 class DDGAN:
-    """The Method of two networks, each with its Adam; what is averaged and published is the generator.
+    """The Method of two networks, each with its Adam; the generator is averaged and published.
 
     class_names: of a class-conditional model, one for each class, or None for a model without classes.
     """
@@ -169,7 +169,7 @@ class DDGAN:
         self.pairs.denoise = torch.compile(self.net.forward)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
-        """The discriminator's turns, then the generator's, each with times and noise of its own."""
+        """The discriminator's updates, then the generator's, each with its own times and noise."""
         labels = labels if self.class_names else None
         self.steps += 1
         logs: Logs = {}
@@ -209,7 +209,7 @@ class DDGAN:
 
     @torch.no_grad()
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
-        """The discriminator's losses on held-out images; far above its training losses, it has overfitted."""
+        """The discriminator's losses on held-out images: far above those in training, it overfits."""
         labels = labels if self.class_names else None
         whole = len(x0) // GROUP * GROUP or len(x0)  # no group of the minibatch deviation holds both kinds
         x0, labels = x0[:whole], None if labels is None else labels[:whole]

@@ -102,9 +102,9 @@ class DDPM(Objective):
         """The bound (B,) of x0 (B, C, H, W), with x0_hat clipped as in sampling, of a model with a learned
         variance.
 
-        Of all T terms the one at t = 1 is far the largest: it is always there, and one of the others stands
-        for the rest. With one t an image, as in training, it would be missing from most and count T times in
-        the others.
+        Of all T terms the one at t = 1 is by far the largest: it is always computed, and one random other
+        term estimates the rest. With one t per image, as in training, it would be missing for most images and
+        count T times for the others.
         """
         rest = self.process.steps - 1
         others, _ = UniformTimes(rest).sample(len(x0), x0.device, generator)

@@ -1,8 +1,8 @@
 """Variational diffusion: network and noise schedule learn one bound on the likelihood, in bits per dimension.
 
 Kingma, Salimans, Poole & Ho 2021 (arXiv 2107.00630), with time continuous (T = infinity) or in T steps; the
-terms are those of `training/diffusion/variational.py`. Beside the bound, if asked for, the fidelity of
-shortcut MCMC (Y. Huang 2022).
+terms are those of `training/diffusion/variational.py`. Optionally, the fidelity of shortcut MCMC
+(Y. Huang 2022) is trained as well.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ class VDM(Objective):
     def forward(
         self, x0: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Logs]:
-        """Losses (B,) in bits per dimension for x0 (B, C, H, W) in [-1, 1], plus the weighed fidelity if any;
+        """Losses (B,) in bits per dimension for x0 (B, C, H, W) in [-1, 1], plus a weighted fidelity if any;
         logs the bound, its three terms and the ends of gamma.
         """
         labels = self.condition(labels) if self.condition else None
@@ -148,8 +148,8 @@ def build_vdm(
         num_class_embeds=num_class_embeds,
         dropout=dropout,
     )
-    of_model = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
-    options = {name: value for name, value in net.config.items() if name[0] != "_" and name not in of_model}
+    of_data = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
+    options = {name: value for name, value in net.config.items() if name[0] != "_" and name not in of_data}
     model = VDMModel(
         {"_class_name": type(net).__name__, **options},
         sample_size=resolution,

@@ -18,7 +18,7 @@ class DataConfig:
     """Which images, and what is done to them before training."""
 
     dataset_name: str | None = option(
-        None, "Hub data set id, or one that is embedded: digits (8x8), swirl or mixture (points)"
+        None, "Hub data set id, or digits (8x8), or a set of points of training/images/points.py"
     )
     dataset_config_name: str | None = option(
         None, "configuration of the Hub data set", needs=("dataset_name", ...)
@@ -220,7 +220,13 @@ class EvalConfig:
     )
     eval_feature_extractor: str | None = option(
         None,
-        "inception, dinov2, clip, classifier or pixels; inception if its weights are there, else classifier",
+        "as --feature_extractor of eval/evaluate.py; inception if its weights are there, else classifier",
+        free=True,
+        needs=("eval_steps", ...),
+    )
+    eval_judge: str | None = option(
+        None,
+        "classifier that comes with trilemma, such as cifar10, whatever the data; else the data's own",
         free=True,
         needs=("eval_steps", ...),
     )
@@ -258,7 +264,7 @@ class HubConfig:
 
 
 class Config(Protocol):
-    """What every family's configuration has: these groups, and whether its model is class-conditional."""
+    """The groups that every family's configuration has."""
 
     data: DataConfig
     optim: OptimConfig
@@ -268,6 +274,3 @@ class Config(Protocol):
     sheet: SheetConfig
     evaluation: EvalConfig
     hub: HubConfig
-
-    @property
-    def takes_classes(self) -> bool: ...
