@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from trilemma.pipelines.unconditional import UnconditionalPipeline
+from trilemma.training import families
 from trilemma.training import run as launch
 from trilemma.training.diffusion.process import noise_schedule
 from trilemma.training.loop.machine import closing_groups
@@ -64,7 +65,9 @@ def train_and_report(report: str, config, family: str, build, seen: dict) -> Non
 
 def _train_and_report(report: str, config, family: str, build, seen: dict) -> None:
     launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
-    launch.train_and_save(config, family, build)
+    row = families.family(family)._replace(build=build)
+    families.family = lambda name: row
+    launch.train_and_save(config, family)
     for name, network in seen.pop("networks").items():
         seen[name] = [float(p.double().sum()) for p in network.parameters()]
     everyone = gather_object([seen])

@@ -1,6 +1,6 @@
 """The output folder of a run: what its files are called, who may fill it, and how they are read and written.
 
-Nothing else knows these names. Reading needs no torch, so that whatever only reports can answer at once.
+No other file has these names. Reading needs no torch (but see `family`), so reports are printed at once.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from trilemma.pipelines import stock_family_of_folder
 from trilemma.training.options.groups import RunConfig
 from trilemma.training.options.text import as_path, as_text
 from trilemma.training.options.yaml_file import read_values
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 """Held by the run that fills the folder, until its process ends, however it ends."""
-
-STOCK_CLASSES = {"DDPMPipeline": "unconditional"}
-"""Stock class in `model_index.json` -> family, for folders whose run.json does not name the family."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,14 @@ class OutputFolder:
         return self.path / "scores.png"
 
     @property
+    def logs(self) -> Path:
+        """--logging_dir."""
+        return self.path / as_path(self.read_config().get("logging_dir", "logs"))
+
+    @property
     def scalars(self) -> Path:
-        """The numbers that were logged, one step on each line; in --logging_dir."""
-        return self.path / as_path(self.read_config().get("logging_dir", "logs")) / "scalars.jsonl"
+        """The numbers that were logged, one step on each line."""
+        return self.logs / "scalars.jsonl"
 
     def judge(self, digits: str) -> Path:
         """The classifier that measured this model, by the first 16 digits of its sha256."""
@@ -120,14 +123,16 @@ class OutputFolder:
     def family(self) -> str | None:
         """Which family the model is of; None for a pipeline that is not of ours.
 
-        run.json names it; in older folders it follows from the code that they ship, `pipeline_<family>.py`.
+        run.json names it. Without it, the file of code that the model ships does, `pipeline_<family>.py`, or
+        for a stock pipeline `trilemma.pipelines.stock_family`, which imports torch.
         """
         if family := self.read_run().get("family"):
             return family
-        name = self.read_index().get("_class_name")
+        index = self.read_index()
+        name = index.get("_class_name")
         if isinstance(name, list):
             return name[0].removeprefix("pipeline_") if name[0].startswith("pipeline_") else None
-        return STOCK_CLASSES.get(name)
+        return stock_family_of_folder(self.path, index)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -191,12 +196,12 @@ def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFol
 
 
 def _refuse_foreign(folder: OutputFolder) -> None:
-    """ValueError for a folder with files of which none is a run's."""
+    """ValueError for a folder that has files, but none that a run writes."""
     names = {path.name for path in folder.path.iterdir()} - {LOCK} if folder.path.exists() else set()
     ours = {path.name for path in (folder.checkpoints, folder.config, folder.run, folder.index)}
     if names and names.isdisjoint(ours):
         raise ValueError(
-            f"--output_dir {str(folder.path)!r} holds files that are not a run's; name another folder"
+            f"--output_dir {str(folder.path)!r} holds files but no run of this toolkit; name another folder"
         )
 
 

@@ -7,10 +7,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -42,8 +41,6 @@ from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)
 
-Build = Callable[[Any, Images, Accelerator, int], Method]
-
 IMAGES_SHOWN, POINTS_SHOWN = 4, 500
 """Images, or points of the plane, in the pictures of the process."""
 
@@ -58,12 +55,12 @@ def run(config: Config, family: str) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with closing_groups(), saying_what_to_lower(REMEDY):
-            train_and_save(config, family, families.family(family).build)
+            train_and_save(config, family)
     except (ValueError, OSError, FloatingPointError, OutOfMemory, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 
 
-def train_and_save(config: Config, family: str, build: Build) -> None:
+def train_and_save(config: Config, family: str) -> None:
     """Fill the output folder."""
     accelerator = make_accelerator(config)
     require_same_flags(accelerator, config)
@@ -74,7 +71,7 @@ def train_and_save(config: Config, family: str, build: Build) -> None:
         config = with_warmup(config, budget.total, folder, accelerator)
 
         set_seed(config.run.seed)
-        method = build(config, images, accelerator, budget.total)
+        method = families.family(family).build(config, images, accelerator, budget.total)
         seed_noise(config.run.seed, accelerator.process_index)
         count = sum(p.numel() for p in method.net.parameters())
         accelerator.print(

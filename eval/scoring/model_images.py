@@ -31,7 +31,7 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
         pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=trusted)
     except (OSError, TypeError, ValueError) as problem:  # TypeError: a part's code is missing
         raise ValueError(f"--model {path_or_id!r} is not a pipeline folder or Hub id: {problem}") from problem
-    pipeline = as_ours(pipeline)
+    pipeline = as_ours(pipeline, OutputFolder(Path(path_or_id)).read_run().get("family"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

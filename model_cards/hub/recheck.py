@@ -26,11 +26,12 @@ from trilemma.eval.scoring.after_training import load_images_of, trained_on
 from trilemma.eval.scoring.model_images import labels_like, open_drawing
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
+from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import compare_card
-from trilemma.model_cards.rendering.facts import read_facts
 from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.loop.machine import evaluation_accelerator
 from trilemma.training.options.flags import public_name
+from trilemma.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,13 @@ def recheck(model: str, num_samples: int | None = None, reference: str | None = 
 
 
 def _folder_of(model: str) -> Path:
-    return Path(model if Path(model).is_dir() else snapshot_download(model, ignore_patterns=["logs/*"]))
+    """A model's folder; one on the Hub is downloaded without its logs."""
+    if Path(model).is_dir():
+        return Path(model)
+    config = OutputFolder(Path()).config.name  # says where the logs are
+    folder = OutputFolder(Path(snapshot_download(model, allow_patterns=[config])))
+    logs = os.path.relpath(folder.logs, folder.path)
+    return Path(snapshot_download(model, ignore_patterns=[f"{logs}/*"]))
 
 
 def _lines_of(folder: Path, model: str) -> list[ResultLine]:
@@ -84,7 +91,7 @@ def _lines_of(folder: Path, model: str) -> list[ResultLine]:
         raise ValueError("\n".join([*comparison.differences, hint]))
     if comparison.remark:
         logger.warning("The card of %s: %s", model, comparison.remark)
-    return read_facts(folder).lines
+    return read_contents(folder).lines
 
 
 def _check_draw(

@@ -78,17 +78,18 @@ GAMMAS: dict[str, tuple[type[nn.Module], bool]] = {
 class Gamma(nn.Module):
     """gamma(time) for time in [0, 1], float64: gamma(0) + (gamma(1) - gamma(0)) shape(time).
 
-    Learned ends are kept as their distance from the given ones, so that weight decay pulls towards those.
+    Learned ends are kept as their distance from the initial ones, so that weight decay pulls towards those.
     """
 
-    given: Tensor
+    initial_ends: Tensor
 
     def __init__(self, kind: str, start: float, end: float):
         super().__init__()
         shape, learned = GAMMAS[kind]
         self.shape = shape()
         self.shift = nn.Parameter(torch.zeros(2)) if learned else None
-        self.register_buffer("given", torch.tensor([start, end], dtype=torch.float64), persistent=False)
+        ends = torch.tensor([start, end], dtype=torch.float64)
+        self.register_buffer("initial_ends", ends, persistent=False)
 
     def _apply(self, fn, recurse=True):
         """Move with the model, but keep all digits whatever dtype the model is cast to."""
@@ -101,7 +102,7 @@ class Gamma(nn.Module):
 
     def ends(self) -> Tensor:
         """gamma(0) and gamma(1), float64 (2,)."""
-        return self.given if self.shift is None else self.given + exact(self.shift)
+        return self.initial_ends if self.shift is None else self.initial_ends + exact(self.shift)
 
     def forward(self, time: Tensor) -> Tensor:
         """gamma at `time` (B,) float64 in [0, 1] -> float64 (B,)."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MOST_SKIPPED = 50
-"""Overflows on end that end a run: a loss scale of 65536 is then below 1e-10."""
+"""Consecutive overflows that end a run: a loss scale of 65536 is then below 1e-10."""
 
 
 class Updates:
@@ -38,14 +38,14 @@ class Updates:
         return self._last
 
     def done(self) -> int:
-        """Updates that were not skipped; FloatingPointError after `MOST_SKIPPED` overflows on end."""
+        """Updates that were not skipped; FloatingPointError after `MOST_SKIPPED` consecutive overflows."""
         if self._last is not None:
             skipped, self._last = bool(self._last), None
             self.skipped, self._done = self.skipped + skipped, self._done + (not skipped)
             self._on_end = self._on_end + 1 if skipped else 0
         if self._on_end >= MOST_SKIPPED:
             raise FloatingPointError(
-                f"fp16 overflowed in {MOST_SKIPPED} updates on end, however small the loss scale: use "
+                f"fp16 overflowed in {MOST_SKIPPED} consecutive updates, however small the loss scale: use "
                 "--mixed_precision bf16, or lower --learning_rate"
             )
         return self._done

@@ -1,6 +1,6 @@
 """When things happen: steps, the moving average, logs, samples, evaluation, checkpoints, stopping.
 
-One loop for every method. The loop owns time, the method owns gradients, and whatever lies in a higher layer
+One loop for every method. The loop owns time, the method owns gradients, and whatever lies on a higher floor
 reaches the loop as a callable. Collectives run on every rank; only the main process writes files.
 """
 
