@@ -43,7 +43,7 @@ from trilemma.training.options.groups import DataConfig
 from trilemma.training.output_folder import OutputFolder
 
 NAMES = ("cifar10", "cifar10-16", "digits", "mnist")
-ACCURACY = {"cifar10": 0.8, "cifar10-16": 0.7, "digits": 0.97, "mnist": 0.99}
+ACCURACY = {"cifar10": 0.75, "cifar10-16": 0.7, "digits": 0.97, "mnist": 0.99}
 
 
 @pytest.fixture(scope="module")
