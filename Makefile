@@ -1,5 +1,6 @@
 # make train   quick start: create a virtual environment, train on the digits (a few minutes on two CPU cores)
 # make test    create the environment if needed, run the tests
+# make test-other-processor   the numerical tests, with the instructions of an older processor
 # make lint    run ruff
 # make bench   run all benchmarks against the common alternatives
 
@@ -8,13 +9,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test lint bench
+NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,process losses ddpm ema sampling networks metrics features \
+	inception classifier likelihood vdm_likelihood unconditional_pipeline class_conditional_pipeline shared_pipelines))
+
+.PHONY: train test test-other-processor lint bench
 
 train: $(VENV)/.ready
 	$(BIN)/accelerate launch training/train_unconditional.py $(ARGS)
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(ARGS)
+
+test-other-processor: $(VENV)/.ready
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(NUMERICAL) $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ from trilemma.eval.plots.points import chain, fields, scatters, ways
 from trilemma.eval.scoring.model_images import load_model
 from trilemma.training.images.image_set import to_float, to_uint8
 from trilemma.training.images.points import MIXTURE, POINTS
+from trilemma.training.output_folder import OutputFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = BLOCKS  # T_QUANTILE is for this number of groups
@@ -63,7 +64,7 @@ RUNS = {
 
 def train(folder: Path, preset: str, steps: int, *flags: str) -> DiffusionPipeline:
     """The model of a preset after `steps` optimizer steps; trains it unless the folder has a model."""
-    if not (folder / "model_index.json").is_file():
+    if not OutputFolder(folder).index.is_file():
         script = [sys.executable, str(ROOT / "training" / "train_vdm.py"), "--preset", preset]
         places = ["--output_dir", str(folder), "--max_train_steps", str(steps), "--cpu_threads", "1"]
         subprocess.run([*script, *places, *flags], check=True)

@@ -1,8 +1,7 @@
 """Score a model or a set of images: `accelerate launch eval/evaluate.py --model <folder or Hub id>`.
 
-Draws, extracts features and scores in one pass that holds no images, each process its share; prints a table
-and adds lines to `results.jsonl`. Without `--reference` a model is compared with the images that it was
-trained on.
+Each process draws and scores its share of the images and keeps none of them. Prints a table and adds lines to
+`results.jsonl`. Without `--reference` a model is compared with the images that it was trained on.
 """
 
 import sys
@@ -24,10 +23,13 @@ class ReferenceConfig:
     """What the samples are compared with."""
 
     reference: str | None = option(None, "'digits', Hub id, folder, or statistics file (.safetensors, .npz)")
-    split: str | None = option(None, "split of the reference; the training split if not given")
+    split: str | None = option(
+        None, "split of the reference; if not given, the training split, and for bpd the held-out images too"
+    )
     resolution: int | None = option(
         None,
-        "side of the reference's images; that of the training, or with --reference their own, if not given",
+        "side of the reference's images; if not given, that of the training, or with --reference that of the "
+        "files",
         low=1,
     )
     image_column: str | None = option(None, "image column of the reference; found by its type if not given")
@@ -70,10 +72,11 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_flags(EvaluateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
     from trilemma.eval.scoring.after_training import evaluate
+    from trilemma.training.devices.memory import saying_what_to_lower
     from trilemma.training.loop.machine import closing_groups
 
     try:
-        with closing_groups():
+        with closing_groups(), saying_what_to_lower("lower --batch_size"):
             evaluate(config)
     except (ValueError, OSError, RuntimeError) as problem:
         raise SystemExit(f"error: {problem}") from problem

@@ -35,10 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_flags(GenerateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
     from trilemma.eval.scoring.image_output import draw_to_files
+    from trilemma.training.devices.memory import saying_what_to_lower
     from trilemma.training.loop.machine import closing_groups
 
     try:
-        with closing_groups():
+        with closing_groups(), saying_what_to_lower("lower --batch_size"):
             draw_to_files(config.model, config.sampling, config.output.output)
     except (ValueError, OSError, RuntimeError) as problem:
         raise SystemExit(f"error: {problem}") from problem

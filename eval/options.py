@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trilemma.eval.features.judge_files import judge_names
 from trilemma.eval.features.table import EXTRACTORS
 from trilemma.eval.metrics.table import METRICS
 from trilemma.training import families
@@ -52,6 +53,9 @@ class ScoreConfig:
 
     feature_extractor: str | None = option(None, EXTRACTOR_HELP)
     extractor_weights: str | None = option(None, "file, folder or Hub id of the extractor's weights")
+    judge: str | None = option(
+        None, "classifier that comes with trilemma, such as cifar10, whatever the data; else the data's own"
+    )
     metrics: tuple[str, ...] = option(("fd", "kid", "prdc"), "metrics of docs/metrics.md")
     bpd_timesteps: int | None = option(None, "noise levels drawn per image for bpd; all if not given", low=1)
     bpd_images: int | None = option(None, "images of each split for bpd; all if not given", low=2)
@@ -64,6 +68,7 @@ def check_choices(
     *,
     metrics: Iterable[str] = (),
     extractor: str | None = None,
+    judge: str | None = None,
     sampler: str | None = None,
     samplers: Iterable[str] = (),
     in_training: bool = False,
@@ -78,6 +83,8 @@ def check_choices(
         _check("--sampler", sampler, tuple(samplers))
     if extractor is not None:
         _check(f"{prefix}feature_extractor", extractor, tuple(EXTRACTORS))
+    if judge is not None:
+        _check(f"{prefix}judge", judge, judge_names())
     for name in metrics:
         _check(f"{prefix}metrics", name, tuple(METRICS))
     if in_training and metrics:
@@ -88,14 +95,14 @@ def _check_in_training(metrics: tuple[str, ...]) -> None:
     of_model = [name for name in metrics if METRICS[name].needs == ("model",)]
     if of_model:
         raise ValueError(
-            f"--eval_metrics cannot have {of_model[0]}, which is no metric of samples; measure it after the "
+            f"--eval_metrics must be metrics of samples, and {of_model[0]} is not one; measure it after the "
             "training with eval/evaluate.py"
         )
     if METRICS[metrics[0]].best is None:
         able = ", ".join(name for name, row in METRICS.items() if row.best)
         raise ValueError(
-            f"the first of --eval_metrics chooses the best model and must be one of {able}; {metrics[0]} "
-            "has no better or worse"
+            f"the first of --eval_metrics chooses the best model and must be one of {able}; no value of "
+            f"{metrics[0]} is better than another"
         )
 
 
@@ -112,6 +119,7 @@ def check_evaluation(model: ModelConfig, sampling: SamplingConfig, score: ScoreC
     check_choices(
         metrics=(score and score.metrics) or (),
         extractor=score and score.feature_extractor,
+        judge=score and score.judge,
         sampler=sampling.sampler,
         samplers=samplers_of(model.model),
     )

@@ -1,33 +1,75 @@
-"""Pipelines that a downloaded model needs: one file a family, shipped as one file (`single_file.py`)."""
+"""Pipelines that a downloaded model needs: one file a family, shipped as one file (`single_file.py`).
+
+A family whose models are saved as a stock pipeline of diffusers says so in its file, and only there:
+
+    saved_as                       of its pipeline: the stock class
+    is_stock(class, scheduler)     whether such a stock pipeline is of the family
+    from_stock(pipeline)           the family's pipeline of such a model
+
+Several families may be saved as one class. run.json names the family; without it, `is_stock` decides.
+"""
 
 import importlib
 import importlib.util
 import pkgutil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
 
-def as_ours(pipeline: "DiffusionPipeline") -> "DiffusionPipeline":
+def as_ours(pipeline: "DiffusionPipeline", family: str | None = None) -> "DiffusionPipeline":
     """A loaded pipeline as one of a family: with `family`, `network`, `sampler`, `steps` and so on.
 
-    A stock pipeline becomes that of the family whose models are saved so. A model that an older version saved
-    has code without these: it gets the class of its family here, which the name of its file tells.
+    A stock pipeline becomes that of `family`, or by default of the family that `stock_family` names. A model
+    that an older version saved has code without these: it gets the class of its family here, which the name
+    of its file tells.
     """
     kind = type(pipeline)
     if getattr(kind, "family", None) is not None:
         return pipeline
     if kind.__module__.split(".")[0] == "diffusers":
-        for name in (module.name for module in pkgutil.iter_modules(__path__)):
-            module = importlib.import_module(f"{__name__}.{name}")
-            if getattr(module, "STOCK", None) is kind:
-                return module.from_stock(pipeline)
+        family = family or stock_family(kind, pipeline.components.get("scheduler"))
+        from_stock = getattr(_module(family), "from_stock", None)
+        if from_stock is not None:
+            return from_stock(pipeline)
     else:
-        name = f"{__name__}.{kind.__module__.rpartition('.')[2].removeprefix('pipeline_')}"
-        module = importlib.import_module(name) if importlib.util.find_spec(name) else None
+        module = _module(kind.__module__.rpartition(".")[2].removeprefix("pipeline_"))
         ours = getattr(module, kind.__name__, None)
         if ours is not None:
             options = {key: value for key, value in pipeline.config.items() if key[0] != "_"}
             return ours(**(options | pipeline.components))
     raise ValueError(f"{kind.__name__} is not a pipeline of this toolkit's families")
+
+
+def stock_family(kind: "type[DiffusionPipeline]", scheduler: "SchedulerMixin | None") -> str | None:
+    """The family of a stock pipeline of this class with this scheduler; None for one that is of no family."""
+    names = [
+        name
+        for name in (module.name for module in pkgutil.iter_modules(__path__))
+        if (is_stock := getattr(_module(name), "is_stock", None)) and is_stock(kind, scheduler)
+    ]
+    if len(names) > 1:
+        raise ValueError(
+            f"a {kind.__name__} with a {type(scheduler).__name__} may be of the families {', '.join(names)}: "
+            "run.json beside the model must name one"
+        )
+    return names[0] if names else None
+
+
+def stock_family_of_folder(folder: Path, index: dict[str, Any]) -> str | None:
+    """`stock_family` of a saved pipeline, without its weights; `index` is what its model_index.json says."""
+    import diffusers  # not above: it brings torch with it
+
+    kind, scheduler = getattr(diffusers, index.get("_class_name") or "", None), None
+    if (folder / "scheduler").is_dir() and index.get("scheduler", [None])[0] == "diffusers":
+        scheduler_class = getattr(diffusers, index["scheduler"][1], None)
+        scheduler = scheduler_class and scheduler_class.from_pretrained(folder, subfolder="scheduler")
+    return None if kind is None else stock_family(kind, scheduler)
+
+
+def _module(name: str | None) -> ModuleType | None:
+    path = f"{__name__}.{name}"
+    return importlib.import_module(path) if name and importlib.util.find_spec(path) else None

@@ -11,7 +11,6 @@ velocity: at a given x_t these are affine in one another and the two weights sum
 difference). The scheduler turns the mixture into x_0 and clips that, so clipping comes after the mixing.
 """
 
-import copy
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -22,10 +21,9 @@ from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from trilemma.pipelines.samplers import sampler_of, samplers_for, scheduler_for
+from trilemma.pipelines.scheduled import SchedulerPipeline, started, used_channels
 from trilemma.pipelines.shared import (
     ImagesOutput,
-    ShippedPipeline,
     check_output_type,
     image_shape,
     images_output,
@@ -34,14 +32,10 @@ from trilemma.pipelines.shared import (
     names_by_id,
     read_generators,
     read_labels,
-    scheduler_calls,
-    scheduler_steps,
-    started,
-    used_channels,
 )
 
 
-class ClassConditionalPipeline(ShippedPipeline):
+class ClassConditionalPipeline(SchedulerPipeline):
     """Class labels -> images.
 
     `class_names` has one name for each class, or is None. `model_index.json` keeps it as `{"0": name, ...}`:
@@ -50,7 +44,6 @@ class ClassConditionalPipeline(ShippedPipeline):
 
     family = "class_conditional"
     default_guidance = 1.0
-    model_cpu_offload_seq = "unet"
 
     def __init__(
         self,
@@ -72,34 +65,6 @@ class ClassConditionalPipeline(ShippedPipeline):
     def null_label(self) -> int:
         """The label of an unconditional image; also the number of classes."""
         return self.unet.config.num_class_embeds - 1
-
-    @property
-    def network(self) -> UNet2DModel:
-        """The network that is called at each step."""
-        return self.unet
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampler in use, as --sampler takes it."""
-        return sampler_of(self.scheduler)
-
-    def samplers(self) -> tuple[str, ...]:
-        """The names of the samplers that this model can be sampled with."""
-        return samplers_for(self.scheduler)
-
-    def with_sampler(self, name: str) -> "ClassConditionalPipeline":
-        """A copy with another sampler of the same noise schedule; this pipeline stays as it is."""
-        other = copy.copy(self)
-        other.register_modules(scheduler=scheduler_for(self.scheduler, name))
-        return other
-
-    def steps(self, wanted: int | None) -> int:
-        """The usual number of steps, or `wanted`; ValueError if the sampler cannot take that many."""
-        return scheduler_steps(self.scheduler, wanted)
-
-    def calls(self, steps: int, guided: bool) -> int:
-        """Network evaluations that an image costs."""
-        return scheduler_calls(self.scheduler, steps, guided)
 
     @torch.no_grad()
     def __call__(

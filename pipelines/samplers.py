@@ -68,7 +68,9 @@ def scheduler_for(scheduler: "SchedulerMixin", name: str) -> "SchedulerMixin":
         raise ValueError(f"--sampler must be one of {', '.join(samplers_for(scheduler))}; got {name!r}")
     if name not in samplers_for(scheduler):
         target, choices = scheduler.config.get("prediction_type"), ", ".join(samplers_for(scheduler))
-        raise ValueError(f"--sampler {name} cannot sample {target} models; these can: {choices}")
+        raise ValueError(
+            f"--sampler {name} cannot sample models with --prediction_type {target}; these can: {choices}"
+        )
     import diffusers  # not above: it brings torch with it
 
     # from_config would replace each value that is its class's default by the default of the new class, and

@@ -1,10 +1,10 @@
-"""What several pipelines need: seeds, labels, schedulers, output, and saving with the code.
+"""What several pipelines need: seeds, labels, output, and saving with the code.
 
 `save_pretrained` writes the parts that a pipeline uses into the one file that it ships (`single_file.py`), so
 these functions import nothing but what someone with diffusers has.
 """
 
-import copy
+import ast
 import difflib
 import importlib
 import inspect
@@ -13,14 +13,14 @@ import numbers
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, PNDMScheduler, SchedulerMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -29,11 +29,14 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 Generators = torch.Generator | list[torch.Generator] | None
 Labels = str | int | Iterable[str | int | None] | None
 
+WITHOUT_FLOAT64 = ("mps",)  # there float64 values stay on the CPU, and come to the images as float32
+
 
 class ShippedPipeline(DiffusionPipeline):
     """A pipeline that is saved with its code, and so loads where only diffusers is installed.
 
-    saved_as: the stock pipeline of diffusers that it is saved as, without code of its own; None for others.
+    saved_as: the stock pipeline of diffusers that it is saved as, without code, if its components are stock
+        too; None for pipelines that always bring their code.
     """
 
     saved_as: ClassVar[type[DiffusionPipeline] | None] = None
@@ -54,11 +57,15 @@ def ship_code(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Copy the files of the pipeline's class and of its components' into `folder`; name them in its index."""
     path, kind = folder / DiffusionPipeline.config_name, type(pipeline)
     index = json.loads(path.read_text(encoding="utf-8"))
-    for name, entry in index.items():
-        if name in pipeline.components and entry[0] in sys.modules and entry[0] not in STOCK_LIBRARIES:
-            index[name] = [_copy_code(entry[0], "modeling_", folder / name), entry[1]]
+    coded = [
+        name
+        for name, entry in index.items()
+        if name in pipeline.components and entry[0] in sys.modules and entry[0] not in STOCK_LIBRARIES
+    ]
+    for name in coded:
+        index[name] = [_copy_code(index[name][0], "modeling_", folder / name), index[name][1]]
     stock = kind.saved_as if issubclass(kind, ShippedPipeline) else None
-    if stock is not None:
+    if stock is not None and not coded:  # a stock pipeline, saved again, would lose a component's code
         index["_class_name"] = stock.__name__
     elif kind.__module__.split(".")[0] not in STOCK_LIBRARIES:
         index["_class_name"] = [_copy_code(kind.__module__, "pipeline_", folder), kind.__name__]
@@ -75,12 +82,17 @@ def _copy_code(module: str, prefix: str, folder: Path) -> str:
     except TypeError:
         raise ValueError(f"{module} has no file to ship; define its classes in a .py file") from None
     text = source.read_text(encoding="utf-8")
-    if "\nfrom trilemma." in text:  # only in the toolkit: a file that came with a model has no such line
+    if _imports_ours(text):  # only in the toolkit: a file that came with a model has no such import
         text = importlib.import_module("trilemma.pipelines.single_file").single_file(source)
     name = prefix + re.sub(r"\W", "_", source.stem.removeprefix(prefix))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return name
+
+
+def _imports_ours(text: str) -> bool:
+    imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+    return any((node.module or "").startswith("trilemma.") for node in imports)
 
 
 # What a call is asked for.
@@ -103,23 +115,42 @@ def read_generators(
         batch_size = len(class_labels)
     if seeds is None:
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"generator must be one, or {batch_size}, one per image; got {len(generator)}")
+            raise ValueError(
+                f"generator must be a single generator or a list of {batch_size}, one per image; "
+                f"got a list of {len(generator)}"
+            )
         return generator, batch_size
     if generator is not None:
         raise ValueError("pass seeds or generator, not both")
-    if isinstance(seeds, int) or len(seeds) == 0:
+    values = _read_seeds(seeds)
+    if batch_size not in (1, len(values)):
+        raise ValueError(f"seeds must be {batch_size} ints, one per image; got {len(values)}")
+    return [torch.Generator().manual_seed(seed) for seed in values], len(values)
+
+
+def _read_seeds(seeds: Iterable[int]) -> list[int]:
+    """Seeds as Python ints; ValueError for anything else."""
+    values = None if isinstance(seeds, Mapping) else listed(seeds)
+    values = [_plain(seed) for seed in values] if isinstance(values, list) else []
+    if not values or any(isinstance(seed, bool) or not isinstance(seed, numbers.Integral) for seed in values):
         raise ValueError(f"seeds must be a sequence of ints, one per image; got {seeds!r}")
-    if batch_size not in (1, len(seeds)):
-        raise ValueError(f"seeds must be {batch_size} ints, one per image; got {len(seeds)}")
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds], len(seeds)
+    return [int(seed) for seed in values]
 
 
 def listed(class_labels: Labels) -> str | int | list | None:
     """Labels as Python values: one label for all images as it is, or a list with one for each image."""
+    if isinstance(class_labels, Mapping):
+        raise ValueError(f"class_labels must be one label or a sequence of labels; got {class_labels!r}")
     if isinstance(class_labels, Tensor | np.ndarray | np.generic):
         return class_labels.tolist()
     one = isinstance(class_labels, str) or not isinstance(class_labels, Iterable)
     return class_labels if one else list(class_labels)
+
+
+def _plain(value: Any) -> Any:
+    """The Python value of an array or tensor without dimensions; other values as they are."""
+    is_array = isinstance(value, Tensor | np.ndarray | np.generic)
+    return value.item() if is_array and value.ndim == 0 else value
 
 
 def read_labels(
@@ -137,8 +168,7 @@ def read_labels(
 
 
 def _label_id(label: Any, option: str, classes: int, names: tuple[str, ...]) -> int | None:
-    if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
-        label = label.item()
+    label = _plain(label)
     if label is None:
         return None
     if isinstance(label, str) and label in names:
@@ -171,76 +201,7 @@ def check_sampler(pipeline: DiffusionPipeline, name: str) -> None:
     """ValueError unless the pipeline has a sampler of this name."""
     if name not in pipeline.samplers():
         choices = ", ".join(pipeline.samplers())
-        raise ValueError(
-            f"--sampler must be one of {choices} for a {type(pipeline).__name__}; got {name!r}"
-        )
-
-
-# What a scheduler of diffusers is asked for.
-
-
-def scheduler_steps(scheduler: SchedulerMixin, steps: int | None) -> int:
-    """`steps`, or the usual number of them: all T of DDPM; for others 50, or the largest divisor of T below.
-
-    ValueError for a number from which the scheduler makes a wrong chain. DDIM and PNDM go from t to
-    t - T // steps: unless `steps` divides T or spacing is leading, that is not the next timestep, and a step
-    removes the noise of a shorter one. Where T / steps is inexact, trailing timesteps can end in an extra -1,
-    which stands for the noisiest level.
-    """
-    total = scheduler.config.num_train_timesteps
-    divisors = [n for n in range(1, total + 1) if total % n == 0]
-    if steps is None:
-        return total if isinstance(scheduler, DDPMScheduler) else max(n for n in divisors if n <= 50)
-    kind, scheduler = f"{type(scheduler).__name__} of {total} steps", copy.deepcopy(scheduler)
-    if not isinstance(steps, numbers.Integral) or not 1 <= steps <= total:
-        raise ValueError(f"--num_inference_steps must be 1 to {total} for a {kind}, an integer; got {steps}")
-    scheduler.set_timesteps(steps)
-    spacing = scheduler.config.get("timestep_spacing")
-    fixed_stride = isinstance(scheduler, DDIMScheduler | PNDMScheduler) and spacing != "leading"
-    if (fixed_stride and total % steps) or (spacing == "trailing" and min(scheduler.timesteps) < 0):
-        near = f"{max(n for n in divisors if n < steps)} or {min(n for n in divisors if n > steps)}"
-        raise ValueError(f"--num_inference_steps must divide {total} for a {kind}, as {near}; got {steps}")
-    return steps
-
-
-def scheduler_calls(scheduler: SchedulerMixin, steps: int, guided: bool) -> int:
-    """Network evaluations an image: one a timestep (Heun has 2N - 1 of them), twice as many with guidance."""
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
-    return len(scheduler.timesteps) * (1 + guided)
-
-
-def started(
-    scheduler: SchedulerMixin, steps: int | None, generator: Generators, eta: float
-) -> tuple[SchedulerMixin, dict[str, Any]]:
-    """A copy of a scheduler, which keeps state while it samples, set to `steps`; and its `step_options`."""
-    scheduler, steps = copy.deepcopy(scheduler), scheduler_steps(scheduler, steps)
-    scheduler.set_timesteps(steps)
-    return scheduler, step_options(scheduler, generator, eta)
-
-
-def step_options(scheduler: SchedulerMixin, generator: Generators, eta: float) -> dict[str, Any]:
-    """The arguments of `scheduler.step` that only some schedulers have."""
-    # Schedulers of diffusers and of its users have no common interface for this; only the signature says it.
-    accepted = inspect.signature(scheduler.step).parameters
-    if eta and "eta" not in accepted:
-        raise ValueError(f"eta must be 0 for {type(scheduler).__name__}, got {eta}; DDIMScheduler has an eta")
-    # Without use_clipped_model_output, DDIM clips x_0 but keeps the noise of the unclipped one, and the two
-    # drift apart: a little in every model, badly under guidance. Dhariwal & Nichol's code also clips both.
-    options = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
-    return {name: value for name, value in options.items() if name in accepted}
-
-
-def used_channels(in_channels: int, out_channels: int, scheduler: SchedulerMixin) -> int:
-    """How many of the network's output channels the scheduler takes."""
-    if out_channels not in (in_channels, 2 * in_channels):
-        raise ValueError(
-            f"a network of {in_channels} input channels must have {in_channels} output channels, or "
-            f"{2 * in_channels} if it predicts a variance; got {out_channels}"
-        )
-    learned = ("learned", "learned_range")
-    takes_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type in learned
-    return out_channels if takes_variance else in_channels
+        raise ValueError(f"--sampler must be one of {choices} for a {type(pipeline).__name__}; got {name!r}")
 
 
 # What a call returns.
@@ -291,3 +252,8 @@ def image_shape(config: Any, count: int) -> tuple[int, int, int, int]:
     """(count, C, H, W) of the images that a network of this configuration takes."""
     size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
     return (count, config.in_channels, *size)
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where the float64 values that belong to tensors on `device` are."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device

@@ -1,36 +1,28 @@
 """Sampling from an unconditional model: a seed for each image, any scheduler of diffusers.
 
-The state of the sampler is float32 whatever the dtype of the network. On disk the pipeline is a stock
-`DDPMPipeline`, which plain diffusers loads.
+The state of the sampler is float32 whatever the dtype of the network. With a network of diffusers, the
+pipeline is on disk a stock `DDPMPipeline`, which plain diffusers loads; with another, it brings its code.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin, SchedulerMixin
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from trilemma.pipelines.samplers import sampler_of, samplers_for, scheduler_for
+from trilemma.pipelines.samplers import ALL_TARGETS
+from trilemma.pipelines.scheduled import SchedulerPipeline, started, used_channels
 from trilemma.pipelines.shared import (
     ImagesOutput,
-    ShippedPipeline,
     check_output_type,
     image_shape,
     images_output,
     kept_steps,
     read_generators,
-    scheduler_calls,
-    scheduler_steps,
-    started,
-    used_channels,
 )
 
-STOCK = DDPMPipeline
-"""What a model is saved as; see `from_stock`."""
 
-
-class UnconditionalPipeline(ShippedPipeline):
+class UnconditionalPipeline(SchedulerPipeline):
     """A network that denoises, and a scheduler of diffusers.
 
     unet: called as `unet(x_t (B, C, H, W), t).sample`, such as a `UNet2DModel`. Its output has C channels, or
@@ -39,41 +31,12 @@ class UnconditionalPipeline(ShippedPipeline):
     """
 
     family = "unconditional"
-    saved_as = STOCK
+    saved_as = DDPMPipeline
     default_guidance = None
-    model_cpu_offload_seq = "unet"
 
     def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-
-    @property
-    def network(self) -> ModelMixin:
-        """The network that is called at each step."""
-        return self.unet
-
-    @property
-    def sampler(self) -> str:
-        """The name of the sampler in use, as --sampler takes it."""
-        return sampler_of(self.scheduler)
-
-    def samplers(self) -> tuple[str, ...]:
-        """The names of the samplers that this model can be sampled with."""
-        return samplers_for(self.scheduler)
-
-    def with_sampler(self, name: str) -> "UnconditionalPipeline":
-        """A copy with another sampler of the same noise schedule; this pipeline stays as it is."""
-        other = copy.copy(self)
-        other.register_modules(scheduler=scheduler_for(self.scheduler, name))
-        return other
-
-    def steps(self, wanted: int | None) -> int:
-        """The usual number of steps, or `wanted`; ValueError if the sampler cannot take that many."""
-        return scheduler_steps(self.scheduler, wanted)
-
-    def calls(self, steps: int, guided: bool) -> int:
-        """Network evaluations that an image costs."""
-        return scheduler_calls(self.scheduler, steps, guided)
 
     @torch.no_grad()
     def __call__(
@@ -123,6 +86,12 @@ class UnconditionalPipeline(ShippedPipeline):
             image = step.pred_original_sample  # the last mean: DDPMScheduler adds noise to it if t > 0
         self.maybe_free_model_hooks()
         return images_output(image, states, output_type, return_dict)
+
+
+def is_stock(kind: type[DiffusionPipeline], scheduler: SchedulerMixin | None) -> bool:
+    """Whether a stock pipeline of this class and with this scheduler is a model of this family."""
+    target = None if scheduler is None else scheduler.config.get("prediction_type")
+    return kind is UnconditionalPipeline.saved_as and target in ALL_TARGETS
 
 
 def from_stock(pipeline: DDPMPipeline) -> UnconditionalPipeline:

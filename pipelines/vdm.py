@@ -28,6 +28,7 @@ from trilemma.pipelines.shared import (
     ShippedPipeline,
     check_output_type,
     check_sampler,
+    exact_device,
     image_shape,
     images_output,
     kept_steps,
@@ -44,7 +45,7 @@ def alpha_sigma(gamma: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """alpha and sigma of gamma (B,) or (), float32, shaped to multiply (B, C, H, W)."""
     alpha, sigma = gamma.neg().sigmoid().sqrt(), gamma.sigmoid().sqrt()
     shape = (-1, *[1] * (like.ndim - 1))
-    return alpha.float().view(shape), sigma.float().view(shape)
+    return tuple(part.float().view(shape).to(like.device) for part in (alpha, sigma))
 
 
 def denoised(z: Tensor, eps_hat: Tensor, gamma: Tensor) -> Tensor:
@@ -57,8 +58,8 @@ def ancestral_step(z: Tensor, eps_hat: Tensor, noise: Tensor, gamma_t: Tensor, g
     """z_s ~ p(z_s | z_t): all (B, C, H, W), gammas float64 () with gamma_s < gamma_t."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(gamma_t, z), alpha_sigma(gamma_s, z)
     share = -torch.expm1(gamma_s - gamma_t)  # 1 - SNR(t) / SNR(s), exact where the two are close
-    mean = alpha_s / alpha_t * (z - share.float() * sigma_t * eps_hat)
-    return mean + sigma_s * share.sqrt().float() * noise
+    mean = alpha_s / alpha_t * (z - share.float().to(z.device) * sigma_t * eps_hat)
+    return mean + sigma_s * share.sqrt().float().to(z.device) * noise
 
 
 def shortcut_step(z: Tensor, eps_hat: Tensor, noise: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> Tensor:
@@ -177,7 +178,8 @@ class VDMPipeline(ShippedPipeline):
         guided = self._guided(guidance_scale, labels)
         shape = image_shape(config, batch_size)
         options = dict(generator=generator, device=device, dtype=torch.float32)
-        gamma = self.unet.gamma(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device))
+        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=exact_device(device))
+        gamma = self.unet.gamma(times)
         z = randn_tensor(shape, **options)
         states = []
         for i in self.progress_bar(range(steps)):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,8 +20,8 @@ from trilemma.model_cards.card import main
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.rendering import differences
 from trilemma.model_cards.rendering.command import train_command
+from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import Comparison, compare_card
-from trilemma.model_cards.rendering.facts import read_facts
 from trilemma.model_cards.rendering.render import WORDS, render_card, write_card
 from trilemma.model_cards.rendering.text import escape
 from trilemma.model_cards.wording import OTHER, wording
@@ -96,7 +97,10 @@ def folder(tmp_path):
     (tmp_path / "out" / "unet").mkdir(parents=True)
     (tmp_path / "out" / "scheduler").mkdir()
     fill(tmp_path / "out")
-    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    index = {
+        "_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }  # fmt: skip
     unet = {"in_channels": 1, "out_channels": 1, "sample_size": 8}
     files = ("model_index.json", index), ("unet/config.json", unet)
     for name, content in (*files, ("scheduler/scheduler_config.json", {"num_train_timesteps": 1000})):
@@ -290,7 +294,7 @@ LINE = result(1.0).to_json()
     ("null", "not a JSON object"),
     ('{"metric": ', "not JSON"),
     (json.dumps({k: v for k, v in LINE.items() if k not in ("n", "step")}), "lacks n, step;"),
-    (json.dumps(LINE | {"value": "1.0"}), "value '1.0', which is no number"),
+    (json.dumps(LINE | {"value": "1.0"}), "value '1.0', which is not a number"),
     (json.dumps(LINE | {"value": None}), "value None"),
     (json.dumps(LINE | {"interval": [1]}), "neither two numbers nor null"),
 ])  # fmt: skip
@@ -431,9 +435,36 @@ def test_every_family_has_a_wording(folder):
         words = wording(name)
         assert words is not OTHER
         assert all(text.startswith("@") for text in words.papers.values())
-    facts = read_facts(folder)
-    assert facts.family == "unconditional"
-    assert folder.name == facts.model_id
+    contents = read_contents(folder)
+    assert contents.family == "unconditional"
+    assert folder.name == contents.model_id
+
+
+def test_the_network_of_a_model_with_two_components(folder):
+    """It is the one that the family names, wherever its name stands in the alphabet."""
+    index = {"_class_name": ["pipeline_vae", "VAEPipeline"], "vae": ["modeling_vae_model", "VAEModel"]}
+    index["discriminator"] = ["diffusers", "UNet2DModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for name, size in {"discriminator": 4, "vae": 16}.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps({"in_channels": 1, "sample_size": size}))
+    (folder / "run.json").write_text("{}")
+    contents = read_contents(folder)
+    assert (contents.family, contents.saved.network["sample_size"]) == ("vae", 16)
+    assert contents.saved.network_has_code
+
+
+def test_the_snippet_of_a_plain_network_runs_its_own_pipeline(folder):
+    index = {
+        "_class_name": ["pipeline_unconditional", "UnconditionalPipeline"],
+        "unet": ["modeling_plain_unet", "PlainUNet2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (snippet,) = code(render_card(folder), "python")
+    assert "DiffusionPipeline.from_pretrained" in snippet
+    assert "DDIMScheduler.from_config" in snippet
+    assert "pipeline(num_inference_steps=50, seeds=[0, 1])" in snippet
+    assert "DDPMPipeline" not in snippet
 
 
 @pytest.mark.parametrize(("name", "trust"), [("LDMPipeline", False), (["pipeline_mine", "MyPipeline"], True)])
@@ -512,6 +543,7 @@ def test_a_change_of_the_words_is_counted(folder):
     """
     prose = hashlib.sha256()
     append(folder / "results.jsonl", [result(0.25, forced=True), result(0.5, "copying")])
+    shutil.copytree(folder / "unet", folder / "vae")  # the name of the autoencoder's network
     for name in ("unconditional", "class_conditional", "ddgan", "vdm", "vae"):
         run = {**RUN, "family": name}
         (folder / "run.json").write_text(json.dumps(run))

@@ -253,7 +253,7 @@ def test_a_model_without_names_says_so(unet):
     ({"guidance_interval": (2, 1)}, "low < high"),
     ({"guidance_interval": 3}, "low < high"),
     ({"num_inference_steps": 5.0}, "an integer; got 5.0"),
-    ({"generator": (torch.Generator(),)}, "generator must be one, or 2, one per image; got 1"),
+    ({"generator": (torch.Generator(),)}, "generator or a list of 2, one per image; got a list of 1"),
     ({"seeds": [1]}, "seeds must be 2 ints, one per image; got 1"),
     ({"seeds": 1}, "sequence of ints"),
     ({"num_inference_steps": 51}, "must be 1 to 50"),

@@ -1,15 +1,19 @@
 """The classifier that is trained on the spot: good enough, the same each time, kept, checked, unobtrusive."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from entry import environment
 from safetensors.torch import save_file
 
 from trilemma.eval.features import classifier
 from trilemma.eval.features.classifier import (
     ClassifierNet,
+    Recipe,
     classifier_file,
     load_classifier,
     train_classifier,
@@ -38,7 +42,7 @@ class Blobs:
         shape = (self.count, self.channels, self.resolution, self.resolution)
         noise = rng.integers(0, 100, shape)
         self.pixels = (noise + 100 * bright[:, None, :, None]).astype(np.uint8)
-        self.fingerprint = f"{self.seed:016d}{self.resolution}"
+        self.fingerprint = self.split_fingerprint = f"{self.seed:016d}{self.resolution}"
 
     def __len__(self):
         return self.count
@@ -103,6 +107,84 @@ def test_nothing_of_the_surrounding_job_matters_or_changes(short):
     assert trained.held_out_accuracy == 1
 
 
+def other_precision(job):
+    if job == "float32 products":
+        torch.set_float32_matmul_precision("medium")
+    elif job == "kernels":
+        torch.backends.mkldnn.enabled = False
+    elif job == "dtype":
+        torch.set_default_dtype(torch.float64)
+    elif job == "device":
+        torch.set_default_device("meta")
+
+
+@pytest.fixture
+def settings_restored():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.mkldnn.enabled = True
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("job", ["float32 products", "kernels", "dtype", "device"])
+def test_the_settings_of_a_job_neither_matter_nor_change(short, settings_restored, job):
+    expected, _ = train_classifier(Blobs())
+
+    def settings():
+        backend = torch.backends.mkldnn
+        precisions = [getattr(backend, name).fp32_precision for name in ("matmul", "conv")]
+        return *precisions, backend.enabled, torch.get_default_dtype(), torch.get_default_device()
+
+    other_precision(job)
+    before = settings()
+    net, _ = train_classifier(Blobs())
+    assert settings() == before
+    for name, value in net.state_dict().items():
+        assert value.numpy().tobytes() == expected.state_dict()[name].numpy().tobytes(), name
+
+
+ONE_AFTER_ANOTHER = """
+import hashlib, sys
+import numpy as np, torch
+from trilemma.eval.features import classifier
+from trilemma.training.images.image_set import load_images
+from trilemma.training.options.groups import DataConfig
+
+classifier.IMAGES_PER_CHANNEL = 5000
+images = load_images(DataConfig(dataset_name="digits", cache_dir=sys.argv[1]))
+rng = np.random.default_rng()
+kept = []
+for i in range(int(sys.argv[2])):
+    # Other holes in the heap each time, so that tensors come to lie elsewhere.
+    kept += [np.empty(n, np.uint8) for n in rng.integers(1, 5000, 100)]
+    rng.shuffle(kept)
+    del kept[: len(kept) // 2]
+    torch.set_num_threads(1 + i % 2)
+    weights = classifier.train_classifier(images)[0].state_dict().values()
+    print(hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights)).hexdigest(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_fifty_trainings_under_load_are_one(tmp_path):
+    load_images(DataConfig(dataset_name="digits", cache_dir=str(tmp_path)))  # one process decodes
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    line = [sys.executable, "-c", ONE_AFTER_ANOTHER, str(tmp_path), "10"]
+    threads = ("1", "1", "2", "2", "2")
+    try:
+        runs = [
+            subprocess.Popen(line, env=environment(OMP_NUM_THREADS=number), stdout=subprocess.PIPE, text=True)
+            for number in threads
+        ]
+        weights = [sha256 for run in runs for sha256 in run.communicate()[0].split()]
+    finally:
+        for process in (*busy, *runs):
+            process.kill()
+    assert len(weights) == 50
+    assert len(set(weights)) == 1
+
+
 def test_is_trained_once_for_each_data_set(short, tmp_path, monkeypatch):
     first = classifier_file(Blobs(), tmp_path)
     other = classifier_file(Blobs(seed=1), tmp_path)
@@ -150,6 +232,15 @@ def test_data_without_labels_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"blobs.*--label_column.*pixels"):
         classifier_file(blobs, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_recipes(short):
+    """A test split is measured on and leaves all images to train on; flips change the images seen."""
+    blobs, test = Blobs(), Blobs(count=20, seed=1)
+    net, trained = train_classifier(blobs, Recipe(images_seen=300), test)
+    assert (trained.images_seen, trained.held_out, trained.held_out_accuracy) == (384, 20, 1)
+    flipped, _ = train_classifier(blobs, Recipe(images_seen=300, random_flip=True), test)
+    assert not torch.equal(net.head.weight, flipped.head.weight)
 
 
 def test_classes_are_those_of_the_data_even_if_some_are_empty(short):

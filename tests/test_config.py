@@ -183,7 +183,7 @@ def test_dry_run_prints_yaml_and_stops(capsys):
         (["--sampler", "dimm", "--dry_run"], ["--sampler must be one of ddim, ddpm", "Did you mean ddim?"]),
         (
             ["--sampler", "euler_ancestral", "--prediction_type", "sample", "--dry_run"],
-            ["--sampler euler_ancestral cannot sample sample models", "ddim"],
+            ["cannot sample models with --prediction_type sample", "ddim"],
         ),
         (["--learning_rate", "1e-8", "--lr_scheduler", "polynomial"], ["--learning_rate", "1e-07"]),
         (["--vae_channels", "8"], ["--vae_channels does not apply here", "training/train_vae.py"]),

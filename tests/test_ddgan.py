@@ -2,12 +2,10 @@
 
 import copy
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -549,11 +547,8 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, flags):
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
     cut = tmp_path / "cut"
     for step in sorted(random.Random(0).sample(range(2, 19), 2)):
-        running, file = start(SCRIPT, *flags, "--output_dir", str(cut)), cut / "logs" / "scalars.jsonl"
-        while running.process.is_alive() and not (file.exists() and f'"step": {step},' in file.read_text()):
-            time.sleep(0.002)
-        os.kill(running.process.pid, signal.SIGKILL)
-        assert running.wait() == -signal.SIGKILL
+        killed = start(SCRIPT, *flags, "--output_dir", str(cut), signal_at=(step, signal.SIGKILL))
+        assert killed.wait() == -signal.SIGKILL
     run(SCRIPT, *flags, "--output_dir", str(cut))
     assert_same(weights(tmp_path / "uncut"), weights(cut))
     uncut = checkpoint(tmp_path / "uncut")

@@ -18,22 +18,25 @@ from test_distributed import TORCHRUN
 from trilemma.eval.bounds.bits_per_dim import Likelihood
 from trilemma.eval.evaluate import EvaluateConfig
 from trilemma.eval.metrics.sample_metric import Measurement, SampleMetric
-from trilemma.eval.metrics.table import METRICS, Measure, Metric
+from trilemma.eval.metrics.table import METRICS, Measure, Metric, measure_row, metric_of
 from trilemma.eval.options import SamplingConfig, check_choices
 from trilemma.eval.scoring import after_training
 from trilemma.eval.scoring.model_images import labels_like
 from trilemma.eval.scoring.naming import metric_name
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.eval.scoring.results import Origin, ResultLine, lines, read
-from trilemma.eval.scoring.yardsticks import Reference
 from trilemma.eval.studies.grid import columns_of
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.ddgan import DDGANPipeline
+from trilemma.pipelines.networks.vae_model import VAEModel
 from trilemma.pipelines.networks.vdm_model import VDMModel
+from trilemma.pipelines.vae import VAEPipeline
 from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.training.images.image_set import load_images
+from trilemma.training.loop.machine import evaluation_accelerator
 from trilemma.training.options.flags import parse_flags
 from trilemma.training.options.groups import DataConfig
+from trilemma.training.output_folder import OutputFolder
 
 EVALUATE, GENERATE, TRAIN = "eval/evaluate.py", "eval/generate.py", "training/train_unconditional.py"
 
@@ -142,13 +145,9 @@ def test_saved_statistics_give_the_same_number_and_refuse_another_protocol(model
     file = tmp_path / "digits.safetensors"
     flags = [*model_flags(model), "--metrics", "fd"]
     direct = scored(model, tmp_path, *flags, "--save_reference", str(file))
-    # The cache may hold classifiers of other references too; a file's name ends in its sha256.
-    judge = direct["fd_classifier"]["extractor_sha256"]
-    (weights,) = (model / "cache" / "classifiers").glob(f"*-{judge[:16]}.safetensors")
     (tmp_path / "again").mkdir()
-    with_file = ["--reference", str(file), "--extractor_weights", str(weights)]
-    again = scored(model, tmp_path / "again", *flags, *with_file, "--feature_extractor", "classifier")
-    assert again["fd_classifier"]["extractor_sha256"] == judge
+    again = scored(model, tmp_path / "again", *flags, "--reference", str(file))  # it names its classifier
+    assert again["fd_classifier"]["extractor_sha256"] == direct["fd_classifier"]["extractor_sha256"]
     assert again["fd_classifier"]["value"] == pytest.approx(direct["fd_classifier"]["value"], rel=1e-9)
     refused = scored(
         model, tmp_path, *flags, "--reference", str(file), "--feature_extractor", "pixels", check=False
@@ -343,7 +342,11 @@ def test_the_number_of_a_sweep_keeps_what_the_sweep_added():
         ("eval/sweep.py", ["--question", "losses", "--sampler", "dimm"], "got 'dimm'. Did you mean ddim"),
         (TRAIN, ["--dry_run", "--eval_steps", "1", "--eval_metrics", "fdd"], "got 'fdd'. Did you mean fd"),
         (TRAIN, ["--dry_run", "--eval_steps", "1", "--eval_metrics", "diversity"], "chooses the best model"),
-        (TRAIN, ["--dry_run", "--eval_steps", "1", "--eval_metrics", "fd", "bpd"], "no metric of samples"),
+        (
+            TRAIN,
+            ["--dry_run", "--eval_steps", "1", "--eval_metrics", "fd", "bpd"],
+            "and bpd is not one",
+        ),
         (TRAIN, ["--dry_run", "--eval_steps", "1", "--eval_feature_extractor", "vgg"], "got 'vgg'"),
     ],
 )
@@ -377,15 +380,89 @@ def test_bits_per_dimension_of_a_denoising_gan_end_before_the_data_are_opened(tm
         after_training.evaluate(config)
 
 
-def test_each_split_is_measured_once():
-    train, test = SimpleNamespace(name="train"), SimpleNamespace(name="test")
-    for split, reference, expected in (
-        (None, Reference(train, test), {"train": train, "test": test}),
-        ("test", Reference(test, train), {"test": test}),
-        ("train", Reference(train, None), {"train": train}),
-    ):
-        config = SimpleNamespace(reference=SimpleNamespace(split=split))
-        assert after_training.likelihood_images(config, reference) == expected
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """A model, and 24 images of each of three splits; `config.yaml` is left to the tests."""
+    root = tmp_path_factory.mktemp("splits")
+    generator = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        (root / "data" / split).mkdir(parents=True)
+        for i in range(24):
+            pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "data" / split / f"{i}.png")
+    save_bundle(VAEPipeline(VAEModel(8, 1, 4, (8, 16))), root / "out")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "flags", "expected"),
+    [
+        ({}, [], {"bpd_train": 24, "bpd_test": 24}),
+        ({"validation_size": 8}, [], {"bpd_train": 16, "bpd_test": 8}),
+        ({"validation_size": 8}, ["--split", "train"], {"bpd_train": 16}),
+        ({"validation_size": 8}, ["--split", "test"], {"bpd_test": 24}),
+        ({"validation_size": 8}, ["--split", "validation"], {"bpd_validation": 24}),
+        (
+            {"validation_size": 8, "validation_split": "validation"},
+            ["--split", "validation"],
+            {"bpd_validation": 24},
+        ),
+    ],
+)
+def test_each_image_is_measured_once_under_the_name_of_its_split(
+    autoencoder, tmp_path, trained_with, flags, expected
+):
+    """A metric that is named twice is measured once, and nothing is held out of a split not trained on."""
+    values = {"train_data_dir": str(autoencoder / "data"), "seed": 0, **trained_with}
+    OutputFolder(autoencoder / "out").config.write_text(json.dumps(values))
+    flags = ["--model", str(autoencoder / "out"), "--metrics", "bpd", "bpd", *flags, "--cpu_threads", "1"]
+    flags += ["--output", str(tmp_path / "results.jsonl"), "--cache_dir", str(autoencoder / "cache")]
+    after_training.evaluate(parse_flags(EvaluateConfig, "", flags))
+    numbers = read(tmp_path / "results.jsonl")
+    assert {line.metric: line.n for line in numbers if line.measure == "bpd"} == expected
+    assert {line.metric: line.reference_n for line in numbers if line.measure == "bpd"} == expected
+    assert len(numbers) == 3 * len(expected), "the bound and its two terms"
+
+
+@pytest.mark.parametrize(
+    ("flags", "side"), [([], 4), (["--resolution", "2"], 2), (["--reference", "data"], 8)]
+)
+def test_the_side_of_the_references_images(autoencoder, tmp_path, monkeypatch, capsys, flags, side):
+    """As the help says: --resolution, else that of the training, or of the files of --reference."""
+    with pytest.raises(SystemExit):
+        parse_flags(EvaluateConfig, "", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "side of the reference's images; if not given, that of the training, or with --reference" in text
+    monkeypatch.chdir(autoencoder)
+    values = {"train_data_dir": "data", "resolution": 4, "seed": 0}
+    OutputFolder(autoencoder / "out").config.write_text(json.dumps(values))
+    flags = ["--model", "out", *flags, "--cache_dir", str(tmp_path)]
+    config = parse_flags(EvaluateConfig, "", flags)
+    accelerator = evaluation_accelerator(1)
+    assert after_training.open_reference(config, accelerator).images.resolution == side
+
+
+def test_the_sampler_of_a_new_line_is_read_as_it_was_written():
+    """The class of a scheduler that is no row of SAMPLERS; older files have classes for rows."""
+    origin = Origin("x", 7, sampler="DPMSolverMultistepScheduler")
+    protocol = ReferenceProtocol("pixels", None, "none", "uint8", "toy", "train", "0", False, 10)
+    (line,) = lines({"kid": Measurement(1.0, 7)}, origin, protocol, commit=None)
+    assert ResultLine.from_json(json.loads(json.dumps(line.to_json()))) == line
+    older = {key: value for key, value in line.to_json().items() if key not in ("measure", "whole")}
+    assert ResultLine.from_json(older).sampler == "dpmsolver++"
+
+
+def test_a_bound_may_have_terms_of_any_name():
+    assert metric_of("kl_bpd") == metric_of("bpd") == "bpd"
+    assert measure_row("kl_bpd").of_split
+    assert metric_name("kl_bpd", None, 100, "test", None) == "bpd_test_kl"
+    assert metric_of("kl") is None
+    assert not measure_row("kl").of_split
+    protocol = ReferenceProtocol(None, None, None, None, "toy", "test", "0", False, 10)
+    measured = {name: Measurement(1.0, 7) for name in ("bpd", "prior_bpd")}
+    for line in lines(measured, Origin("x", 7), protocol, commit=None):
+        older = {key: value for key, value in line.to_json().items() if key not in ("measure", "whole")}
+        assert ResultLine.from_json(older).measure == line.measure
 
 
 class Brightness(SampleMetric):

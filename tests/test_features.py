@@ -1,6 +1,5 @@
 """Every extractor keeps one contract: uint8 in, the same features in any batch, errors that name a remedy."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from trilemma.eval.features import classifier, inception
+from trilemma.eval.features import inception
 from trilemma.eval.features.extractors import (
     Features,
     VisionNet,
@@ -37,7 +36,6 @@ def sources(tmp_path_factory):
     torch.save(net.state_dict(), folder / "inception.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception, "WEIGHTS_SHA256", inception.file_sha256(folder / "inception.pth"))
-        patch.setattr(classifier, "IMAGES_PER_CHANNEL", 1000)
         yield {
             "inception": {"weights": str(folder / "inception.pth")},
             "dinov2": {"weights": str(folder / "dinov2")},
@@ -128,9 +126,7 @@ def test_wrong_sizes_are_refused_where_nothing_is_resized(extractors, name):
 
 
 def test_the_classifier_serves_from_its_file_too(sources, extractors, images):
-    source = sources["classifier"]
-    (file,) = (Path(source["cache_dir"]) / "classifiers").iterdir()
-    loaded = load_extractor("classifier", weights=str(file))
+    loaded = load_extractor("classifier", weights=str(extractors["classifier"].file))
     assert loaded.sha256 == extractors["classifier"].sha256
     assert 0 <= loaded.judge_accuracy <= 1
     torch.testing.assert_close(loaded(images), extractors["classifier"](images), rtol=1e-4, atol=1e-5)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from trilemma.model_cards.card import main as card
 from trilemma.training.output_folder import OutputFolder
 
+# The families of version 0.1; later ones have no folders of it.
 FAMILIES = ("unconditional", "class_conditional", "ddgan", "vdm", "vae")
 RESUMABLE = FAMILIES[:-1]
 SETTINGS = {"vdm": ["--num_inference_steps", "5"]}

@@ -81,7 +81,7 @@ def test_another_sampler_keeps_the_schedule_and_changes_nothing_else(name):
 def test_a_sampler_that_is_not_there_or_cannot_do_it():
     with pytest.raises(ValueError, match=r"--sampler must be one of ddpm, ddim, .*; got 'ddmp'"):
         pipeline_of().with_sampler("ddmp")
-    with pytest.raises(ValueError, match=r"cannot sample sample models; these can: ddpm, ddim"):
+    with pytest.raises(ValueError, match=r"with --prediction_type sample; these can: ddpm, ddim"):
         pipeline_of("sample").with_sampler("euler_ancestral")
 
 

@@ -1,6 +1,9 @@
 """What holds for the pipelines of all families: one interface, one way to read a call, one shipped file."""
 
+import importlib
 import inspect
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +18,13 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     UNet2DModel,
 )
 from entry import environment
 
+from trilemma import pipelines
 from trilemma.model_cards.hub.bundle import check_standalone, save_bundle
 from trilemma.pipelines import as_ours, shared
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
@@ -32,6 +37,8 @@ from trilemma.pipelines.single_file import single_file
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vae import VAEPipeline
 from trilemma.pipelines.vdm import VDMPipeline
+from trilemma.training import families
+from trilemma.training.output_folder import OutputFolder
 
 NAMES = ("zero", "one", "two")
 FOLDER = Path(shared.__file__).parent
@@ -61,11 +68,24 @@ def vae():
     return VAEPipeline(VAEModel(8, 1, 4, (8, 16)))
 
 
+def plain():
+    """An unconditional model with a network that is not of diffusers."""
+    torch.manual_seed(0)
+    net = PlainUNet2DModel(8, 1, 1, ("DownBlock2D",), ("UpBlock2D",), (8,), 1, norm_num_groups=4)
+    pipeline = UnconditionalPipeline(net.eval(), DDPMScheduler(5))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 FAMILIES = {
     "unconditional": unconditional, "class_conditional": class_conditional, "ddgan": ddgan, "vdm": vdm,
     "vae": vae,
 }  # fmt: skip
 WITH_CLASSES = ("class_conditional", "ddgan", "vdm")
+
+
+def test_every_family_is_tested_here():
+    assert set(FAMILIES) == set(families.names())
 
 
 def make(family):
@@ -82,13 +102,16 @@ def call(pipeline, **options):
     return pipeline(num_inference_steps=steps, output_type="pt", **(labels | options)).images
 
 
-@pytest.mark.parametrize(("family", "sampler", "samplers", "steps", "calls", "guidance"), [
-    ("unconditional", "ddpm", tuple(SAMPLERS), 40, 40, None),
-    ("class_conditional", "ddim", tuple(SAMPLERS), 40, 40, 1.0),
-    ("ddgan", "ddpm", ("ddpm",), 4, 4, None),
-    ("vdm", "ancestral", ("ancestral", "shortcut"), 250, 250, 1.0),
-    ("vae", "decoder", ("decoder",), 1, 1, None),
-])
+@pytest.mark.parametrize(
+    ("family", "sampler", "samplers", "steps", "calls", "guidance"),
+    [
+        ("unconditional", "ddpm", tuple(SAMPLERS), 40, 40, None),
+        ("class_conditional", "ddim", tuple(SAMPLERS), 40, 40, 1.0),
+        ("ddgan", "ddpm", ("ddpm",), 4, 4, None),
+        ("vdm", "ancestral", ("ancestral", "shortcut"), 250, 250, 1.0),
+        ("vae", "decoder", ("decoder",), 1, 1, None),
+    ],
+)
 def test_the_interface_of_every_family(family, sampler, samplers, steps, calls, guidance):
     pipeline = make(family)
     assert (pipeline.family, pipeline.sampler, pipeline.samplers()) == (family, sampler, samplers)
@@ -124,18 +147,32 @@ def test_a_scheduler_of_no_row_is_called_by_its_class(scheduler):
     assert pipeline.with_sampler("ddim").sampler == "ddim"
 
 
-@pytest.mark.parametrize(("total", "scheduler", "steps"), [
-    (1000, DDIMScheduler, 50), (70, DDIMScheduler, 35), (10, DDIMScheduler, 10), (70, DDPMScheduler, 70),
-])
+@pytest.mark.parametrize(
+    ("total", "scheduler", "steps"),
+    [
+        (1000, DDIMScheduler, 50),
+        (70, DDIMScheduler, 35),
+        (10, DDIMScheduler, 10),
+        (70, DDPMScheduler, 70),
+    ],
+)
 def test_usual_steps(total, scheduler, steps):
     assert unconditional(scheduler(total)).steps(None) == steps
 
 
 @pytest.mark.parametrize("family", WITH_CLASSES)
-@pytest.mark.parametrize("labels", [
-    ["one", "two"], [1, 2], (1, np.int64(2)), np.array([1, 2]), torch.tensor([1, 2]), {"one": 0, 2: 0}.keys(),
-    [torch.tensor(1), "two"],
-])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["one", "two"],
+        [1, 2],
+        (1, np.int64(2)),
+        np.array([1, 2]),
+        torch.tensor([1, 2]),
+        {"one": 0, 2: 0}.keys(),
+        [torch.tensor(1), "two"],
+    ],
+)
 def test_labels_may_come_in_any_form(family, labels):
     expected = call(make(family), class_labels=["one", "two"], seeds=[0, 1])
     assert torch.allclose(call(make(family), class_labels=labels, seeds=[0, 1]), expected, atol=1e-5)
@@ -154,10 +191,22 @@ def test_one_label_is_for_all_images_and_a_list_says_how_many(family, label):
 
 
 @pytest.mark.parametrize("family", WITH_CLASSES)
-@pytest.mark.parametrize(("label", "shown"), [
-    (True, "True"), (np.True_, "True"), (torch.tensor(True), "True"), (1.0, "1.0"), (np.float64(1), "1.0"),
-    (torch.tensor(1.0), "1.0"), (3, "3"), (-1, "-1"), ("three", "'three'"), ("1", "'1'"), ([1], r"\[1\]"),
-])
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (True, "True"),
+        (np.True_, "True"),
+        (torch.tensor(True), "True"),
+        (1.0, "1.0"),
+        (np.float64(1), "1.0"),
+        (torch.tensor(1.0), "1.0"),
+        (3, "3"),
+        (-1, "-1"),
+        ("three", "'three'"),
+        ("1", "'1'"),
+        ([1], r"\[1\]"),
+    ],
+)
 def test_what_is_no_label_is_refused_with_the_choices(family, label, shown):
     pipeline = make(family)
     message = rf"^class_labels\[1\] must be one of 0 'zero', 1 'one', 2 'two', or None; got {shown}"
@@ -166,6 +215,13 @@ def test_what_is_no_label_is_refused_with_the_choices(family, label, shown):
     if not isinstance(label, list):
         with pytest.raises(ValueError, match=message.replace(r"\[1\] must", " must")):
             call(pipeline, class_labels=label)
+
+
+@pytest.mark.parametrize("family", WITH_CLASSES)
+def test_labels_by_name_are_no_labels(family):
+    """The keys of a dictionary would be read as labels, and its values be ignored."""
+    with pytest.raises(ValueError, match=r"class_labels must be .* a sequence of labels; got \{'one': 2\}"):
+        call(make(family), class_labels={"one": 2})
 
 
 @pytest.mark.parametrize("family", WITH_CLASSES)
@@ -186,14 +242,21 @@ def test_numbers_of_images_and_seeds_are_read_in_one_way(family):
     pipeline = make(family)
     assert len(call(pipeline, batch_size=2)) == 2
     pair = call(pipeline, seeds=range(1, 3), batch_size=2)
-    assert torch.allclose(call(pipeline, seeds=np.array([1, 2])), pair, atol=1e-5)
+    for seeds in (np.array([1, 2]), torch.tensor([1, 2]), [np.int64(1), torch.tensor(2)]):
+        assert torch.allclose(call(pipeline, seeds=seeds), pair, atol=1e-5)
     by_generator = call(pipeline, batch_size=1, generator=(torch.Generator().manual_seed(1),))
     assert torch.allclose(by_generator, call(pipeline, seeds=[1]), atol=1e-5)
     generator = torch.Generator()
     for message, options in {
         "seeds must be 3 ints, one per image; got 2": {"batch_size": 3, "seeds": [1, 2]},
-        "generator must be one, or 3, one per image; got 1": {"batch_size": 3, "generator": [generator]},
+        "or a list of 3, one per image; got a list of 1": {"batch_size": 3, "generator": [generator]},
         "one per image; got 5": {"seeds": 5},
+        r"must be a sequence of ints, one per image; got np.int64\(3\)": {"seeds": np.int64(3)},
+        r"must be a sequence of ints, one per image; got array\(3\)": {"seeds": np.array(3)},
+        r"must be a sequence of ints, one per image; got \[1, 1.5\]": {"seeds": [1, 1.5]},
+        r"must be a sequence of ints, one per image; got \[True\]": {"seeds": [True]},
+        "must be a sequence of ints, one per image; got '12'": {"seeds": "12"},
+        r"must be a sequence of ints, one per image; got \{1: 2\}": {"seeds": {1: 2}},
         r"one per image; got \[\]": {"seeds": []},
         "seeds or generator, not both": {"seeds": [1], "generator": generator},
         "batch_size must be an integer of at least 1; got 0": {"batch_size": 0},
@@ -232,17 +295,28 @@ def test_a_shipped_file_has_what_it_uses_and_nothing_else():
         assert name not in text
     text = single_file(FOLDER / "class_conditional.py")
     assert text.index("SAMPLERS: dict") < text.index("class ClassConditionalPipeline")
+    bases = [text.index(f"class {name}Pipeline(") for name in ("Shipped", "Scheduler", "ClassConditional")]
+    assert bases == sorted(bases)
     # Comments and the documentation of constants come along.
     assert "# from_config would replace" in text
     assert '"""PIL images, or floats' in single_file(FOLDER / "vae.py")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("from trilemma.pipelines.shared import convert as to_images\n", "without `as`"),
-    ("from trilemma.pipelines import shared\n", "must be a class, function or constant"),
-    ("from trilemma.pipelines.shared import convert\n\ndef convert():\n    pass\n", "things called convert"),
-    ("from math import copysign as copy\n\nfrom trilemma.pipelines.shared import started\n", "two things"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from trilemma.pipelines.shared import convert as to_images\n", "without `as`"),
+        ("from trilemma.pipelines import shared\n", "must be a class, function or constant"),
+        (
+            "from trilemma.pipelines.shared import convert\n\ndef convert():\n    pass\n",
+            "things called convert",
+        ),
+        (
+            "from math import copysign as copy\n\nfrom trilemma.pipelines.scheduled import started\n",
+            "two things",
+        ),
+    ],
+)
 def test_names_that_one_file_cannot_have(tmp_path, text, message):
     path = tmp_path / "code.py"
     path.write_text(f'"""A file."""\n\n{text}')
@@ -256,44 +330,48 @@ sys.modules["trilemma"] = None
 import numpy as np
 from diffusers import DiffusionPipeline
 
-root = sys.argv[1]
-for generation in (0, 1, 2):
-    for family in sys.argv[2:]:
-        pipeline = DiffusionPipeline.from_pretrained(f"{root}/{family}{generation}", trust_remote_code=True)
-        pipeline.set_progress_bar_config(disable=True)
-        if family == "unconditional":
-            assert type(pipeline).__module__.startswith("diffusers.")
-            import torch
-            generator = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-            options = {"generator": generator, "batch_size": 2, "num_inference_steps": 40}
-        else:
-            assert pipeline.family == family
-            options = {"seeds": [3, 4]}
-            if pipeline.class_names:
-                options["class_labels"] = ["two", "one"]
-        images = pipeline(output_type="np", **options).images
-        # Alignment of memory and threads change the last bits of a network's output; a chain adds them up.
-        np.testing.assert_allclose(images, np.load(f"{root}/{family}.npy"), atol=1e-4)
-        pipeline.save_pretrained(f"{root}/{family}{generation + 1}")
+root, generation = sys.argv[1], int(sys.argv[2])
+for name in sys.argv[3:]:
+    pipeline = DiffusionPipeline.from_pretrained(f"{root}/{name}{generation}", trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    if name == "unconditional":
+        assert type(pipeline).__module__.startswith("diffusers.")
+        import torch
+        generator = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+        options = {"generator": generator, "batch_size": 2, "num_inference_steps": 40}
+    else:
+        assert pipeline.family == {"plain": "unconditional"}.get(name, name)
+        options = {"seeds": [3, 4]}
+        if pipeline.class_names:
+            options["class_labels"] = ["two", "one"]
+    images = pipeline(output_type="np", **options).images
+    # Alignment of memory and threads change the last bits of a network's output; a chain adds them up.
+    np.testing.assert_allclose(images, np.load(f"{root}/{name}.npy"), atol=1e-4)
+    pipeline.save_pretrained(f"{root}/{name}{generation + 1}")
 """
 
 
 @pytest.mark.parametrize("save", [save_bundle, lambda pipeline, folder: pipeline.save_pretrained(folder)])
 def test_a_stranger_draws_the_same_images_saves_and_loads_again(tmp_path, save):
-    """The three generations: saved by the toolkit, by a stranger, and by a stranger from a stranger's."""
-    for family in FAMILIES:
-        pipeline = make(family)
-        labels = {"class_labels": ["two", "one"]} if family in WITH_CLASSES else {}
-        np.save(tmp_path / f"{family}.npy", pipeline(seeds=[3, 4], output_type="np", **labels).images)
-        save(pipeline, tmp_path / f"{family}0")
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(tmp_path), *FAMILIES], capture_output=True, text=True,
-        cwd=tmp_path, env=environment(HF_HOME=str(tmp_path / "home")),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    """The three generations: saved by the toolkit, by a stranger, and by a stranger from a stranger's.
+
+    Each is a process with a home of its own, so that no code of an earlier one is there.
+    """
+    models = {family: make(family) for family in FAMILIES} | {"plain": plain()}
+    for name, pipeline in models.items():
+        labels = {"class_labels": ["two", "one"]} if name in WITH_CLASSES else {}
+        np.save(tmp_path / f"{name}.npy", pipeline(seeds=[3, 4], output_type="np", **labels).images)
+        save(pipeline, tmp_path / f"{name}0")
+    for generation in ("0", "1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", STRANGER, str(tmp_path), generation, *models], capture_output=True,
+            text=True, cwd=tmp_path, env=environment(HF_HOME=str(tmp_path / f"home{generation}")),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob("unconditional*/**/*.py"))
-    for family in ("class_conditional", "ddgan", "vdm", "vae"):
-        texts = {(tmp_path / f"{family}{n}" / f"pipeline_{family}.py").read_text() for n in (0, 1, 2, 3)}
+    files = {name: name for name in models if name != "unconditional"} | {"plain": "unconditional"}
+    for name, family in files.items():
+        texts = {(tmp_path / f"{name}{n}" / f"pipeline_{family}.py").read_text() for n in (0, 1, 2, 3)}
         assert texts == {single_file(FOLDER / f"{family}.py")}
 
 
@@ -306,13 +384,78 @@ def test_the_arguments_of_diffusers_are_passed_on(tmp_path):
     assert torch.allclose(call(loaded, seeds=[1]), call(pipeline, seeds=[1]), atol=1e-5)
 
 
-def test_a_component_of_ours_in_a_stock_pipeline_has_its_code(tmp_path):
-    net = PlainUNet2DModel(8, 1, 1, ("DownBlock2D",), ("UpBlock2D",), (8,), 1, norm_num_groups=4)
-    UnconditionalPipeline(net, DDPMScheduler(5)).save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.rglob("*.py")} == {"modeling_plain_unet.py"}
+def test_a_network_of_ours_brings_the_code_of_the_pipeline_too(tmp_path):
+    """A stock pipeline that a stranger saves again would lose the network's code."""
+    pipeline = plain()
+    pipeline.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*.py")} == {
+        "modeling_plain_unet.py", "pipeline_unconditional.py"
+    }  # fmt: skip
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    assert (loaded.family, type(loaded.unet).__name__) == ("unconditional", "PlainUNet2DModel")
+    assert OutputFolder(tmp_path).family == "unconditional"
+    loaded.register_modules(unet=UNet2DModel(**UNET))
+    loaded.save_pretrained(tmp_path / "stock")
+    assert not list((tmp_path / "stock").rglob("*.py"))
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "stock")) is DDPMPipeline
+
+
+def test_a_network_of_ours_in_a_stock_pipeline_of_an_older_version(tmp_path):
+    DDPMPipeline(plain().unet, DDPMScheduler(5)).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    shutil.copy(FOLDER / "networks" / "plain_unet.py", tmp_path / "unet" / "modeling_plain_unet.py")
+    index["unet"] = ["modeling_plain_unet", "PlainUNet2DModel"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
     loaded = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded) is DDPMPipeline
-    assert type(loaded.unet).__name__ == "PlainUNet2DModel"
+    assert type(as_ours(loaded)) is UnconditionalPipeline
+
+
+SECOND = """
+from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
+
+class Second:
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+def is_stock(kind, scheduler):
+    return kind is DDPMPipeline and isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+
+def from_stock(pipeline):
+    return Second(pipeline)
+"""
+
+
+def test_two_families_may_be_saved_as_one_stock_pipeline(tmp_path, monkeypatch):
+    """run.json names the family; without it, the scheduler decides."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "second.py").write_text(SECOND)
+    monkeypatch.setattr(pipelines, "__path__", [*pipelines.__path__, str(tmp_path / "modules")])
+    importlib.invalidate_caches()
+    try:
+        schedulers = {"unconditional": DDPMScheduler(5), "second": FlowMatchEulerDiscreteScheduler()}
+        kinds = {"unconditional": "UnconditionalPipeline", "second": "Second"}
+        for family, scheduler in schedulers.items():
+            folder = OutputFolder(tmp_path / family)
+            stock = DDPMPipeline(UNet2DModel(**UNET), scheduler)
+            stock.save_pretrained(folder.path)
+            assert folder.family == family
+            assert type(as_ours(stock)).__name__ == kinds[family]
+            assert type(as_ours(stock, "second")).__name__ == "Second"
+            folder.run.write_text(json.dumps({"family": "second"}))
+            assert folder.family == "second"
+            folder.run.write_text("{}")
+        monkeypatch.setattr(sys.modules["trilemma.pipelines.second"], "is_stock", lambda *arguments: True)
+        with pytest.raises(ValueError, match=r"families unconditional, second: run.json .* must name one"):
+            OutputFolder(tmp_path / "unconditional").family  # noqa: B018
+    finally:
+        sys.modules.pop("trilemma.pipelines.second", None)
+        vars(pipelines).pop("second", None)
+
+
+def test_a_stock_pipeline_of_no_family():
+    with pytest.raises(ValueError, match="DDPMPipeline is not a pipeline of this toolkit's families"):
+        as_ours(DDPMPipeline(UNet2DModel(**UNET), FlowMatchEulerDiscreteScheduler()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -124,7 +124,8 @@ def test_it_is_measured(trained):
     distance, bound = lines["fd_pixels"], lines["bpd_train"]
     assert (distance.measure, distance.sampler, distance.nfe, distance.step) == ("fd", "pixels", 1, 20)
     assert (bound.measure, bound.n, bound.sampler) == ("bpd", 50, None)
-    assert bound.value == pytest.approx(lines["bpd_train_reconstruction"].value)
+    assert bound.value == pytest.approx(lines["bpd_train_pixels"].value)
+    assert lines["bpd_train_pixels"].measure == "pixels_bpd"
     assert 1 < bound.value < 8, "independent uniform bytes have 8"
 
 
@@ -150,6 +151,23 @@ def test_a_stranger_runs_the_snippet(trained, tmp_path):
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sample.png").is_file()
+
+
+def test_it_is_swept(column, tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "trilemma.eval.sweep", raising=False)  # it has the families in its flags
+    sweep = importlib.import_module("trilemma.eval.sweep")
+    flags = ["--family", "toy", "--grid", "toy_scale=0.5,1", "--output_dir", str(tmp_path), "--dry_run"]
+    try:
+        sweep.main([*flags, "--sampler", "pixels"])
+        listed = capsys.readouterr().out
+        with pytest.raises(SystemExit, match=r"--sampler must be one of pixels; got 'ddim'"):
+            sweep.main([*flags, "--sampler", "ddim"])
+        with pytest.raises(SystemExit, match=r"that of point toy_scale=0.5 has no classes"):
+            sweep.main([*flags, "--classes", "3"])
+    finally:
+        sys.modules.pop("trilemma.eval.sweep")
+    assert listed.count("-m trilemma.training.train_toy ") == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_its_numbers_come_out_again(trained, monkeypatch):

@@ -11,7 +11,7 @@ from conftest import TINY
 from diffusers import DDPMScheduler, UNet2DModel
 from entry import environment, run, start
 from PIL import Image
-from test_train_unconditional import assert_same, signal_at, weights
+from test_train_unconditional import assert_same, weights
 
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.training.diffusion.label_dropout import LabelDropout
@@ -83,7 +83,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):
     flags = [*tiny, "--max_train_steps", "12", "--checkpointing_steps", "4", "--p_uncond", "0.3"]
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
     cut = tmp_path / "cut"
-    assert signal_at(start(SCRIPT, *flags, "--output_dir", str(cut)), cut, 7, 9) == -9
+    assert start(SCRIPT, *flags, "--output_dir", str(cut), signal_at=(7, 9)).wait() == -9
     run(SCRIPT, *flags, "--output_dir", str(cut))
     assert_same(weights(tmp_path / "uncut"), weights(cut))
 

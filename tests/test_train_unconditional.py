@@ -4,13 +4,11 @@ diffusers.
 
 import fcntl
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -37,17 +35,6 @@ def scalars(folder):
 def assert_same(one, two):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def signal_at(running, folder, step, number):
-    """Send a signal when the run has logged `step`; returns the exit code."""
-    file = folder / "logs" / "scalars.jsonl"
-    while running.process.is_alive():
-        if file.exists() and f'"step": {step},' in file.read_text():
-            os.kill(running.process.pid, number)
-            break
-        time.sleep(0.002)
-    return running.wait()
 
 
 def test_quick_start_folder(tmp_path, tiny):
@@ -115,8 +102,8 @@ def test_killed_at_any_step_and_resumed_ends_with_the_same_weights(tmp_path, tin
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
     cut = tmp_path / "cut"
     for step in sorted(random.Random(accumulation).sample(range(1, 24), 3)):
-        code = signal_at(start(SCRIPT, *flags, "--output_dir", str(cut)), cut, step, signal.SIGKILL)
-        assert code == -signal.SIGKILL
+        killed = start(SCRIPT, *flags, "--output_dir", str(cut), signal_at=(step, signal.SIGKILL))
+        assert killed.wait() == -signal.SIGKILL
     run(SCRIPT, *flags, "--output_dir", str(cut))
     assert_same(weights(tmp_path / "uncut"), weights(cut))
     steps = [line["step"] for line in scalars(cut) if "loss" in line]
@@ -135,7 +122,7 @@ def test_a_scheduler_s_notice_writes_a_checkpoint_and_exits_with_the_documented_
         "--output_dir",
         str(out),
     ]
-    assert signal_at(start(SCRIPT, *flags), out, 3, number) == INTERRUPTED
+    assert start(SCRIPT, *flags, signal_at=(3, number)).wait() == INTERRUPTED
     (step,) = checkpoint_steps(out / "checkpoints")
     assert step >= 3
     assert json.loads((out / "run.json").read_text())["steps"] == step

@@ -268,7 +268,7 @@ def test_errors_name_the_remedy():
         "must be one of pil, np, pt; got 'png'": {"output_type": "png"},
         "seeds or generator, not both": {"seeds": [1], "generator": generator},
         "seeds must be 3 ints, one per image; got 2": {"batch_size": 3, "seeds": [1, 2]},
-        "generator must be one, or 3, one per image; got 1": {"batch_size": 3, "generator": [generator]},
+        "or a list of 3, one per image; got a list of 1": {"batch_size": 3, "generator": [generator]},
         "one per image; got 5": {"seeds": 5},
         r"one per image; got \[\]": {"seeds": []},
         "eta must be 0 for HeunDiscreteScheduler": {"eta": 0.5},
@@ -276,7 +276,7 @@ def test_errors_name_the_remedy():
         "from 2 to 10  ": {"num_inference_steps": 5, "trajectory": 1},
         "must be 1 to 1000": {"num_inference_steps": 0},
         "an integer; got 5.0": {"num_inference_steps": 5.0},
-        "generator must be one, or 2, one per image; got 1": {"batch_size": 2, "generator": (generator,)},
+        "or a list of 2, one per image; got a list of 1": {"batch_size": 2, "generator": (generator,)},
     }.items():
         with pytest.raises(ValueError, match=message.strip()):
             pipeline(**options)

@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -428,11 +426,8 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, flags):
     flags = [*flags, "--max_train_steps", "16", "--checkpointing_steps", "4", "--free_bits", "0.05"]
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
     cut, step = tmp_path / "cut", random.Random(0).randrange(5, 15)
-    running, file = start(SCRIPT, *flags, "--output_dir", str(cut)), cut / "logs" / "scalars.jsonl"
-    while running.process.is_alive() and not (file.exists() and f'"step": {step},' in file.read_text()):
-        time.sleep(0.002)
-    os.kill(running.process.pid, signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    killed = start(SCRIPT, *flags, "--output_dir", str(cut), signal_at=(step, signal.SIGKILL))
+    assert killed.wait() == -signal.SIGKILL
     run(SCRIPT, *flags, "--output_dir", str(cut))
     uncut, resumed = weights(tmp_path / "uncut"), weights(cut)
     assert uncut.keys() == resumed.keys()

@@ -73,7 +73,7 @@ def test_gamma_rises_between_its_pinned_ends(kind):
     assert (values.diff() > 0).all()
     assert_close(values[[0, -1]], torch.stack([start, end]), atol=1e-12, rtol=0)
     learned = kind in ("learned_linear", "monotone")
-    assert torch.equal(gamma.ends(), gamma.given) != learned
+    assert torch.equal(gamma.ends(), gamma.initial_ends) != learned
     assert values.dtype == torch.float64
 
 

@@ -4,6 +4,7 @@ saw.
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from trilemma.pipelines.unconditional import UnconditionalPipeline
+from trilemma.training import families
 from trilemma.training import run as launch
 from trilemma.training.diffusion.process import noise_schedule
 from trilemma.training.loop.machine import closing_groups
@@ -50,7 +52,12 @@ def main(report: str, *flags: str) -> None:
 
 
 def train_and_report(report: str, config, family: str, build, seen: dict) -> None:
-    """Train, and write what each rank has seen: `seen` with the weights of its `networks`, name -> module."""
+    """Train, and write what each rank has seen: `seen` with the weights of its `networks`, name -> module.
+
+    What accelerate or torch says is deprecated is an error.
+    """
+    warnings.filterwarnings("error", category=FutureWarning)
+    warnings.filterwarnings("error", module=r"accelerate\.|torch\.distributed|torch\.nn\.parallel")
     with closing_groups():  # what holds the groups is local to the function
         _train_and_report(report, config, family, build, seen)
     assert not [file for file in Path("/proc/self/task").glob("*/comm") if "gloo" in file.read_text()]
@@ -58,7 +65,9 @@ def train_and_report(report: str, config, family: str, build, seen: dict) -> Non
 
 def _train_and_report(report: str, config, family: str, build, seen: dict) -> None:
     launch.draw_pictures = launch.save_bundle = launch.write_card = lambda *arguments: None
-    launch.train_and_save(config, family, build)
+    row = families.family(family)._replace(build=build)
+    families.family = lambda name: row
+    launch.train_and_save(config, family)
     for name, network in seen.pop("networks").items():
         seen[name] = [float(p.double().sum()) for p in network.parameters()]
     everyone = gather_object([seen])

@@ -19,4 +19,9 @@ def main(family: str, description: str) -> None:
 def check(config) -> None:
     """ValueError for choices of evaluation that do not exist."""
     options = config.evaluation
-    check_choices(metrics=options.eval_metrics, extractor=options.eval_feature_extractor, in_training=True)
+    check_choices(
+        metrics=options.eval_metrics,
+        extractor=options.eval_feature_extractor,
+        judge=options.eval_judge,
+        in_training=True,
+    )

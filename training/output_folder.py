@@ -1,19 +1,20 @@
 """The output folder of a run: what its files are called, who may fill it, and how they are read and written.
 
-Nothing else knows these names. Reading needs no torch, so that whatever only reports can answer at once.
+No other file has these names. Reading needs no torch (but see `family`), so reports are printed at once.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from trilemma.pipelines import stock_family_of_folder
 from trilemma.training.options.groups import RunConfig
 from trilemma.training.options.text import as_path, as_text
 from trilemma.training.options.yaml_file import read_values
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 """Held by the run that fills the folder, until its process ends, however it ends."""
-
-STOCK_CLASSES = {"DDPMPipeline": "unconditional"}
-"""Stock class in `model_index.json` -> family, for folders whose run.json does not name the family."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,22 @@ class OutputFolder:
         return self.path / "scores.png"
 
     @property
+    def logs(self) -> Path:
+        """--logging_dir."""
+        return self.path / as_path(self.read_config().get("logging_dir", "logs"))
+
+    @property
     def scalars(self) -> Path:
-        """The numbers that were logged, one step on each line; in --logging_dir."""
-        return self.path / as_path(self.read_config().get("logging_dir", "logs")) / "scalars.jsonl"
+        """The numbers that were logged, one step on each line."""
+        return self.logs / "scalars.jsonl"
+
+    def judge(self, digits: str) -> Path:
+        """The classifier that measured this model, by the first 16 digits of its sha256."""
+        return self.path / f"judge-{digits}.safetensors"
+
+    def judges(self) -> list[Path]:
+        """The classifiers in the folder."""
+        return sorted(self.path.glob(self.judge("*").name))
 
     def read_config(self) -> dict[str, Any]:
         """Flag -> value."""
@@ -101,7 +112,7 @@ class OutputFolder:
         return read_json(self.run) if self.run.is_file() else {}
 
     def read_index(self) -> dict[str, Any]:
-        """What model_index.json says; ValueError where there is none."""
+        """What model_index.json says; ValueError without that file."""
         if not self.index.is_file():
             raise ValueError(
                 f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
@@ -112,14 +123,16 @@ class OutputFolder:
     def family(self) -> str | None:
         """Which family the model is of; None for a pipeline that is not of ours.
 
-        run.json names it. Older folders tell it by the file of code that they ship, `pipeline_<family>.py`.
+        run.json names it. Without it, the file of code that the model ships does, `pipeline_<family>.py`, or
+        for a stock pipeline `trilemma.pipelines.stock_family`, which imports torch.
         """
         if family := self.read_run().get("family"):
             return family
-        name = self.read_index().get("_class_name")
+        index = self.read_index()
+        name = index.get("_class_name")
         if isinstance(name, list):
             return name[0].removeprefix("pipeline_") if name[0].startswith("pipeline_") else None
-        return STOCK_CLASSES.get(name)
+        return stock_family_of_folder(self.path, index)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -165,29 +178,30 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 @contextmanager
 def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
-    """Have --output_dir, empty or with what an earlier run left, to oneself inside the block."""
-    folder, lock = OutputFolder(Path(run.output_dir)), None
-    with accelerator.main_process_first():
-        _refuse_foreign(folder)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if accelerator.is_main_process:
-            lock = _take(folder.path)
-            if run.overwrite_output_dir:
-                _empty(folder.path)
-    try:
+    """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
+    from trilemma.training.devices.ranks import decided, share_folder  # which imports torch
+
+    folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
+
+    def take() -> None:
+        held.callback(_take(folder.path).release)
+        if run.overwrite_output_dir:
+            _empty(folder.path)
+
+    with held:
+        decided(accelerator, lambda: _refuse_foreign(folder))
+        share_folder(folder.path, accelerator, "--output_dir")
+        decided(accelerator, take)
         yield folder
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _refuse_foreign(folder: OutputFolder) -> None:
-    """ValueError for a folder with files of which none is a run's."""
+    """ValueError for a folder that has files, but none that a run writes."""
     names = {path.name for path in folder.path.iterdir()} - {LOCK} if folder.path.exists() else set()
     ours = {path.name for path in (folder.checkpoints, folder.config, folder.run, folder.index)}
     if names and names.isdisjoint(ours):
         raise ValueError(
-            f"--output_dir {str(folder.path)!r} holds files that are not a run's; name another folder"
+            f"--output_dir {str(folder.path)!r} holds files but no run of this toolkit; name another folder"
         )
 
 

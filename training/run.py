@@ -7,10 +7,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -26,6 +25,8 @@ from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.render import write_card
 from trilemma.training import families
+from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
+from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags, seed_noise
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
 from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
@@ -40,10 +41,11 @@ from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)
 
-Build = Callable[[Any, Images, Accelerator, int], Method]
-
 IMAGES_SHOWN, POINTS_SHOWN = 4, 500
 """Images, or points of the plane, in the pictures of the process."""
+
+REMEDY = "take a smaller network, or lower --train_batch_size and --eval_forward_batch"
+"""What helps where memory runs out before the training."""
 
 
 def run(config: Config, family: str) -> None:
@@ -52,24 +54,25 @@ def run(config: Config, family: str) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if main else logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        with closing_groups():
-            train_and_save(config, family, families.family(family).build)
-    except (ValueError, OSError, FloatingPointError, PublishError) as problem:
+        with closing_groups(), saying_what_to_lower(REMEDY):
+            train_and_save(config, family)
+    except (ValueError, OSError, FloatingPointError, OutOfMemory, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 
 
-def train_and_save(config: Config, family: str, build: Build) -> None:
+def train_and_save(config: Config, family: str) -> None:
     """Fill the output folder."""
     accelerator = make_accelerator(config)
+    require_same_flags(accelerator, config)
     with own_folder(config.run, accelerator) as folder:
         images, held_out = load_data(config, accelerator)
         budget = budget_of(config, images, accelerator)
-        check_publishable(config, budget.total)
+        decided(accelerator, lambda: check_publishable(config, budget.total))
         config = with_warmup(config, budget.total, folder, accelerator)
 
         set_seed(config.run.seed)
-        method = build(config, images, accelerator, budget.total)
-        set_seed(config.run.seed, device_specific=True)  # from here on each rank has its own noise
+        method = families.family(family).build(config, images, accelerator, budget.total)
+        seed_noise(config.run.seed, accelerator.process_index)
         count = sum(p.numel() for p in method.net.parameters())
         accelerator.print(
             f"{len(images):,} images of {images.name}, {count:,} parameters, {budget.total:,} steps of "
@@ -77,9 +80,7 @@ def train_and_save(config: Config, family: str, build: Build) -> None:
         )
 
         def save(pipeline: DiffusionPipeline, where: Path = folder.path) -> None:
-            if accelerator.is_main_process:
-                save_bundle(pipeline, where)
-            accelerator.wait_for_everyone()
+            decided(accelerator, lambda: save_bundle(pipeline, where))
 
         def finish(pipeline: DiffusionPipeline) -> None:
             save(pipeline)
@@ -89,7 +90,7 @@ def train_and_save(config: Config, family: str, build: Build) -> None:
         if config.evaluation.eval_steps:
             evaluate = Evaluation(config, images, held_out, accelerator, save)
             evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
-            evaluate.check_metrics()
+            evaluate.check_metrics(conditional=method.num_classes is not None)
         data = data_of(config, images, held_out, budget, accelerator)
         runlog = RunLog(accelerator, folder, config, family)
         train(method, data, Hooks(save, finish, evaluate), runlog, accelerator, config, budget.total)
@@ -144,16 +145,23 @@ def data_of(
 
 def load_data(config: Config, accelerator: Accelerator) -> tuple[Images, Images | None]:
     """Images to train on and, if requested, others to validate on; one process a machine decodes them."""
+    images, held_out = on_all(accelerator, lambda: read_data(config), local_main_first=True)
+    prints = {"training images": images.fingerprint, "held-out images": held_out and held_out.fingerprint}
+    require_same(accelerator, prints, "the data must be the same on all machines")
+    return images, held_out
+
+
+def read_data(config: Config) -> tuple[Images, Images | None]:
+    """Images to train on and, if requested, others to validate on."""
     data = config.data
-    with accelerator.local_main_process_first():
-        images = load_images(data)
-        if not data.validation_size:
-            return images, None
-        if data.validation_split is None:
-            return hold_out(images, data.validation_size, config.run.seed)
-        alike = replace(data, channels=images.channels, resolution=images.resolution)
-        others = load_images(alike, data.validation_split)
-        return images, others.subset(range(min(data.validation_size, len(others))))
+    images = load_images(data)
+    if not data.validation_size:
+        return images, None
+    if data.validation_split is None:
+        return hold_out(images, data.validation_size, config.run.seed)
+    alike = replace(data, channels=images.channels, resolution=images.resolution)
+    others = load_images(alike, data.validation_split)
+    return images, others.subset(range(min(data.validation_size, len(others))))
 
 
 def check_publishable(config: Config, total_steps: int) -> None:
@@ -171,7 +179,7 @@ def draw_pictures(
     method: Method, images: Images, config: Config, accelerator: Accelerator, folder: OutputFolder
 ) -> None:
     """The pictures of the finished model; every rank draws its share of the samples."""
-    sheet = draw(method, accelerator, config.sheet)
+    sheet = draw(method, accelerator, config)
     if not accelerator.is_main_process:
         return
     sheet_of(sheet, columns=method.num_classes, points=images.points).save(folder.samples)

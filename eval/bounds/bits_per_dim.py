@@ -21,7 +21,9 @@ from tqdm.auto import tqdm
 
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
 from trilemma.pipelines import as_ours
+from trilemma.pipelines.shared import exact_device
 from trilemma.training import families
+from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images, to_float
 from trilemma.training.sampling import shard
 
@@ -93,7 +95,7 @@ def bits_per_image(
 ) -> BitsPerDim:
     """Score this rank's share of the images (all, or those of `indices`); then every rank must `compute`."""
     indices = range(len(images)) if indices is None else indices
-    metric = BitsPerDim(terms.names, len(indices)).to(device)
+    metric = BitsPerDim(terms.names, len(indices)).to(exact_device(device))
     places = shard(range(len(indices)), rank, world)
     with tqdm(total=len(places), desc="bits per dimension", unit="image", disable=rank > 0 or None) as bar:
         for start in range(0, len(places), terms.images_at_once):
@@ -102,7 +104,9 @@ def bits_per_image(
             pixels, labels = images.__getitems__(rows)
             generators = [np.random.default_rng([seed, row]) for row in rows]
             labels = None if labels is None else labels.to(device)
-            metric.update(torch.tensor(batch), terms(to_float(pixels.to(device)), labels, generators))
+            with plain_float32(device):
+                bits = terms(to_float(pixels.to(device)), labels, generators)
+            metric.update(torch.tensor(batch), bits)
             bar.update(len(batch))
     return metric
 

@@ -22,13 +22,21 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from trilemma.eval.bounds.noise import normal
+from trilemma.pipelines.networks.vdm_model import exact
 from trilemma.training.diffusion.losses import (
     learned_log_variance,
     log_variance_range,
     prior_bpd,
     vlb_term_bpd,
 )
-from trilemma.training.diffusion.process import SCHEDULES, TARGETS, GaussianProcess, NoiseSchedule, Target
+from trilemma.training.diffusion.process import (
+    SCHEDULES,
+    TARGETS,
+    GaussianProcess,
+    NoiseSchedule,
+    Target,
+    beside,
+)
 
 
 def process_of(scheduler: SchedulerMixin) -> GaussianProcess:
@@ -48,16 +56,12 @@ def process_of(scheduler: SchedulerMixin) -> GaussianProcess:
 
 
 def _fixed_small(output: Tensor, process: GaussianProcess, t: Tensor) -> Tensor:
-    return _per_image(log_variance_range(process, t)[0])
+    return beside(log_variance_range(process, t)[0], output)
 
 
 def _fixed_large(output: Tensor, process: GaussianProcess, t: Tensor) -> Tensor:
     low, high = log_variance_range(process, t)
-    return _per_image(torch.where(t == 1, low, high))
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values.float().view(-1, 1, 1, 1)
+    return beside(torch.where(t.to(low.device) == 1, low, high), output)
 
 
 VARIANCES: dict[str, Callable[[Tensor, GaussianProcess, Tensor], Tensor]] = {
@@ -107,7 +111,7 @@ class GaussianTerms:
             at = torch.from_numpy(image[chunk]).to(x0.device)
             own_labels = labels[at] if self.conditional else None
             terms.append(self._term(x0[at], own_labels, torch.from_numpy(t[chunk]).to(x0.device), noise))
-        terms = torch.cat(terms).double().view(len(x0), -1)
+        terms = exact(torch.cat(terms)).view(len(x0), -1)
         return {
             "prior": prior_bpd(self.process, x0),
             "diffusion": terms[:, 1:].mean(1) * (self.process.steps - 1),

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from trilemma.eval.bounds.noise import normal
+from trilemma.pipelines.networks.vdm_model import exact
 from trilemma.training.objectives.vae import bound, nats_per_bit_per_dim
 
 
@@ -28,7 +29,7 @@ class VAETerms:
         noise = normal(generators, (self.vae.config.latent_dim,), x0.device)
         kl, reconstruction = bound(self.vae.encode, self.vae.decode, x0, noise)
         unit = nats_per_bit_per_dim(x0)
-        return {"prior": kl.double().sum(1) / unit, "reconstruction": reconstruction.double() / unit}
+        return {"prior": exact(kl).sum(1) / unit, "reconstruction": exact(reconstruction) / unit}
 
 
 def terms(pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> VAETerms:

@@ -14,6 +14,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from trilemma.eval.bounds.noise import normal
+from trilemma.pipelines.networks.vdm_model import exact
+from trilemma.pipelines.shared import exact_device
 from trilemma.pipelines.vdm import alpha_sigma
 from trilemma.training.diffusion.variational import diffusion_bpd, levels_at, prior_bpd, reconstruction_bpd
 
@@ -49,15 +51,14 @@ class VDMTerms:
             chunk = slice(start, start + self.batch_size)
             noise = normal([generators[i] for i in image[chunk]], x0.shape[1:], x0.device)
             at = torch.from_numpy(image[chunk]).to(x0.device)
-            terms.append(
-                self._term(x0[at], labels[at] if conditional else None, time[chunk].to(x0.device), noise)
-            )
+            own_time = time[chunk].to(exact_device(x0.device))
+            terms.append(self._term(x0[at], labels[at] if conditional else None, own_time, noise))
         gamma_0, gamma_1 = self.net.gamma.ends()
         noise = normal(generators, x0.shape[1:], x0.device)
         return {
             "prior": prior_bpd(x0, gamma_1),
-            "diffusion": torch.cat(terms).double().view(len(x0), -1).mean(1),
-            "reconstruction": reconstruction_bpd(x0, noise, gamma_0).double(),
+            "diffusion": exact(torch.cat(terms)).view(len(x0), -1).mean(1),
+            "reconstruction": exact(reconstruction_bpd(x0, noise, gamma_0)),
         }
 
     def _times(self, generator: np.random.Generator) -> np.ndarray:

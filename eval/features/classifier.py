@@ -1,35 +1,51 @@
-"""A small classifier trained on the spot: features and judge for data no published network was made for.
+"""A small classifier: features and judge for data no published network was made for.
 
-Published networks see 8x8 digits as noise, and often cannot be had at all. This one is trained on the
-reference data set's own images and labels, once, and kept in the cache. It is the same network whenever it is
-trained with the same versions on the same processor: fixed seed and order, float32, on the CPU and on one
-thread, because the number of threads changes the order of sums and so the weights.
-Distances under it compare models of one data set by one judge; they are `fd_classifier`, never FID, and carry
-the sha256 of its file.
+Published networks see 8x8 digits as noise, and often cannot be had at all. This one is trained on a data
+set's own images and labels. Distances under it compare models of one data set by one judge; they are
+`fd_classifier`, never FID, and carry the sha256 of its file. Which file that is, `judge_files.py` decides:
+judges of common data sets are shipped, those of other data are trained once and kept.
+
+Two trainings on the same images and labels give the same file if the processor and the versions of torch and
+of its libraries are the same. Load, the number of threads, memory alignment, and the device, precision and
+random state of the job around it change nothing: the training runs on the CPU, in float32, on one thread (the
+number of threads changes the order of sums), with its own seed. Another processor has other instructions and
+rounds differently, and after some hundred steps the weights are others: that judge is as good, but results
+under the two cannot be compared. The features that one file gives agree between processors to rounding.
 
 The network is a VGG-like stack (Simonyan & Zisserman 2015, arXiv:1409.1556) with batch normalisation and a
 global average pool, trained with AdamW under a one-cycle learning rate (Smith & Topin, arXiv:1708.07120).
 """
 
-import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
 
 from trilemma.eval.features.inception import file_sha256
+from trilemma.eval.features.judge_files import (
+    BY_DATA,
+    DIGITS_OF_SHA256,
+    SHIPPED,
+    JudgeChoice,
+    Trained,
+    cache_stem,
+    classifiers_folder,
+    count_classes,
+    find_judge,
+    judge_names,
+    read_trained,
+)
 from trilemma.training.images.image_set import Images
 
-VERSION = 1  # of the architecture and of the recipe: a change of either must not find old files
 SEED = 20240229
 BATCH_SIZE = 128
 IMAGES_PER_CHANNEL = 50_000  # images seen in training, times the data's channels
@@ -71,38 +87,42 @@ class ClassifierNet(nn.Module):
         return features, self.head(features)
 
 
-class Trained(NamedTuple):
-    """What the file says beside the weights.
+@dataclass(frozen=True)
+class Recipe:
+    """What may differ between trainings. The default is the recipe of data that no judge is shipped for."""
 
-    Not the data's name or place: the same images and labels must give the same file.
-    """
-
-    data_fingerprint: str
-    channels: int
-    resolution: int
-    num_classes: int
-    images_seen: int
-    held_out: int  # images kept from training
-    held_out_accuracy: float
+    images_seen: int | None = None  # with repetitions; IMAGES_PER_CHANNEL times the channels if None
+    random_flip: bool = False  # left to right, with probability 1/2
 
 
-def classifier_file(images: Images, cache: Path) -> Path:
-    """The file of the classifier trained on `images`: found in the folder `cache`, or trained now.
+DEFAULT = Recipe()
+
+
+def classifier_file(images: Images | None, cache: Path, choice: JudgeChoice = BY_DATA) -> Path:
+    """The file of the classifier that judges `images`: found, or trained now and kept in the folder `cache`.
 
     Training takes seconds to a few minutes. With several processes, call it on the local main process first;
-    the others then find the file. Its name ends in the first 16 digits of its sha256, checked on load.
+    the others then find the file.
     """
-    stem = f"v{VERSION}-{images.fingerprint[:16]}-{_num_classes(images)}"
-    folder = cache / "classifiers"
-    cached = sorted(folder.glob(f"{stem}-*.safetensors"))
-    if cached:
-        return cached[0]
-    net, trained = train_classifier(images)
+    file = find_judge(images, cache, choice)
+    if file is not None:
+        return file
+    if images is None:
+        raise ValueError(
+            "--feature_extractor classifier is trained on the reference images: --reference must be a data "
+            f"set, or {choice.option} the name of a shipped classifier ({', '.join(judge_names())}), or "
+            "--extractor_weights the .safetensors file of one that was trained before"
+        )
+    return save_classifier(*train_classifier(images), classifiers_folder(cache), cache_stem(images))
+
+
+def save_classifier(net: "ClassifierNet", trained: Trained, folder: Path, stem: str) -> Path:
+    """Write `<stem>-<first digits of its sha256>.safetensors`: no reader sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{stem}.{os.getpid()}"
     # One key, as safetensors does not keep the order of several: the bytes must be a function of the network.
-    save_file(net.state_dict(), aside, metadata={"trained": json.dumps(trained._asdict(), sort_keys=True)})
-    return aside.replace(folder / f"{stem}-{file_sha256(aside)[:16]}.safetensors")
+    aside.write_bytes(save(net.state_dict(), {"trained": trained.to_json()}))
+    return aside.replace(folder / f"{stem}-{file_sha256(aside)[:DIGITS_OF_SHA256]}.safetensors")
 
 
 def load_classifier(file: Path) -> tuple[ClassifierNet, Trained, str]:
@@ -111,61 +131,76 @@ def load_classifier(file: Path) -> tuple[ClassifierNet, Trained, str]:
         raise FileNotFoundError(f"--extractor_weights must name a classifier's file; there is no file {file}")
     sha256 = file_sha256(file)
     expected = file.stem.rpartition("-")[2]
-    if len(expected) != 16 or not sha256.startswith(expected):
+    if len(expected) != DIGITS_OF_SHA256 or not sha256.startswith(expected):
+        remedy = "install trilemma again" if file.parent == SHIPPED else "restore it, or delete it"
         raise ValueError(
             f"{file} is not the classifier that was saved under this name: its sha256 is {sha256}, "
-            f"expected {expected}...; delete it to train the classifier again"
+            f"expected {expected}...; {remedy}"
         )
-    try:
-        with safe_open(file, framework="pt") as opened:
-            trained = Trained(**json.loads(opened.metadata()["trained"]))
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is not a classifier of this toolkit: {error}") from error
+    trained = read_trained(file)
     net = ClassifierNet(trained.channels, trained.num_classes)
-    net.load_state_dict(state)
+    with safe_open(file, framework="pt") as opened:
+        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{file} is not a classifier of this toolkit: {error}") from error
     return net.eval().requires_grad_(False), trained, sha256
 
 
-def train_classifier(images: Images) -> tuple[ClassifierNet, Trained]:
-    """Train on nine tenths of `images`, measure on the rest (at most 5,000).
+def train_classifier(
+    images: Images, recipe: Recipe = DEFAULT, test: Images | None = None
+) -> tuple[ClassifierNet, Trained]:
+    """Train on `images`, and measure the accuracy on `test`.
+
+    Without `test`, a tenth of the images (at most 5,000) is held out for that.
 
     Torch's random state is left as it was, so this may run inside a training job.
     """
-    num_classes = _num_classes(images)
     rng = np.random.Generator(np.random.PCG64(SEED))
     shuffled = rng.permutation(len(images))
-    held_out, kept = np.split(shuffled, [min(5000, len(images) // 10)])
-    steps = -(-IMAGES_PER_CHANNEL * images.channels // BATCH_SIZE)
-    epochs = -(-steps * BATCH_SIZE // len(kept))
-    order = np.concatenate([rng.permutation(kept) for _ in range(epochs)])
+    held_out, kept = np.split(shuffled, [0 if test else min(5000, len(images) // 10)])
+    order, flips = _stream(kept, images.channels, recipe, rng)
     with _reproducible():
-        net = ClassifierNet(images.channels, num_classes)
+        net = ClassifierNet(images.channels, count_classes(images))
         pixels = images.__getitems__(kept[:5000])[0].double()
         net.mean.copy_(pixels.mean((0, 2, 3))[:, None, None])
         net.std.copy_(pixels.std().clamp(min=1.0))
-        _fit(net, images, order[: steps * BATCH_SIZE].reshape(steps, BATCH_SIZE))
+        _fit(net, images, order, flips)
         net.eval().requires_grad_(False)
-        right = accuracy(net, images, held_out)
+        unseen, rows = (test, np.arange(len(test))) if test else (images, held_out)
+        share = accuracy(net, unseen, rows)
     trained = Trained(
         data_fingerprint=images.fingerprint,
         channels=images.channels,
         resolution=images.resolution,
-        num_classes=num_classes,
-        images_seen=steps * BATCH_SIZE,
-        held_out=len(held_out),
-        held_out_accuracy=right,
+        num_classes=net.head.out_features,
+        images_seen=order.size,
+        held_out=len(rows),
+        held_out_accuracy=share,
     )
     return net, trained
 
 
-def _fit(net: ClassifierNet, images: Images, order: np.ndarray) -> None:
-    """Gradient steps on cross-entropy, one for each row of `order` (steps, batch)."""
+def _stream(
+    kept: np.ndarray, channels: int, recipe: Recipe, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images each step sees, (steps, batch) int64, and which of them flipped, (steps, batch) bool."""
+    steps = -(-(recipe.images_seen or IMAGES_PER_CHANNEL * channels) // BATCH_SIZE)
+    epochs = -(-steps * BATCH_SIZE // len(kept))
+    order = np.concatenate([rng.permutation(kept) for _ in range(epochs)])
+    order = order[: steps * BATCH_SIZE].reshape(steps, BATCH_SIZE)
+    return order, rng.random(order.shape) < (0.5 if recipe.random_flip else 0.0)
+
+
+def _fit(net: ClassifierNet, images: Images, order: np.ndarray, flips: np.ndarray) -> None:
+    """Gradient steps on cross-entropy, one for each row of `order` and of `flips`."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, len(order), pct_start=0.25)
-    for indices in tqdm(order, desc="training the classifier, once", unit="step", disable=None):
+    steps = zip(order, torch.from_numpy(flips)[:, :, None, None, None], strict=True)
+    for indices, flip in tqdm(steps, "training the classifier, once", len(order), unit="step", disable=None):
         x, labels = images.__getitems__(indices)
-        loss = F.cross_entropy(net(x)[1], labels)
+        loss = F.cross_entropy(net(torch.where(flip, x.flip(-1), x))[1], labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -182,28 +217,38 @@ def accuracy(net: ClassifierNet, images: Images, indices: np.ndarray) -> float:
     return right / len(indices) if len(indices) else float("nan")
 
 
-def _num_classes(images: Images) -> int:
-    if images.labels is None:
-        raise ValueError(
-            f"--feature_extractor classifier learns from labels, and {images.name!r} has none: name their "
-            "column with --label_column, or choose another of inception, dinov2, clip, pixels"
-        )
-    return len(images.class_names) if images.class_names else int(images.labels.max()) + 1
-
-
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """One thread, float32, gradients on, torch's CPU random numbers from SEED; then all as it was before."""
-    threads = torch.get_num_threads()
+    """One thread of the CPU, float32, gradients on, random numbers from SEED; then all as it was before."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
     try:
         with (
+            torch.device("cpu"),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
+            exact_float32(),
             torch.random.fork_rng(devices=[]),
         ):
             torch.default_generator.manual_seed(SEED)  # torch.manual_seed would also seed the accelerators
             yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """On the CPU, the usual kernels in full float32, whatever the job has set; then all as it was before."""
+    mkldnn = torch.backends.mkldnn
+    settings = [(mkldnn, "enabled", True), (mkldnn, "deterministic", True)]
+    # torch.set_float32_matmul_precision sets the first of these; versions before 2.9 have neither.
+    kinds = [getattr(mkldnn, name, None) for name in ("matmul", "conv")]
+    settings += [(kind, "fp32_precision", "ieee") for kind in kinds if kind is not None]
+    with ExitStack() as stack:
+        for place, name, value in settings:
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, value)
+        yield

@@ -2,7 +2,7 @@
 
 Their names are in `table.py`. What changes a distance is part of the extractor: the weights (`sha256`), the
 resize (`resize`), and uint8 input, so that generated images are quantised as real ones are.
-A Frechet distance over Inception features is `fid`; over others it bears their name (`fd_dinov2`).
+A Frechet distance over Inception features is `fid`; over others it has their name (`fd_dinov2`).
 """
 
 import hashlib
@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from trilemma.eval.features import inception as fid_inception
-from trilemma.eval.features.classifier import LARGEST, classifier_file, load_classifier
+from trilemma.eval.features.classifier import LARGEST, classifier_file, exact_float32, load_classifier
+from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
 from trilemma.eval.features.table import EXTRACTORS
+from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images, cache_folder
 
 if TYPE_CHECKING:
@@ -38,13 +40,15 @@ class Source(NamedTuple):
     weights: str | None  # a file (inception, classifier), or a model folder or Hub id (dinov2, clip)
     reference: Images | None  # the real images
     cache: Path
+    judge: JudgeChoice = BY_DATA  # which classifier, where `weights` names none
 
 
 class Traits(NamedTuple):
     """What an extractor takes and gives, and what makes two of them equal.
 
     resolution: the only side that the network takes, or None where it resizes. judge_accuracy: the accuracy
-    of the network's classes on held-out data, where the network is the judge of class fidelity.
+    of the network's classes on held-out data, where the network is the judge of class fidelity. file: of the
+    judge. judge_data: what the judge was trained on, if not on the reference.
     """
 
     name: str
@@ -55,6 +59,8 @@ class Traits(NamedTuple):
     channels: int = 3
     resolution: int | None = None
     judge_accuracy: float | None = None
+    file: Path | None = None
+    judge_data: str | None = None
 
 
 class FeatureExtractor(nn.Module):
@@ -66,7 +72,8 @@ class FeatureExtractor(nn.Module):
         self.name, self.sha256, self.resize = traits.name, traits.sha256, traits.resize
         self.dim, self.num_classes = traits.dim, traits.num_classes
         self.channels, self.resolution = traits.channels, traits.resolution
-        self.judge_accuracy = traits.judge_accuracy
+        self.judge_accuracy, self.file = traits.judge_accuracy, traits.file
+        self.judge_data = traits.judge_data
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> Features:
@@ -93,10 +100,7 @@ class FeatureExtractor(nn.Module):
             return Features(features, None if self.num_classes is None else logits)
         images = images.expand(-1, self.channels, -1, -1)
         # Evaluation may run inside a training job's autocast, and TF32 convolutions alone move every feature.
-        with (
-            torch.autocast(images.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
+        with plain_float32(images.device), exact_float32():
             features, logits = self.net(images)
         return Features(features, logits)
 
@@ -165,14 +169,15 @@ def clip(source: Source) -> FeatureExtractor:
 
 
 def classifier(source: Source) -> FeatureExtractor:
-    """The network trained on the reference's own labels, or the file of one trained before."""
-    if source.weights is None and source.reference is None:
-        raise ValueError(
-            "--feature_extractor classifier is trained on the reference images: --reference must be a data "
-            "set, or --extractor_weights the .safetensors file of a classifier trained before"
-        )
-    file = Path(source.weights) if source.weights else classifier_file(source.reference, source.cache)
+    """The judge of the reference's data (see `judge_files.py`), or the one in a file."""
+    if source.weights is not None and source.judge.name is not None:
+        raise ValueError(f"give one of --extractor_weights and {source.judge.option}: both name a classifier")
+    if source.weights is not None:
+        file = Path(source.weights)
+    else:
+        file = classifier_file(source.reference, source.cache, source.judge)
     net, trained, sha256 = load_classifier(file)
+    of_reference = source.reference is None or trained.data is None or trained.is_of(source.reference)
     return FeatureExtractor(
         net,
         Traits(
@@ -184,6 +189,8 @@ def classifier(source: Source) -> FeatureExtractor:
             channels=trained.channels,
             resolution=trained.resolution,
             judge_accuracy=trained.held_out_accuracy,
+            file=file,
+            judge_data=None if of_reference else trained.data_name,
         ),
     )
 
@@ -215,8 +222,9 @@ def load_extractor(
     weights: str | None = None,
     reference: Images | None = None,
     cache_dir: str | None = None,
+    judge: JudgeChoice = BY_DATA,
 ) -> FeatureExtractor:
-    """The extractor of this name, on the CPU, in evaluation mode; `weights` and `reference` as in `Source`.
+    """The extractor of this name, on the CPU, in evaluation mode; arguments as in `Source`.
 
     It may download weights or train the classifier into the cache (`cache_dir`, else $TRILEMMA_CACHE, else
     ~/.cache/trilemma), so with several processes let the local main process call it first.
@@ -224,7 +232,7 @@ def load_extractor(
     if name not in EXTRACTORS:
         raise ValueError(f"--feature_extractor must be one of {', '.join(EXTRACTORS)}; got {name!r}")
     build = pkgutil.resolve_name(EXTRACTORS[name])
-    return build(Source(weights, reference, cache_folder(cache_dir)))
+    return build(Source(weights, reference, cache_folder(cache_dir), judge))
 
 
 def _vision(name: str, net: VisionNet, dim: int) -> FeatureExtractor:

@@ -22,7 +22,7 @@ class Measurement(NamedTuple):
     """One measured number of n samples, its 95% interval and its floor, where there are any.
 
     The interval is for what infinitely many samples of the model would score against these same reference
-    statistics: the reference is taken as given. Where the value is biased (the Frechet distance) the interval
+    statistics: the reference counts as exact. Where the value is biased (the Frechet distance) the interval
     is debiased and need not contain it. The floor is what a perfect model would be expected to score.
     """
 

@@ -13,7 +13,7 @@ PAIR_IMAGES = 10_000
 ALL_IMAGES = 2**31
 
 NEAREST_QUANTILES = {"p01": 0.01, "p05": 0.05, "p50": 0.5}
-"""Quantiles of the distances to the nearest reference image, by the name that their measures bear."""
+"""Quantiles of the distances to the nearest reference image, by the name in their measures."""
 
 
 class Measure(NamedTuple):
@@ -22,7 +22,7 @@ class Measure(NamedTuple):
     better: which end is better; None where neither is, and then it can be no target and choose no model.
     depends_on_n: whether its interval is for another number when n is another. (The value of a Frechet
         distance depends on n; its interval is debiased and does not.)
-    of_split: it describes the images of a split, not samples; its display name bears the split.
+    of_split: it describes the images of a split, not samples; its display name includes the split.
     shown: it has a column in the table of a sweep. compared: in that of `eval/compare.py`. charted: it has a
         panel in the figure of a sweep; of images of a split only where they are held out.
     """
@@ -44,9 +44,10 @@ class Metric(NamedTuple):
     needs: what its `update` takes after the index: features, logits, labels; ("model",) for a metric of the
         model itself, which looks at no samples.
     parts: fields of ReferenceStatistics that must be there. keep: how many features the reference must keep.
-    judge: it is measured with the classifier, whatever --feature_extractor is, and its names do not bear it.
-    full_rank: with fewer samples than features it says little, and is refused without --force.
+    judge: it is measured with the classifier, whatever --feature_extractor is; display names leave it out.
+    full_rank: it needs at least one sample per feature; with fewer it is refused without --force.
     best: which of its measures chooses the best model during training; None where it may not.
+    terms: its other numbers, `<term>_<metric>`, for any names of terms; None where it has none.
     """
 
     build: str
@@ -57,6 +58,7 @@ class Metric(NamedTuple):
     judge: bool = False
     full_rank: bool = False
     best: str | None = None
+    terms: Measure | None = None
 
 
 NEAREST = tuple(f"nearest_{name}{end}" for name in NEAREST_QUANTILES for end in ("", "_heldout"))
@@ -132,23 +134,22 @@ METRICS: dict[str, Metric] = {
     ),
     "bpd": Metric(
         "trilemma.eval.bounds.bits_per_dim:Likelihood",
-        {
-            "bpd": Measure("lower", of_split=True, shown=True, compared=True, charted=True),
-            "prior_bpd": Measure("lower", of_split=True),
-            "diffusion_bpd": Measure("lower", of_split=True),
-            "reconstruction_bpd": Measure("lower", of_split=True),
-        },
+        {"bpd": Measure("lower", of_split=True, shown=True, compared=True, charted=True)},
         needs=("model",),
+        terms=Measure("lower", of_split=True),
     ),
 }
 
 
 def metric_of(measure: str) -> str | None:
     """The metric that gives a measure; None if no row has it, as in a file of results of another version."""
-    return next((name for name, row in METRICS.items() if measure in row.measures), None)
+    for name, row in METRICS.items():
+        if measure in row.measures or (row.terms and measure.endswith(f"_{name}")):
+            return name
+    return None
 
 
-def facts_of(measure: str) -> Measure:
-    """The facts of a measure; those of one that no row has say that nothing is known of it."""
+def measure_row(measure: str) -> Measure:
+    """The row of a measure; an empty row for one that no metric gives."""
     name = metric_of(measure)
-    return METRICS[name].measures[measure] if name else Measure()
+    return METRICS[name].measures.get(measure, METRICS[name].terms) if name else Measure()

@@ -14,7 +14,7 @@ def variational_process(subject: Subject) -> Figure:
     pipeline, x0 = subject.pipeline, subject.x0
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     times = torch.linspace(0, 1, states_shown(subject.steps), dtype=torch.float64)
-    gamma = pipeline.unet.gamma(times.to(pipeline.device)).detach().cpu()
+    gamma = pipeline.unet.gamma(times).detach().cpu()
     alpha, sigma = alpha_sigma(gamma, x0[None])
     forward = (alpha * x0 + sigma * noise).transpose(0, 1)
     return both_ways(subject, forward, times.tolist())
@@ -23,7 +23,7 @@ def variational_process(subject: Subject) -> Figure:
 def variational_schedules(subject: Subject) -> Figure:
     """alpha and log SNR over time, thick, beside the usual schedules."""
     time = torch.arange(1, 1001, dtype=torch.float64) / 1000
-    gamma = subject.pipeline.unet.gamma(time.to(subject.pipeline.device)).detach().cpu()
+    gamma = subject.pipeline.unet.gamma(time).detach().cpu()
     return schedules(gamma.neg().sigmoid())
 
 

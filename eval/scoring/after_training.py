@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from trilemma.eval.bounds.bits_per_dim import Likelihood
+from trilemma.eval.features.judge_files import JudgeChoice, judge_folder, keep_judges
 from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.file_images import open_images, own_share
@@ -24,8 +25,9 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
+from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags
 from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
-from trilemma.training.loop.machine import PROCESS_GROUP, commit, set_cpu_threads
+from trilemma.training.loop.machine import commit, evaluation_accelerator
 from trilemma.training.options.groups import DataConfig
 from trilemma.training.output_folder import OutputFolder
 
@@ -37,9 +39,9 @@ def evaluate(config) -> None:
     """Score what the flags of `eval/evaluate.py` name; collective."""
     of_samples, of_model = check_flags(config)
     path = Path(config.output.output or default_output(config.model.model))
-    results.check_writable(path)  # an error now, not when all is measured
-    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
-    set_cpu_threads(accelerator, config.model.cpu_threads)
+    accelerator = evaluation_accelerator(config.model.cpu_threads)
+    require_same_flags(accelerator, config)
+    decided(accelerator, lambda: results.check_writable(path))  # an error now, not when all is measured
     drawing = open_drawing(config.model, config.sampling, accelerator) if config.model.model else None
     likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
     reference = open_reference(config, accelerator)
@@ -57,6 +59,9 @@ def evaluate(config) -> None:
 
     if sticks:
         record(sample_lines(config, drawing, sticks, accelerator))
+        beside_model = config.model.model and path == OutputFolder(Path(config.model.model)).results
+        if beside_model and accelerator.is_main_process:
+            keep_judges(OutputFolder(path.parent), (stick.extractor.file for stick in sticks))
     for likelihood in likelihoods:
         record(likelihood_lines(config, drawing, likelihood, reference, accelerator))
     accelerator.print(f"added to {path}")
@@ -66,10 +71,11 @@ def check_flags(config) -> tuple[list[str], list[str]]:
     """Names of the metrics of samples, and of those of the model itself; ValueError for flags that clash."""
     if (config.model.model is None) == (config.images.images is None):
         raise ValueError("give one of --model and --images")
-    of_model = [name for name in config.score.metrics if METRICS[name].needs == ("model",)]
+    names = tuple(dict.fromkeys(config.score.metrics))  # each once
+    of_model = [name for name in names if METRICS[name].needs == ("model",)]
     if of_model and config.model.model is None:
         raise ValueError(f"--metrics {of_model[0]} needs a --model")
-    of_samples = [name for name in config.score.metrics if name not in of_model]
+    of_samples = [name for name in names if name not in of_model]
     if config.reference.save_reference and not of_samples:
         raise ValueError(
             "--save_reference writes the statistics of features, and none of these --metrics uses features"
@@ -84,9 +90,19 @@ def open_yardsticks(
     if not names:
         return []
     cache, weights = cache_folder(config.reference.cache_dir), config.score.extractor_weights
+    judge = choose_judge(config, reference, accelerator)
     extractor = config.score.feature_extractor
-    extractor = extractor or ("inception" if weights else pick_extractor(reference, cache))
-    return yardsticks(names, extractor, reference, accelerator, cache, weights)
+    extractor = extractor or (
+        "inception" if weights else decided(accelerator, lambda: pick_extractor(reference, cache, judge))
+    )
+    return yardsticks(names, extractor, reference, accelerator, cache, weights, judge)
+
+
+def choose_judge(config, reference: Reference, accelerator: Accelerator) -> JudgeChoice:
+    """The judge of the flags; else that of the statistics, of the model, or of the data."""
+    protocol = reference.statistics and reference.statistics.protocol
+    folder = on_all(accelerator, lambda: judge_folder(config.model.model), local_main_first=True)
+    return JudgeChoice(config.score.judge, protocol and protocol.extractor_sha256, folder)
 
 
 def save_reference(place: str | None, sticks: list[Yardstick], accelerator: Accelerator) -> None:
@@ -119,35 +135,47 @@ def open_reference(config, accelerator: Accelerator) -> Reference:
         return Reference(None, statistics=load_reference(flags.reference, flags.reference_n))
     data, seed = trained_on(config.model.model) if flags.reference is None else (DataConfig(), 0)
     changes = {
-        "train_split": flags.split,
         "resolution": flags.resolution,
         "image_column": flags.image_column,
         "label_column": flags.label_column,
         "cache_dir": flags.cache_dir,
     }
     data = replace(data, **{name: value for name, value in changes.items() if value is not None})
-    return load_images_of(data, flags.reference, seed, accelerator)
+    return load_images_of(data, flags.reference, seed, accelerator, flags.split)
 
 
-def load_images_of(data: DataConfig, place: str | None, seed: int, accelerator: Accelerator) -> Reference:
+def load_images_of(
+    data: DataConfig, place: str | None, seed: int, accelerator: Accelerator, split: str | None = None
+) -> Reference:
     """The images of these options, from `place` (a folder, or else a Hub id) if it is not None, and held-out
     ones: those of the validation, or else the test split where there is one.
+
+    split: the split to read. If it is not the one that these options train on, nothing is taken from it for
+    validation.
     """
+    trained = split in (None, data.train_split)
+    data = data if trained else replace(data, train_split=split)
     if place and Path(place).is_dir():
         data = replace(data, train_data_dir=place)
     elif place:
         data = replace(data, train_data_dir=None, dataset_name=place)
-    with accelerator.local_main_process_first():
+
+    def read() -> Reference:
         images, held_out = load_images(data), None
-        if data.validation_split:
+        if trained and data.validation_split:
             alike = replace(data, channels=images.channels, resolution=images.resolution)
             held_out = load_images(alike, data.validation_split)
-        elif data.validation_size:
+        elif trained and data.validation_size:
             images, held_out = hold_out(images, data.validation_size, seed)
         elif images.split == "train":
             with suppress(ValueError):  # data without such a split have nothing held out
                 held_out = load_images(replace(data, channels=images.channels), "test")
-    return Reference(images, held_out)
+        return Reference(images, held_out)
+
+    reference = on_all(accelerator, read, local_main_first=True)
+    prints = {"images of the reference": reference.images.fingerprint}
+    require_same(accelerator, prints, "the data must be the same on all machines")
+    return reference
 
 
 def trained_on(model: str | None) -> tuple[DataConfig, int]:
@@ -170,13 +198,13 @@ def likelihood_of(name: str, drawing: Drawing, config) -> Likelihood:
 
 
 def likelihood_images(config, reference: Reference) -> dict[str, Images]:
-    """Split -> images whose likelihood is measured: those trained on (or of --split), and held-out ones."""
+    """Split -> images whose likelihood is measured: those of --split, or training and held-out images."""
     if reference.images is None:
         raise ValueError("--metrics bpd needs a data set as --reference, not a statistics file")
-    parts = {config.reference.split or "train": reference.images}
-    if reference.held_out is not None:
-        parts.setdefault(HELD_OUT, reference.held_out)
-    return parts
+    if config.reference.split:
+        return {config.reference.split: reference.images}
+    held_out = {} if reference.held_out is None else {HELD_OUT: reference.held_out}
+    return {"train": reference.images, **held_out}
 
 
 def likelihood_lines(

@@ -2,23 +2,36 @@
 
 import hashlib
 import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing
-from trilemma.training.loop.machine import PROCESS_GROUP, set_cpu_threads
+from trilemma.training.devices.ranks import decided, on_all, require_same, share_folder
+from trilemma.training.loop.machine import evaluation_accelerator
+from trilemma.training.output_folder import write_text
+
+READ_AT_ONCE = 256
+"""Images of a part that are read at once."""
 
 
 def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> None:
     """Draw to a folder of PNGs or to an .npy, each process its share."""
-    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
-    set_cpu_threads(accelerator, model.cpu_threads)
+    accelerator = evaluation_accelerator(model.cpu_threads)
+    require_same(
+        accelerator,
+        {f"--{name}": value for name, value in asdict(sampling).items()},
+        "start all of them with the same flags",
+    )
     drawing = open_drawing(model, sampling, accelerator)
     drawing.labels = labels_like(drawing, None)
     (draw_to_array if output.endswith(".npy") else draw_to_folder)(drawing, Path(output))
@@ -31,29 +44,48 @@ def claim(drawing: Drawing, path: Path, **more: Any) -> None:
     weights = hashlib.sha256()
     for tensor in drawing.pipeline.network.state_dict().values():
         weights.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    require_same(
+        drawing.accelerator,
+        {"the model's weights": weights.hexdigest()},
+        "the model must be the same on all machines",
+    )
     facts = {**asdict(drawing.sampling), "model": drawing.source, "weights": weights.hexdigest(), **more}
     facts.pop("num_samples")
     text = json.dumps(facts, indent=2)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"--output: {path.parent} holds images that were drawn with other settings (see {path.name}); "
-            "name another folder, or delete them"
-        )
-    drawing.accelerator.wait_for_everyone()
-    if drawing.accelerator.is_main_process:
-        path.write_text(text, encoding="utf-8")
+
+    def write() -> None:
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ValueError(
+                f"--output: {path.parent} holds images that were drawn with other settings (see "
+                f"{path.name}); name another folder, or delete them"
+            )
+        write_text(path, text)
+
+    decided(drawing.accelerator, write)
 
 
 def draw_to_folder(drawing: Drawing, folder: Path) -> None:
     """`<seed>.png` for each image; those that are there are not drawn again."""
-    folder.mkdir(parents=True, exist_ok=True)
+    accelerator, first = drawing.accelerator, drawing.sampling.seed
+    share_folder(folder, accelerator, "--output")
+    decided(accelerator, lambda: refuse_foreign(folder))
+    claim(drawing, folder / "drawing.json", seed=None)
+    drawing.done = decided(
+        accelerator,
+        lambda: frozenset(int(p.stem) - first for p in folder.glob("*.png") if p.stem.isdigit()),
+    )
+    on_all(accelerator, lambda: write_pngs(drawing, folder))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """ValueError for a folder with images that were not drawn here."""
     if any(folder.glob("*.png")) and not (folder / "drawing.json").exists():
         raise ValueError(f"--output: {folder} holds images that were not drawn here; name another folder")
-    drawing.accelerator.wait_for_everyone()
-    claim(drawing, folder / "drawing.json", seed=None)
+
+
+def write_pngs(drawing: Drawing, folder: Path) -> None:
+    """Draw this process's share."""
     first = drawing.sampling.seed
-    drawing.done = frozenset(int(p.stem) - first for p in folder.glob("*.png") if p.stem.isdigit())
-    drawing.accelerator.wait_for_everyone()
     for index, images, _ in drawing:
         for i, image in zip(index.tolist(), images.permute(0, 2, 3, 1).numpy(), strict=True):
             target = folder / f"{first + i:08d}.png"
@@ -63,33 +95,92 @@ def draw_to_folder(drawing: Drawing, folder: Path) -> None:
 
 
 def draw_to_array(drawing: Drawing, path: Path) -> None:
-    """uint8 (N, H, W, C) in a memory map that all processes fill; the files beside it make it resumable."""
+    """uint8 (N, H, W, C), put together by the main process when every process has written its share."""
     accelerator, n = drawing.accelerator, drawing.sampling.num_samples
-    aside, marks = path.with_suffix(".partial.npy"), path.with_suffix(".drawn.npy")
     config = drawing.pipeline.network.config
-    shape = (n, config.sample_size, config.sample_size, config.in_channels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    note = path.with_suffix(".drawing.json")
-    if not aside.exists():
-        note.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    claim(drawing, note, n=n)
-    begun = aside.exists() and marks.exists() and np.load(aside, mmap_mode="r").shape == shape
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not begun:
-        np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape).flush()
-        np.lib.format.open_memmap(marks, mode="w+", dtype=np.bool_, shape=(n,)).flush()
-    accelerator.wait_for_everyone()
-    images_map, drawn_map = np.load(aside, mmap_mode="r+"), np.load(marks, mmap_mode="r+")
-    drawing.done = frozenset(np.flatnonzero(drawn_map).tolist())
-    accelerator.wait_for_everyone()
-    for index, images, _ in drawing:
-        images_map[index.numpy()] = images.permute(0, 2, 3, 1).numpy()
-        images_map.flush()
-        drawn_map[index.numpy()] = True
-    drawn_map.flush()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        aside.replace(path)
-        marks.unlink()
-        note.unlink()
+    parts = Parts(
+        path.with_name(f"{path.name}.parts"), (config.sample_size, config.sample_size, config.in_channels)
+    )
+    share_folder(parts.folder, accelerator, "--output")
+    claim(drawing, parts.folder / "drawing.json", n=n)
+    drawing.done = decided(accelerator, lambda: parts.open(accelerator.num_processes))
+    written = on_all(accelerator, lambda: parts.write(drawing, accelerator.process_index))
+    by_process = gather_object([written])
+    decided(accelerator, lambda: parts.assemble(path, n, by_process))
+
+
+class Parts:
+    """Images that were drawn, each with its row and a checksum, in a file of each process's own.
+
+    One file that machines fill together through mapped pages may lose rows on a network disk. A file that one
+    process writes, syncs and closes is whole for whoever opens it afterwards.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int]):
+        self.folder, self.shape = folder, shape
+        self.record = np.dtype([("row", "<i8"), ("checksum", "<u4"), ("image", "u1", shape)])
+
+    def file_of(self, rank: int) -> Path:
+        """The file that a process writes."""
+        return self.folder / f"process-{rank:05d}.part"
+
+    def open(self, world: int) -> frozenset[int]:
+        """Make each process's file, without a half-written end; the rows that are there."""
+        for path in {*self.folder.glob("*.part"), *map(self.file_of, range(world))}:
+            with open(path, "ab") as file:
+                file.truncate(file.tell() // self.record.itemsize * self.record.itemsize)
+        return frozenset(row for row, _ in self.rows())
+
+    def write(self, drawing: Drawing, rank: int) -> list[int]:
+        """Draw this process's share into its file; the rows that were written."""
+        written: list[int] = []
+        with open(self.file_of(rank), "ab") as file:
+            for index, images, _ in drawing:
+                records = np.zeros(len(index), self.record)
+                records["row"] = index.numpy()
+                records["image"] = images.permute(0, 2, 3, 1).numpy()
+                records["checksum"] = [_checksum(one) for one in records]
+                file.write(records.tobytes())
+                file.flush()
+                written += index.tolist()
+            os.fsync(file.fileno())
+        return written
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Row and image of every whole record in any of the files."""
+        for path in sorted(self.folder.glob("*.part")):
+            with open(path, "rb") as file:
+                while len(records := np.fromfile(file, self.record, READ_AT_ONCE)):
+                    whole = (one for one in records if one["checksum"] == _checksum(one))
+                    yield from ((int(one["row"]), one["image"]) for one in whole)
+
+    def assemble(self, target: Path, n: int, written: list[list[int]]) -> None:
+        """Write all n rows to `target` at once and delete the parts; ValueError if a row is missing.
+
+        written: the rows that each process says it has written.
+        """
+        aside, missing = self.folder / target.name, set(range(n))
+        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *self.shape)}
+        with open(aside, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
+            for row, image in self.rows():
+                file.seek(start + row * image.size)
+                file.write(image.tobytes())
+                missing.discard(row)
+            file.flush()
+            os.fsync(file.fileno())
+        if missing:
+            aside.unlink()
+            names = [self.file_of(r).name for r, rows in enumerate(written) if missing.intersection(rows)]
+            raise ValueError(
+                f"--output: {len(missing)} of {n} images are missing from {self.folder}, such as number "
+                f"{min(missing)}; not whole: {', '.join(names) or 'files of an earlier run'}. Run the same "
+                "command again to draw them"
+            )
+        os.replace(aside, target)
+        shutil.rmtree(self.folder)
+
+
+def _checksum(record: np.void) -> int:
+    return zlib.crc32(record["image"].tobytes(), int(record["row"]))

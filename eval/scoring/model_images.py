@@ -17,6 +17,7 @@ from tqdm import tqdm
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
+from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.sampling import Share, draw_batches
@@ -30,7 +31,7 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
         pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=trusted)
     except (OSError, TypeError, ValueError) as problem:  # TypeError: a part's code is missing
         raise ValueError(f"--model {path_or_id!r} is not a pipeline folder or Hub id: {problem}") from problem
-    pipeline = as_ours(pipeline)
+    pipeline = as_ours(pipeline, OutputFolder(Path(path_or_id)).read_run().get("family"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -68,7 +69,8 @@ class Drawing:
             while True:
                 began = time.perf_counter()
                 try:
-                    positions, images = next(batches)
+                    with plain_float32(self.accelerator.device):
+                        positions, images = next(batches)
                 except StopIteration:
                     return
                 self.seconds += time.perf_counter() - began
@@ -102,8 +104,8 @@ class Drawing:
 
 def training_so_far(model: str) -> tuple[int | None, int | None]:
     """Steps and images of training, from the run.json beside a model; None where there is none."""
-    facts = OutputFolder(Path(model)).read_run()
-    return facts.get("steps"), facts.get("images_seen")
+    run = OutputFolder(Path(model)).read_run()
+    return run.get("steps"), run.get("images_seen")
 
 
 def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Accelerator) -> Drawing:
@@ -137,7 +139,7 @@ def labels_like(drawing: Drawing, images: Images | None) -> list[int] | None:
         numbers = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
         unknown = [name for name in chosen if name not in numbers]
         if unknown:
-            raise ValueError(f"--classes must be of {', '.join(names)}; got {unknown[0]!r}")
+            raise ValueError(f"--classes must be among {', '.join(names)}; got {unknown[0]!r}")
         return [numbers[chosen[i % len(chosen)]] for i in range(n)]
     if images is None or images.labels is None:
         return [i % len(names) for i in range(n)]

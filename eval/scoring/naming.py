@@ -1,15 +1,18 @@
 """What a measured number is called.
 
 A number is `fid` only over Inception features of at least 50,000 samples against the whole training split,
-which is what the literature means by it. Every other name bears its protocol: `fid_10k`, `fid_10k_vs_test`,
-`fd_classifier`, `kid_pixels`, `bpd_test`. Results keep what was measured beside its name, so no name is taken
-apart again, except once in `measure_of` and `whole_of`, for files of results that are older than that entry.
+which is what the literature means by it. Every other name includes its protocol: `fid_10k`,
+`fid_10k_vs_test`, `fd_classifier`, `kid_pixels`, `bpd_test`. Results keep what was measured beside its name,
+so nothing parses a name, except `measure_of` and `whole_of`, which read results of older files.
 """
 
-from trilemma.eval.metrics.table import METRICS, facts_of, metric_of
+from trilemma.eval.metrics.table import METRICS, measure_row, metric_of
 from trilemma.pipelines.samplers import SAMPLERS
 
 LITERATURE_SAMPLES = 50_000
+
+OLDER_TERMS = ("prior", "diffusion", "reconstruction")
+"""The terms of bits per dimension in older files of results."""
 
 SCHEDULERS = {row.scheduler: name for name, row in reversed(SAMPLERS.items())}
 """Samplers as older files of results have them: class of the scheduler -> the first name of its rows."""
@@ -21,7 +24,7 @@ def metric_name(measure: str, extractor: str | None, n: int, split: str | None, 
     split and whole: of the reference, and whether it is all of that split (None where it does not matter).
     """
     metric = metric_of(measure)
-    if facts_of(measure).of_split:
+    if measure_row(measure).of_split:
         term = measure.removesuffix("bpd").rstrip("_")
         return f"bpd_{split}" + (f"_{term}" if term else "")
     if extractor is None or (metric and METRICS[metric].judge):
@@ -40,8 +43,8 @@ def metric_name(measure: str, extractor: str | None, n: int, split: str | None, 
 def measure_of(name: str, extractor: str | None) -> str:
     """The measure behind the display name in an older line of results."""
     if extractor is None and name.startswith("bpd_"):
-        term = f"{name.rpartition('_')[2]}_bpd"  # bpd_test_prior, but bpd_test
-        return term if metric_of(term) else "bpd"
+        end = name.rpartition("_")[2]  # bpd_test_prior, but bpd_test
+        return f"{end}_bpd" if end in OLDER_TERMS else "bpd"
     return "fd" if name.startswith("fid") else name.removesuffix(f"_{extractor}")
 
 

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trilemma.eval.metrics.table import facts_of
+from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.naming import SCHEDULERS, measure_of, metric_name, whole_of
 
 if TYPE_CHECKING:  # whoever only reads results need not wait for torch
@@ -78,7 +78,7 @@ class ResultLine:
     commit: str | None
     created: str
     forced: bool  # it would have been refused without --force
-    extra: dict[str, Any] = field(default_factory=dict)  # entries that sweeps add
+    extra: dict[str, Any] = field(default_factory=dict)  # entries that sweeps add, and judge_data
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "ResultLine":
@@ -87,15 +87,16 @@ class ResultLine:
         if missing := REQUIRED - values.keys():
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
         if not _is_number(values["value"]):
-            raise ValueError(f"has the value {values['value']!r}, which is no number")
+            raise ValueError(f"has the value {values['value']!r}, which is not a number")
         interval = values["interval"]
         if interval is not None and not _is_pair(interval):
             raise ValueError(f"has the interval {interval!r}, which is neither two numbers nor null")
         values["interval"] = None if interval is None else tuple(interval)
         name = values["metric"]
-        values.setdefault("measure", measure_of(name, values["feature_extractor"]))
+        if "measure" not in values:  # a line of an older file
+            values["measure"] = measure_of(name, values["feature_extractor"])
+            values["sampler"] = SCHEDULERS.get(values["sampler"], values["sampler"])
         values.setdefault("whole", whole_of(name))
-        values["sampler"] = SCHEDULERS.get(values["sampler"], values["sampler"])
         extra = {key: values.pop(key) for key in line if key not in ENTRIES}
         return cls(**values, extra=extra)
 
@@ -106,13 +107,13 @@ class ResultLine:
         return {**values, **self.extra}
 
     def key(self, names: Iterable[str]) -> tuple[Any, ...]:
-        """The entries of these names, by which lines are told apart."""
+        """The values of these entries; lines with the same key are compared."""
         return tuple(getattr(self, name) for name in names)
 
     @property
     def column(self) -> str:
         """What tables of several models call it, whatever it was measured with: fd, coverage, bpd_test."""
-        return self.metric if facts_of(self.measure).of_split else self.measure
+        return self.metric if measure_row(self.measure).of_split else self.measure
 
 
 ENTRIES = tuple(entry.name for entry in fields(ResultLine) if entry.name != "extra")
@@ -128,8 +129,13 @@ def lines(
     commit: str | None,
     forced: Collection[str] = (),
     judge_accuracy: float | None = None,
+    judge_data: str | None = None,
 ) -> list[ResultLine]:
-    """One line for each measurement; forced: the measures that would have been refused."""
+    """One line for each measurement.
+
+    forced: the measures that would have been refused. judge_data: what the classifier was trained on, if not
+    on the reference.
+    """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return [
         ResultLine(
@@ -152,6 +158,7 @@ def lines(
             commit=commit,
             created=now,
             forced=measure in forced,
+            extra={"judge_data": judge_data} if judge_data else {},
         )
         for measure, m in measurements.items()
     ]

@@ -10,9 +10,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from trilemma.eval.features.judge_files import JudgeChoice, keep_judges
 from trilemma.eval.metrics.build import build_metrics
-from trilemma.eval.metrics.table import METRICS, facts_of
-from trilemma.eval.options import SamplingConfig, check_choices
+from trilemma.eval.metrics.table import METRICS, measure_row
+from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.model_images import Drawing, labels_like
 from trilemma.eval.scoring.results import ResultLine
@@ -25,6 +26,7 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
+from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, cache_folder
 from trilemma.training.output_folder import OutputFolder
 
@@ -58,19 +60,20 @@ class Evaluation:
             )
         self.folder = OutputFolder(Path(config.run.output_dir))
         self.sticks: list[Yardstick] = []
-        options = config.evaluation
-        check_choices(
-            metrics=options.eval_metrics, extractor=options.eval_feature_extractor, in_training=True
-        )
-        self.best = METRICS[options.eval_metrics[0]].best
+        self.best = METRICS[config.evaluation.eval_metrics[0]].best
 
     def prepare(self) -> None:
         """Compute or load everything that scoring needs; collective."""
         options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
-        extractor = options.eval_feature_extractor or pick_extractor(self.reference, cache)
-        self.sticks = yardsticks(options.eval_metrics, extractor, self.reference, self.accelerator, cache)
+        judge = JudgeChoice(options.eval_judge, folder=self.folder.path, option="--eval_judge")
+        extractor = options.eval_feature_extractor or decided(
+            self.accelerator, lambda: pick_extractor(self.reference, cache, judge)
+        )
+        self.sticks = yardsticks(
+            options.eval_metrics, extractor, self.reference, self.accelerator, cache, judge=judge
+        )
 
-    def check_metrics(self) -> None:
+    def check_metrics(self, conditional: bool) -> None:
         """ValueError for metrics that cannot be measured of this model with this reference."""
         options = self.config.evaluation
         try:
@@ -79,7 +82,7 @@ class Evaluation:
         except ValueError as problem:
             raise ValueError(str(problem).replace("--metrics", "--eval_metrics")) from problem
         for name in options.eval_metrics:
-            if "labels" in METRICS[name].needs and not self.config.takes_classes:
+            if "labels" in METRICS[name].needs and not conditional:
                 raise ValueError(f"--eval_metrics {name} needs a model with classes, and this one has none")
 
     def __call__(
@@ -92,24 +95,23 @@ class Evaluation:
             sampler=sheet.sampler,
             num_inference_steps=sampled.steps(sheet.ddpm_num_inference_steps),
         )
-        drawing = Drawing(sampled, self.folder.path.name, sampling, BATCH, self.accelerator)
+        at_once = min(BATCH, self.config.optim.forward_batch)
+        drawing = Drawing(sampled, self.folder.path.name, sampling, at_once, self.accelerator)
         drawing.labels = labels_like(drawing, self.reference.images)
         # During training even a number of few samples is of use; its line is marked as forced.
         scores = score(self.sticks, drawing, options.eval_num_samples, self.accelerator, force=True)
         new = result_lines(scores, drawing.origin(step, images_seen), forced=True)
-        best = self._is_best(new)
-        if self.accelerator.is_main_process:
-            results.append(self.folder.results, new)
-        if best:
+        if decided(self.accelerator, lambda: self._record(new)):
             self.save(pipeline, self.folder.best)
         return {line.metric: line.value for line in new}
 
-    def _is_best(self, new: list[ResultLine]) -> bool:
-        """Whether these lines beat all earlier ones of this run that were measured alike; collective."""
+    def _record(self, new: list[ResultLine]) -> bool:
+        """Add these lines to the results; whether they beat all earlier ones that were measured alike."""
         line = next(line for line in new if line.measure == self.best)
-        better = max if facts_of(self.best).better == "higher" else min
+        better = max if measure_row(self.best).better == "higher" else min
         earlier = [
             other.value for other in results.read(self.folder.results) if other.key(ALIKE) == line.key(ALIKE)
         ]
-        self.accelerator.wait_for_everyone()  # before the main process adds to what the others read
+        results.append(self.folder.results, new)
+        keep_judges(self.folder, (stick.extractor.file for stick in self.sticks))
         return not earlier or better(line.value, *earlier) == line.value

@@ -1,4 +1,4 @@
-"""Scoring: images in, measurements out, in one pass that holds no images, each process its share.
+"""Scoring: images in, measurements out, in one pass. Each process scores its share.
 
 A `Yardstick` is one extractor with the statistics of the reference under it and the metrics that use them.
 The same yardsticks score during training and after it, samples of a model and folders of images.
@@ -7,6 +7,7 @@ The same yardsticks score during training and after it, samples of a model and f
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from trilemma.eval.features.extractors import FeatureExtractor, load_extractor
 from trilemma.eval.features.inception import WEIGHTS_FILE, WEIGHTS_VARIABLE
+from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
 from trilemma.eval.metrics.build import build_metrics
 from trilemma.eval.metrics.sample_metric import Measurement, SampleMetric
 from trilemma.eval.metrics.table import METRICS
@@ -28,6 +30,8 @@ from trilemma.eval.scoring.reference import (
     load_reference,
 )
 from trilemma.eval.scoring.results import Origin, ResultLine, lines
+from trilemma.pipelines.shared import exact_device
+from trilemma.training.devices.ranks import on_all
 from trilemma.training.images.image_set import Images
 from trilemma.training.loop.machine import commit
 
@@ -65,6 +69,7 @@ def yardsticks(
     accelerator: Accelerator,
     cache: Path,
     weights: str | None = None,
+    judge: JudgeChoice = BY_DATA,
 ) -> list[Yardstick]:
     """Everything that scoring these metrics of samples needs, computed or from the cache; collective."""
     groups: dict[str, list[str]] = {extractor: []}
@@ -74,9 +79,15 @@ def yardsticks(
     for kind, names in groups.items():
         if not names:
             continue
-        with accelerator.local_main_process_first():
-            source = weights if kind == extractor else None
-            net = load_extractor(kind, weights=source, reference=reference.images, cache_dir=str(cache))
+        source = weights if kind == extractor else None
+        at = {"weights": source, "reference": reference.images, "cache_dir": str(cache), "judge": judge}
+        load = partial(load_extractor, kind, **at)
+        net = on_all(accelerator, load, local_main_first=True)
+        if net.judge_data:
+            accelerator.print(
+                f"The classifier was trained on {net.judge_data}, not on the images of "
+                f"{reference.images.name}; results say so"
+            )
         _check_equal([net.sha256], f"the {kind} extractor's weights")
         net = net.to(accelerator.device)
         if reference.statistics is not None and kind == extractor:
@@ -100,9 +111,9 @@ def _of_images(
     return Yardstick(net, statistics, statistics.protocol, tuple(names))
 
 
-def pick_extractor(reference: Reference, cache: Path) -> str:
-    """Pixels for points of the plane; Inception if its weights are here; else the classifier, if the data
-    have labels to train it on.
+def pick_extractor(reference: Reference, cache: Path, judge: JudgeChoice = BY_DATA) -> str:
+    """Pixels for points of the plane; Inception if its weights are here; else the classifier, if it is named
+    or the data have labels to train it on.
     """
     if reference.statistics is not None:
         made_with = reference.statistics.protocol
@@ -111,7 +122,7 @@ def pick_extractor(reference: Reference, cache: Path) -> str:
         return "pixels"
     if os.environ.get(WEIGHTS_VARIABLE) or (cache / WEIGHTS_FILE).is_file():
         return "inception"
-    if reference.images.labels is not None:
+    if judge.name is not None or reference.images.labels is not None:
         return JUDGE
     raise ValueError(
         "name a feature extractor: there are no Inception weights on this machine, and the data have no "
@@ -155,13 +166,15 @@ def reference_statistics(
         whole=images.whole,
     )
     path = cache_path(cache / "references", protocol, min(keep, len(images)))
-    if all(gather_object([path.exists()])):
-        return load_reference(path)
+    cached = on_all(accelerator, lambda: load_reference(path) if path.exists() else None)
+    if all(gather_object([cached is not None])):
+        return cached
     collector = ReferenceCollector(len(images), extractor.dim, extractor.num_classes or 0, keep)
-    collector = collector.to(accelerator.device)
+    collector = collector.to(exact_device(accelerator.device))
     for index, pixels, _ in image_batches(images, accelerator, f"{extractor.name} features of {images.name}"):
-        features = extractor(pixels.to(accelerator.device))
-        collector.update(index, features.features, features.logits)
+        features, logits = extractor(pixels.to(accelerator.device))
+        logits = None if logits is None else logits.to(collector.device)
+        collector.update(index, features.to(collector.device), logits)
     statistics = collector.statistics(protocol)
     if accelerator.is_local_main_process:
         statistics.save(path)
@@ -192,13 +205,14 @@ def score(
     for stick in sticks:
         few = _too_few_for(stick, n)
         if few and not force:
+            dim = stick.extractor.dim
             raise ValueError(
-                f"--metrics {few[0]} over {stick.extractor.dim} {stick.extractor.name} features says little "
-                f"of {n} images: take {stick.extractor.dim} or more (--num_samples). --force measures it "
-                "nevertheless and marks the result as forced"
+                f"--metrics {few[0]} over {dim} {stick.extractor.name} features needs {dim} images or more "
+                f"(--num_samples); got {n}. --force measures it nevertheless and marks the result as forced"
             )
         built = build_metrics(stick.names, stick.reference, n)
-        metrics[stick] = {name: metric.to(accelerator.device) for name, metric in built.items()}
+        device = exact_device(accelerator.device)  # metrics are sums in float64
+        metrics[stick] = {name: metric.to(device) for name, metric in built.items()}
     for index, images, labels in batches:
         images = images.to(accelerator.device)
         for stick, built in metrics.items():
@@ -223,7 +237,7 @@ def _update(
                 f"class-conditional models, and logits from an extractor with classes"
                 f" (this one is {stick.extractor.name})"
             )
-        metric.update(index, *(inputs[need] for need in METRICS[name].needs))
+        metric.update(index, *(inputs[need].to(metric.device) for need in METRICS[name].needs))
 
 
 def result_lines(
@@ -240,6 +254,7 @@ def result_lines(
             commit=commit(),
             forced={measure for name in few for measure in METRICS[name].measures},
             judge_accuracy=stick.extractor.judge_accuracy,
+            judge_data=stick.extractor.judge_data,
         )
     return new
 

@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trilemma.eval.metrics.table import METRICS, facts_of
+from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.results import ResultLine
-from trilemma.eval.studies.jobs import Job, check_scoring, chosen, plan, run_facts
+from trilemma.eval.studies.jobs import Job, check_scoring, chosen, plan, run_identity
 from trilemma.eval.studies.processes import Children, last_lines
 from trilemma.eval.studies.questions import Sweep, check_free
 from trilemma.eval.studies.tables import cell, markdown, protocol, with_interval
 from trilemma.training.output_folder import OutputFolder, write_text
 
-INTERRUPTED = os.EX_TEMPFAIL
+INTERRUPTED = 75
 """Exit code after a signal, as that of a training: run the same command again."""
 
-FACTS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")
+MORE_COLUMNS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")
+"""Columns of the table after the metrics, by the name of the entry of a line."""
 
 
 def sweep(config, own: Sequence[str], training: Sequence[str]) -> None:
@@ -94,9 +95,9 @@ def make(job: Job, folder: Path, children: Children) -> str | None:
             raise SystemExit(INTERRUPTED)
         if code:
             return f"exit code {code} from\n  {shlex.join(command)}\n{last_lines(job.log)}"
-    facts = run_facts(job.folder) if job.train else job.settings["training"]
+    trained = run_identity(job.folder) if job.train else job.settings["training"]
     new = {line.metric: line for line in results.read(own)[before:]}.values()
-    extra = {"point": job.point.name, "training_seconds": facts.get("seconds"), "settings": job.settings}
+    extra = {"point": job.point.name, "training_seconds": trained.get("seconds"), "settings": job.settings}
     extra["lines"] = len(new)  # so that a missing line is noticed
     results.append(OutputFolder(folder).results, [replace(line, extra=line.extra | extra) for line in new])
     return None
@@ -113,11 +114,11 @@ def report(name: str, row: Sweep, jobs: Sequence[Job], folder: Path) -> None:
         [
             point.name,
             *(with_interval(lines[column]) if column in lines else "" for column in columns),
-            *(cell(next(iter(lines.values())).to_json().get(fact)) for fact in FACTS),
+            *(cell(next(iter(lines.values())).to_json().get(entry)) for entry in MORE_COLUMNS),
         ]
         for point, lines in done
     ]
-    table = markdown(["point", *columns, *FACTS], rows)
+    table = markdown(["point", *columns, *MORE_COLUMNS], rows)
     page, figure = folder / f"{name}.md", folder / f"{name}.png"
     write_text(page, f"# {row.about}\n\n{table}\n{protocol(done[0][1])}\n")
     panels = [column for column, charted in columns.items() if charted] or list(columns)[:1]
@@ -128,14 +129,14 @@ def report(name: str, row: Sweep, jobs: Sequence[Job], folder: Path) -> None:
 def columns_of(lines: Sequence[ResultLine]) -> dict[str, bool]:
     """Columns of the table, in the order of METRICS, and whether each has a panel in the figure."""
     order = [measure for row in METRICS.values() for measure in row.measures]
-    shown = {line.column: line for line in lines if facts_of(line.measure).shown}
+    shown = {line.column: line for line in lines if measure_row(line.measure).shown}
 
     def place(column: str) -> tuple[int, bool, str]:
         line = shown[column]
         return order.index(line.measure), line.reference_split != "train", column
 
     def charted(line: ResultLine) -> bool:
-        facts = facts_of(line.measure)
-        return facts.charted and not (facts.of_split and line.reference_split == "train")
+        row = measure_row(line.measure)
+        return row.charted and not (row.of_split and line.reference_split == "train")
 
     return {column: charted(shown[column]) for column in sorted(shown, key=place)}

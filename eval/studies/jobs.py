@@ -11,7 +11,6 @@ from typing import Any
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_choices, samplers_of
 from trilemma.eval.studies.questions import SWEEPS, Flags, Point, Sweep, own_sweep, typed, words
-from trilemma.pipelines.samplers import SAMPLERS
 from trilemma.training import families
 from trilemma.training.options.command_line import parse
 from trilemma.training.options.flags import HUB_ID, flags_of, flatten, parse_flags
@@ -30,7 +29,8 @@ class Scoring:
 class Job:
     """A point, the commands that make it, and the settings that its lines must have.
 
-    takes_classes: whether its model is class-conditional, as far as the flags of its training say.
+    samplers: the choices of --sampler. takes_classes: whether its model is class-conditional. Both as far as
+    the flags of its training say.
     """
 
     point: Point
@@ -38,6 +38,7 @@ class Job:
     train: list[str] | None
     score: list[str]
     settings: dict[str, Any]
+    samplers: tuple[str, ...] = ()
     takes_classes: bool = True
 
     @property
@@ -79,17 +80,19 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
         train = [*launcher, "-m", module, *own, "--output_dir", str(place.path)]
         trained = parse_training(point, own)
         settings = {"family": point.family, "training": changed_flags(trained)}
-        takes_classes = trained.takes_classes
+        family = families.family(point.family)
+        samplers, takes_classes = family.samplers_for(trained), family.takes_classes(trained)
     else:
-        train, takes_classes = None, True  # scoring asks the model
-        settings = {"model": config.model.model, "training": run_facts(Path(config.model.model))}
+        train, samplers = None, samplers_of(config.model.model)
+        takes_classes = True  # scoring asks the model
+        settings = {"model": config.model.model, "training": run_identity(Path(config.model.model))}
     run = {"model": str(place.path) if train else config.model.model, "output": str(place.results)}
     run |= threads | {"batch_size": str(config.model.batch_size)}
     run |= {"trust_remote_code": "true"} if config.model.trust_remote_code else {}
     run |= {"force": "true"} if config.score.force else {}
     score = [*launcher, "-m", "trilemma.eval.evaluate", *words(run), *words(scoring)]
     plain = json.loads(json.dumps({**settings, "scoring": scoring}))  # as it will be read back
-    return Job(point, place.path, train, score, plain, takes_classes)
+    return Job(point, place.path, train, score, plain, samplers, takes_classes)
 
 
 def scoring_flags(point: Point, row: Sweep, config) -> Flags:
@@ -132,30 +135,25 @@ def check_scoring(jobs: Sequence[Job], model: ModelConfig) -> None:
         with refusals_named(job.point, line):
             parsed.append((job, parse_flags(Scoring, "", line)))
     for job, scoring in parsed:
-        _check_point(job, scoring, model)
+        _check_point(job, scoring)
     if model.model and Path(model.model).is_dir():
         _check_samplers(model, [scoring.sampling.sampler for _, scoring in parsed])
 
 
-def _check_point(job: Job, scoring: Scoring, model: ModelConfig) -> None:
+def _check_point(job: Job, scoring: Scoring) -> None:
     sampling = scoring.sampling
     if not job.takes_classes and (sampling.guidance_scale is not None or sampling.classes):
         raise ValueError(
             "--classes and --guidance_scale are for class-conditional models; that of point "
             f"{job.point.name} has no classes"
         )
-    if job.point.family:
-        target = job.settings["training"].get("prediction_type", "epsilon")
-        names = families.family(job.point.family).samplers
-        samplers = [name for name in names if name not in SAMPLERS or target in SAMPLERS[name].targets]
-    else:
-        samplers = samplers_of(model.model)
     try:
         check_choices(
             metrics=scoring.score.metrics,
             extractor=scoring.score.feature_extractor,
+            judge=scoring.score.judge,
             sampler=sampling.sampler,
-            samplers=samplers,
+            samplers=job.samplers,
         )
     except ValueError as problem:
         raise ValueError(f"point {job.point.name}: {problem}") from problem
@@ -172,7 +170,7 @@ def _check_samplers(model: ModelConfig, samplers: Sequence[str | None]) -> None:
         pipeline.with_sampler(name)
 
 
-def run_facts(model: Path) -> dict[str, Any]:
+def run_identity(model: Path) -> dict[str, Any]:
     """What distinguishes a model from another one that was trained into the same folder."""
-    facts = OutputFolder(model).read_run()
-    return {name: facts[name] for name in ("steps", "images_seen", "seconds") if name in facts}
+    run = OutputFolder(model).read_run()
+    return {name: run[name] for name in ("steps", "images_seen", "seconds") if name in run}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trilemma.eval.metrics.table import METRICS, facts_of
+from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
 from trilemma.eval.studies import targets
@@ -124,7 +124,7 @@ def figures(models: Sequence[Model], standards: Mapping[str, tuple]) -> dict[str
 def compared(models: Sequence[Model]) -> list[str]:
     """Names of the metrics that the table shows, in the order of METRICS; training images before others."""
     order = [measure for row in METRICS.values() for measure in row.measures]
-    lines = {li.metric: li for m in models for li in m.finished if facts_of(li.measure).compared}
+    lines = {li.metric: li for m in models for li in m.finished if measure_row(li.measure).compared}
 
     def place(name: str) -> tuple[int, bool, str]:
         line = lines[name]
@@ -136,8 +136,8 @@ def compared(models: Sequence[Model]) -> list[str]:
 def _is_distance(metric: str, models: Sequence[Model]) -> bool:
     """Whether a chart of this metric against speed has its best place at the lower left."""
     measure = next(li.measure for model in models for li in model.finished if li.metric == metric)
-    facts = facts_of(measure)
-    return facts.charted and facts.better == "lower" and not facts.of_split
+    row = measure_row(measure)
+    return row.charted and row.better == "lower" and not row.of_split
 
 
 def _cell(line: ResultLine | None, standard: tuple, marks: Marks) -> str:

@@ -14,6 +14,10 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH
 """Variables by which a launcher of this process would mislead the processes that it starts."""
 
 
+NOTICES = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+"""Windows has no SIGUSR1."""
+
+
 def last_lines(log: Path) -> str:
     """The end of a log, a progress bar as it last was."""
     text = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -30,7 +34,7 @@ class Children:
     def __init__(self):
         self.stopped = False
         self.process: subprocess.Popen | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in NOTICES:
             signal.signal(number, self._pass_on)
 
     def run(self, command: Sequence[str], log: Path) -> int:
@@ -51,4 +55,8 @@ class Children:
         self.stopped = True
         if self.process is not None and self.process.returncode is None:
             with suppress(ProcessLookupError):  # it has just ended
-                os.killpg(self.process.pid, signal.SIGTERM)
+                to_group = getattr(os, "killpg", None)  # Windows has no process groups
+                if to_group:
+                    to_group(self.process.pid, signal.SIGTERM)
+                else:
+                    self.process.terminate()

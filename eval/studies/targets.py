@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from trilemma.eval.metrics.table import facts_of
+from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
 from trilemma.eval.studies.models import Model
 from trilemma.eval.studies.tables import Marks, markdown
@@ -52,7 +52,7 @@ def check_target(metric: str, models: Sequence[Model]) -> None:
             f"they have {', '.join(sorted(curves))}" if curves else "they have no evaluations (--eval_steps)"
         )
         raise ValueError(f"--target {metric}: no model has such a metric; {have}.{nearest(metric, curves)}")
-    if facts_of(curves[metric]).better is None:
+    if measure_row(curves[metric]).better is None:
         raise ValueError(
             f"--target {metric}: neither a higher nor a lower {curves[metric]} is better, so it cannot be a "
             "target"
@@ -74,7 +74,7 @@ def reach(curve: Sequence[ResultLine], target: float, seconds: Mapping[int, floa
 
     Which end is better is a fact of the measure; `check_target` refuses those without one.
     """
-    sign = -1 if curve and facts_of(curve[0].measure).better == "higher" else 1
+    sign = -1 if curve and measure_row(curve[0].measure).better == "higher" else 1
     there = next((i for i, line in enumerate(curve) if sign * line.value <= sign * target), None)
     if there is None:
         return None

@@ -1,7 +1,7 @@
 """A pipeline as a folder for strangers: `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
 
 The folder has the file of the pipeline at its root and that of each custom component in the component's
-folder, and `model_index.json` names them:
+folder, and its index, `model_index.json`, names them:
 
     "_class_name": ["pipeline_class_conditional", "ClassConditionalPipeline"]
     "net": ["modeling_networks", "MyNet"]
@@ -24,8 +24,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 
 from trilemma.pipelines.shared import ship_code
+from trilemma.training.output_folder import OutputFolder, read_json
 
-INDEX = "model_index.json"
+INDEX = OutputFolder(Path()).index.name
 IMPORTABLE = {"torch", "numpy", "PIL", "diffusers", "transformers"}  # what someone with diffusers has
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
@@ -42,7 +43,7 @@ def save_bundle(pipeline: DiffusionPipeline, folder: str | Path) -> Path:
     try:
         pipeline.save_pretrained(stage / "new", safe_serialization=True)
         _check_index(pipeline, stage / "new")
-        if not isinstance(_read(stage / "new" / INDEX)["_class_name"], list):
+        if not isinstance(read_json(stage / "new" / INDEX)["_class_name"], list):
             ship_code(pipeline, stage / "new")
         _forget_paths(stage / "new")
         _check_files(stage / "new")
@@ -71,13 +72,9 @@ def check_standalone(source: Path) -> None:
         raise ValueError(f"{source}: diffusers takes a line of a docstring for a relative import; reword it")
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _check_index(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Raise unless diffusers can load every entry of the index of the saved `folder` from the Hub."""
-    for name, value in _read(folder / INDEX).items():
+    for name, value in read_json(folder / INDEX).items():
         component = pipeline.components.get(name)
         if name not in pipeline.components:
             if isinstance(value, list) and name != "_class_name":
@@ -91,7 +88,7 @@ def _check_index(pipeline: DiffusionPipeline, folder: Path) -> None:
 def _forget_paths(folder: Path) -> None:
     """Remove the path on this machine that a loaded pipeline and its components remember."""
     for path in [folder / INDEX, *folder.glob("*/*.json")]:
-        content = _read(path)
+        content = read_json(path)
         if "_name_or_path" in content:
             _write_json(path, content)
 
@@ -142,6 +139,6 @@ def _bundled(folder: Path) -> set[str]:
     """What the bundle in `folder`, if any, consists of: component folders and the pipeline's file."""
     if not (folder / INDEX).exists():
         return set()
-    index = _read(folder / INDEX)
+    index = read_json(folder / INDEX)
     lists = {name: value[0] for name, value in index.items() if isinstance(value, list)}
     return {f"{module}.py" if name == "_class_name" else name for name, module in lists.items()}

@@ -17,18 +17,21 @@ from pathlib import Path
 from accelerate import Accelerator
 from huggingface_hub import snapshot_download
 
+from trilemma.eval.features.judge_files import JudgeChoice
 from trilemma.eval.metrics.sample_metric import Measurement
-from trilemma.eval.metrics.table import METRICS, facts_of, metric_of
+from trilemma.eval.metrics.table import METRICS, measure_row, metric_of
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.after_training import load_images_of, trained_on
 from trilemma.eval.scoring.model_images import labels_like, open_drawing
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
+from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import compare_card
-from trilemma.model_cards.rendering.facts import read_facts
-from trilemma.training.loop.machine import PROCESS_GROUP
+from trilemma.training.devices.ranks import decided, on_all
+from trilemma.training.loop.machine import evaluation_accelerator
 from trilemma.training.options.flags import public_name
+from trilemma.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,31 @@ def recheck(model: str, num_samples: int | None = None, reference: str | None = 
     `reference` is where the reference data are, if not where config.yaml says. ValueError if the card differs
     from the files of the model, or the reference from the one that was used.
     """
-    folder = Path(model if Path(model).is_dir() else snapshot_download(model, ignore_patterns=["logs/*"]))
+    accelerator = evaluation_accelerator()
+    folder = on_all(accelerator, lambda: _folder_of(model), local_main_first=True)
+    lines = decided(accelerator, lambda: _lines_of(folder, model))
+    draws: dict[tuple, list[ResultLine]] = {}
+    for line in lines:
+        draws.setdefault(line.key(DRAW), []).append(line)
+    return [
+        check
+        for lines in draws.values()
+        for check in _check_draw(str(folder), lines, num_samples, reference, accelerator)
+    ]
+
+
+def _folder_of(model: str) -> Path:
+    """A model's folder; one on the Hub is downloaded without its logs."""
+    if Path(model).is_dir():
+        return Path(model)
+    config = OutputFolder(Path()).config.name  # says where the logs are
+    folder = OutputFolder(Path(snapshot_download(model, allow_patterns=[config])))
+    logs = os.path.relpath(folder.logs, folder.path)
+    return Path(snapshot_download(model, ignore_patterns=[f"{logs}/*"]))
+
+
+def _lines_of(folder: Path, model: str) -> list[ResultLine]:
+    """The results on the card, which must agree with the files."""
     comparison = compare_card(folder)
     if comparison.differences:
         hint = (
@@ -64,15 +91,7 @@ def recheck(model: str, num_samples: int | None = None, reference: str | None = 
         raise ValueError("\n".join([*comparison.differences, hint]))
     if comparison.remark:
         logger.warning("The card of %s: %s", model, comparison.remark)
-    accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
-    draws: dict[tuple, list[ResultLine]] = {}
-    for line in read_facts(folder).lines:
-        draws.setdefault(line.key(DRAW), []).append(line)
-    return [
-        check
-        for lines in draws.values()
-        for check in _check_draw(str(folder), lines, num_samples, reference, accelerator)
-    ]
+    return read_contents(folder).lines
 
 
 def _check_draw(
@@ -90,22 +109,22 @@ def _check_draw(
     sampling, stored = _sampling_of(measured[0], num_samples)
     images = _open_reference(model, reference, measured[0], accelerator)
     cache = Path(os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
-    sticks = []
-    for extractor in {line.feature_extractor: None for line in measured}:
-        lines_of_it = [line for line in measured if line.feature_extractor == extractor]
+    groups: dict[tuple, list[ResultLine]] = {}
+    for line in measured:
+        groups.setdefault(line.key(("feature_extractor", "extractor_sha256")), []).append(line)
+    sticks = {}
+    for (extractor, sha256), lines_of_it in groups.items():
         names = tuple(dict.fromkeys(metric_of(line.measure) for line in lines_of_it))
-        sticks += yardsticks(names, extractor, images, accelerator, cache)
+        judge = JudgeChoice(sha256=sha256, folder=Path(model))
+        (sticks[extractor, sha256],) = yardsticks(names, extractor, images, accelerator, cache, judge=judge)
     drawing = open_drawing(ModelConfig(model=model), sampling, accelerator)
     drawing.labels = labels_like(drawing, images.images)
-    scores = score(sticks, drawing, sampling.num_samples, accelerator, force=True)
-    measurements = {
-        (stick.extractor.name, measure): (stick.extractor.sha256, measurement)
-        for stick, by_measure in scores.items()
-        for measure, measurement in by_measure.items()
-    }
-    for line in measured:
-        sha256, now = measurements[line.feature_extractor, line.measure]
-        checks.append(_compare(line, sha256, now, sampling.num_samples == stored))
+    scores = score([*sticks.values()], drawing, sampling.num_samples, accelerator, force=True)
+    for key, lines_of_it in groups.items():
+        for line in lines_of_it:
+            now = scores[sticks[key]][line.measure]
+            sha256 = sticks[key].extractor.sha256
+            checks.append(_compare(line, sha256, now, sampling.num_samples == stored))
     return checks
 
 
@@ -136,8 +155,8 @@ def _sampling_of(line: ResultLine, num_samples: int | None) -> tuple[SamplingCon
 def _open_reference(model: str, place: str | None, line: ResultLine, accelerator: Accelerator) -> Reference:
     """What a line was measured against, as `eval/evaluate.py` reads it; ValueError if it is other images."""
     data, seed = trained_on(model)
-    data = replace(data, train_split=line.reference_split, cache_dir=None)
-    reference = load_images_of(data, place, seed, accelerator)
+    data = replace(data, cache_dir=None)
+    reference = load_images_of(data, place, seed, accelerator, line.reference_split)
     if reference.images.fingerprint != line.data_fingerprint:
         raise ValueError(
             f"{line.metric} was measured against other images than those here: give --reference, the Hub id "
@@ -154,7 +173,7 @@ def _compare(line: ResultLine, sha256: str | None, now: Measurement, all_seeds: 
         share = OF_INTERVAL * (interval[1] - interval[0]) if interval else IMAGES / line.n
         agrees = difference <= max(RELATIVE * abs(line.value), share)
         return Check(line, now, agrees, "the same" if agrees else "DIFFERS")
-    if facts_of(line.measure).depends_on_n or interval is None or now.interval is None:
+    if measure_row(line.measure).depends_on_n or interval is None or now.interval is None:
         return Check(line, now, None, "needs all seeds")
     agrees = now.interval[0] <= interval[1] and interval[0] <= now.interval[1]
     intervals = " and ".join(f"{low:.4g} .. {high:.4g}" for low, high in (interval, now.interval))

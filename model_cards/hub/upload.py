@@ -11,8 +11,8 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import filter_repo_objects
 
+from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import REMEDY, compare_card
-from trilemma.model_cards.rendering.facts import read_facts
 from trilemma.model_cards.rendering.render import render_card, words_of
 from trilemma.training.options.flags import public
 from trilemma.training.output_folder import OutputFolder
@@ -106,7 +106,7 @@ def _check_folder(folder: OutputFolder, allow_unevaluated: bool) -> None:
         raise ValueError(
             f"{path} has no {folder.card.name}; to render one: python -m trilemma.model_cards.card {path}"
         )
-    if not read_facts(path).lines and not allow_unevaluated:
+    if not read_contents(path).lines and not allow_unevaluated:
         raise ValueError(
             f"{folder.results} has no results of the final weights; measure them with eval/evaluate.py "
             f"--model {path}, or publish without numbers with --allow_unevaluated"

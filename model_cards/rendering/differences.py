@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from trilemma.eval.scoring.naming import SCHEDULERS
-from trilemma.model_cards.rendering.facts import read_facts
+from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.figures import ARGUMENTS, COLUMNS, HEADER, cells, evaluations
 from trilemma.model_cards.rendering.render import WORDS, render_card, words_of
 from trilemma.training.output_folder import OutputFolder
@@ -48,7 +48,7 @@ def compare_card(path: Path) -> Comparison:
     A card that was written by hand may say more than the files, and need not show all figures.
     """
     text = OutputFolder(path).card.read_text(encoding="utf-8")
-    lines, words = read_facts(path).lines, words_of(text)
+    lines, words = read_contents(path).lines, words_of(text)
     if words != WORDS:
         text = SAMPLER.sub(lambda match: match[1] + SCHEDULERS[match[2]], text)
     try:

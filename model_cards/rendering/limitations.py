@@ -2,23 +2,23 @@
 
 from trilemma.eval.metrics.table import metric_of
 from trilemma.eval.scoring.naming import LITERATURE_SAMPLES
-from trilemma.model_cards.rendering.facts import Facts
+from trilemma.model_cards.rendering.contents import Contents
 from trilemma.training.options.flags import public_name
 
 
-def limitations(facts: Facts) -> list[str]:
+def limitations(contents: Contents) -> list[str]:
     """A sentence or two for each."""
     return [
-        *_of_figures(facts),
-        *_of_data(facts),
-        *_of_code(facts),
+        *_of_figures(contents),
+        *_of_data(contents),
+        *_of_code(contents),
         "It has learned only from its training data and reproduces their biases. Its images do not show real "
         "things.",
     ]
 
 
-def _of_figures(facts: Facts) -> list[str]:
-    lines = facts.lines
+def _of_figures(contents: Contents) -> list[str]:
+    lines = contents.lines
     if not lines:
         return [
             "Nothing was measured: the quality and the diversity of its images are unknown, and so is "
@@ -37,16 +37,20 @@ def _of_figures(facts: Facts) -> list[str]:
         )
     if any(line.forced for line in lines):
         warnings.append("Numbers marked (forced) rest on fewer samples than features and are unreliable.")
-    if any(line.feature_extractor == "classifier" for line in lines):
+    for data in dict.fromkeys(
+        line.extra.get("judge_data", "the same data")
+        for line in lines
+        if line.feature_extractor == "classifier"
+    ):
         warnings.append(
-            "The classifier that judges its images was trained on the same data; its accuracy, given in the "
+            f"The classifier that judges its images was trained on {data}; its accuracy, given in the "
             "table, limits how far its numbers can be trusted."
         )
     return warnings
 
 
-def _of_data(facts: Facts) -> list[str]:
-    source, local = facts.config.get("dataset_name"), facts.config.get("train_data_dir")
+def _of_data(contents: Contents) -> list[str]:
+    source, local = contents.config.get("dataset_name"), contents.config.get("train_data_dir")
     name = f"{public_name(local or '')} {source}".lower()
     if "jpeg" in name or "jpg" in name:
         return ["It was trained on a JPEG copy: its images have JPEG artefacts, as its reference images do."]
@@ -58,7 +62,7 @@ def _of_data(facts: Facts) -> list[str]:
     return []
 
 
-def _of_code(facts: Facts) -> list[str]:
-    if (facts.run.get("commit") or "").endswith("+"):
+def _of_code(contents: Contents) -> list[str]:
+    if (contents.run.get("commit") or "").endswith("+"):
         return ["The code had changes that are not in the commit: another training may give another model."]
     return []

@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from trilemma.model_cards.rendering import figures
 from trilemma.model_cards.rendering.command import changed, train_command
+from trilemma.model_cards.rendering.contents import Contents, read_contents
 from trilemma.model_cards.rendering.credits import DATA, TRILEMMA, UNKNOWN
-from trilemma.model_cards.rendering.facts import Facts, read_facts
 from trilemma.model_cards.rendering.limitations import limitations
 from trilemma.model_cards.rendering.text import escape, literal
 from trilemma.model_cards.wording import Wording, wording
@@ -44,24 +44,24 @@ def write_card(path: str | Path) -> Path:
 
 def render_card(path: str | Path, model_id: str | None = None) -> str:
     """The text of README.md, for a model of this id if one is given."""
-    facts = read_facts(path, model_id)
-    words = wording(facts.family)
-    snippet, remarks = words.usage(facts.saved, facts.model_id)
+    contents = read_contents(path, model_id)
+    words = wording(contents.family)
+    snippet, remarks = words.usage(contents.saved, contents.model_id)
     body = TEMPLATE.read_text(encoding="utf-8").format(
-        title=escape(facts.model_id.split("/")[-1]),
-        summary=_summary(facts, words),
+        title=escape(contents.model_id.split("/")[-1]),
+        summary=_summary(contents, words),
         rendered=f"This page is rendered from the files beside it (wording {WORDS}); to change it, edit them "
         "and render it again.",
         snippet=snippet,
         usage=remarks,
-        pictures=_pictures(facts, words),
-        results=_results(facts),
-        training=_training(facts),
-        data=_data(facts),
-        limitations="\n".join(f"- {limitation}" for limitation in limitations(facts)),
+        pictures=_pictures(contents, words),
+        results=_results(contents),
+        training=_training(contents),
+        data=_data(contents),
+        limitations="\n".join(f"- {limitation}" for limitation in limitations(contents)),
         citation="\n\n".join([*words.papers.values(), TRILEMMA]),
     )
-    return f"---\n{_front_matter(facts, words).to_yaml()}\n---\n\n{body}"
+    return f"---\n{_front_matter(contents, words).to_yaml()}\n---\n\n{body}"
 
 
 def words_of(text: str) -> int | None:
@@ -70,17 +70,17 @@ def words_of(text: str) -> int | None:
     return rendered and int(rendered[1] or 1)
 
 
-def _front_matter(facts: Facts, words: Wording) -> ModelCardData:
-    data = facts.config.get("dataset_name")
-    on_hub = data and "/" in data and not facts.config.get("train_data_dir")
+def _front_matter(contents: Contents, words: Wording) -> ModelCardData:
+    data = contents.config.get("dataset_name")
+    on_hub = data and "/" in data and not contents.config.get("train_data_dir")
     return ModelCardData(
         library_name="diffusers",
-        license=_kept_license(facts.folder),
-        pipeline_tag=facts.saved.task if facts.saved.class_names is None else None,
-        tags=["diffusers", "trilemma", facts.family or "diffusion", *words.papers],
+        license=_kept_license(contents.folder),
+        pipeline_tag=contents.saved.task if contents.saved.class_names is None else None,
+        tags=["diffusers", "trilemma", contents.family or "diffusion", *words.papers],
         datasets=[data] if on_hub else None,
-        model_name=facts.model_id.split("/")[-1],
-        eval_results=figures.evaluations(facts.lines, facts.saved.task) or None,
+        model_name=contents.model_id.split("/")[-1],
+        eval_results=figures.evaluations(contents.lines, contents.saved.task) or None,
     )
 
 
@@ -92,17 +92,17 @@ def _kept_license(folder: OutputFolder) -> str | None:
         return None
 
 
-def _summary(facts: Facts, words: Wording) -> str:
-    network = facts.saved.network
+def _summary(contents: Contents, words: Wording) -> str:
+    network = contents.saved.network
     side, channels = network.get("sample_size"), network.get("in_channels")
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
     size = f" of {side}x{side} {kind} images" if side else ""
     article = "An" if words.what[0] in "aeiou" else "A"
-    return f"{article} {words.what}{size}, trained on {escape(_data_name(facts))} with Trilemma."
+    return f"{article} {words.what}{size}, trained on {escape(_data_name(contents))} with Trilemma."
 
 
-def _pictures(facts: Facts, words: Wording) -> str:
-    folder = facts.folder
+def _pictures(contents: Contents, words: Wording) -> str:
+    folder = contents.folder
     captions = {
         folder.samples.name: "samples, not selected",
         **words.pictures,
@@ -112,26 +112,26 @@ def _pictures(facts: Facts, words: Wording) -> str:
     return "\n\n".join(f"![{caption}]({name})" for name, caption in present.items()) or "None were drawn."
 
 
-def _results(facts: Facts) -> str:
-    if not facts.lines:
+def _results(contents: Contents) -> str:
+    if not contents.lines:
         return "Not measured."
-    return f"""{figures.table(facts.lines)}
+    return f"""{figures.table(contents.lines)}
 
 `fid` is computed over Inception features of 50,000 samples against all training images; any other name says
 how the number differs from that. *Floor* is the score of the same number of real images. The interval of a
 Frechet distance is for infinitely many samples and usually lies below the value, which is the plain distance
 of n samples. *s / image* is the time in seconds that one process takes to sample an image.
 
-Each number is a line of `{facts.folder.results.name}` with its full protocol. To draw images from the
+Each number is a line of `{contents.folder.results.name}` with its full protocol. To draw images from the
 same seeds and score them again:
 
 ```sh
-python -m trilemma.model_cards.publish --verify {literal(facts.model_id)}
+python -m trilemma.model_cards.publish --verify {literal(contents.model_id)}
 ```"""
 
 
-def _training(facts: Facts) -> str:
-    run, hardware = facts.run, facts.run.get("hardware", {})
+def _training(contents: Contents) -> str:
+    run, hardware = contents.run, contents.run.get("hardware", {})
     rows = {
         "hardware": hardware and f"{hardware['processes']} x {hardware['name']}",
         "precision": hardware.get("mixed_precision"),
@@ -142,24 +142,24 @@ def _training(facts: Facts) -> str:
         "commit": run.get("commit"),
     }
     text = _two_columns("run", "", {name: value or "unknown" for name, value in rows.items()})
-    if facts.family is None or not facts.config:
+    if contents.family is None or not contents.config:
         return text + "\n\nThe flags are unknown."
-    config = dict(facts.config)
+    config = dict(contents.config)
     if config.get("model_config_name_or_path"):
-        config["model_config_name_or_path"] = facts.model_id  # it has the network that the file describes
+        config["model_config_name_or_path"] = contents.model_id  # it has the network that the file describes
     differing = {
         f"`--{flag}`": f"{_plain(value)} (default {_plain(default)})"
-        for flag, (value, default) in changed(facts.family, config).items()
+        for flag, (value, default) in changed(contents.family, config).items()
     }
     return f"""{text}
 
 ```sh
-{train_command(facts.family, config, hardware)}
+{train_command(contents.family, config, hardware)}
 ```
 
 {_two_columns("flag", "value", differing)}
 
-All other flags have their default values. `{facts.folder.config.name}` has every flag, for `--config`."""
+All other flags have their default values. `{contents.folder.config.name}` has every flag, for `--config`."""
 
 
 def _two_columns(left: str, right: str, rows: Mapping[str, str]) -> str:
@@ -171,19 +171,19 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _data_name(facts: Facts) -> str:
-    config = facts.config
+def _data_name(contents: Contents) -> str:
+    config = contents.config
     return public_name(config.get("train_data_dir") or config.get("dataset_name") or "unknown data")
 
 
-def _data(facts: Facts) -> str:
-    config, names = facts.config, facts.saved.class_names or ()
+def _data(contents: Contents) -> str:
+    config, names = contents.config, contents.saved.class_names or ()
     source, local = config.get("dataset_name"), config.get("train_data_dir")
     credit = DATA.get(source, UNKNOWN)
     if local and source in DATA:
         credit = credit._replace(licence=f"{credit.licence}, if the folder is a copy of it")
     rows = {
-        "data set": _data_name(facts) + (" (a local folder)" if local else ""),
+        "data set": _data_name(contents) + (" (a local folder)" if local else ""),
         "used instead of": source if local else None,
         "what": credit.name,
         "made by": credit.makers,

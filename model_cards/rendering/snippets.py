@@ -1,6 +1,6 @@
 """Parts of the code that cards show, which several families share."""
 
-from trilemma.model_cards.rendering.facts import SavedModel
+from trilemma.model_cards.rendering.saved_model import SavedModel
 from trilemma.model_cards.rendering.text import literal
 
 PROCESS = {"process.png": "the process both ways: images noised, and images made from noise"}
@@ -13,6 +13,17 @@ def loading(model_id: str, *imports: str) -> str:
 
 pipeline = DiffusionPipeline.from_pretrained({literal(model_id)}, trust_remote_code=True)
 """
+
+
+def loading_with_steps(saved: SavedModel, model_id: str) -> tuple[str, int]:
+    """Load a model that brings its own code and has a scheduler, with DDIM where that can take few steps; and
+    the number of steps.
+    """
+    few = saved.few_steps
+    code = loading(model_id, *(["DDIMScheduler"] if few else []))
+    if few:
+        code += "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)\n"
+    return code, few or saved.scheduler["num_train_timesteps"]
 
 
 def code_beside(saved: SavedModel) -> str:

@@ -6,7 +6,7 @@ A new family is a new file here and no edit. Code that several snippets share is
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from trilemma.model_cards.rendering.facts import SavedModel
+from trilemma.model_cards.rendering.saved_model import SavedModel
 from trilemma.model_cards.rendering.snippets import load_only
 from trilemma.training import families
 
@@ -19,13 +19,15 @@ class Wording(NamedTuple):
 
     what: the kind of model, as in "A denoising-diffusion GAN". papers: BibTeX by key; the keys become tags of
     the model on the Hub. usage: of the saved model and its Hub id. pictures: name of a file in the output
-    folder -> its caption; files that are not there are not shown.
+    folder -> its caption; files that are not there are not shown. network: the pipeline's component that is
+    its network.
     """
 
     what: str
     papers: Mapping[str, str]
     usage: Callable[[SavedModel, str], Usage]
     pictures: Mapping[str, str]
+    network: str = "unet"
 
 
 OTHER = Wording("image generator", {}, load_only, {})

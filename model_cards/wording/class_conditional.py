@@ -1,8 +1,8 @@
 """What a card says of a class-conditional diffusion model."""
 
 from trilemma.model_cards.rendering.credits import DDPM
-from trilemma.model_cards.rendering.facts import SavedModel
-from trilemma.model_cards.rendering.snippets import PROCESS, code_beside, loading, two_classes
+from trilemma.model_cards.rendering.saved_model import SavedModel
+from trilemma.model_cards.rendering.snippets import PROCESS, code_beside, loading_with_steps, two_classes
 from trilemma.model_cards.wording import Usage, Wording
 
 GUIDANCE = """@misc{ho2022classifierfree,
@@ -15,12 +15,9 @@ GUIDANCE = """@misc{ho2022classifierfree,
 
 def usage(saved: SavedModel, model_id: str) -> Usage:
     """With guidance, and with DDIM where it can take few steps."""
-    few, total = saved.few_steps, saved.scheduler["num_train_timesteps"]
-    code = loading(model_id, *(["DDIMScheduler"] if few else []))
-    if few:
-        code += "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)\n"
+    code, steps = loading_with_steps(saved, model_id)
     code += f"""images = pipeline(
-    class_labels=[{two_classes(saved)}], guidance_scale=2.0, num_inference_steps={few or total}, seeds=[0, 1]
+    class_labels=[{two_classes(saved)}], guidance_scale=2.0, num_inference_steps={steps}, seeds=[0, 1]
 ).images
 images[0].save("sample.png")"""
     return code, (

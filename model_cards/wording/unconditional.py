@@ -1,14 +1,16 @@
-"""What a card says of an unconditional diffusion model, which plain diffusers loads."""
+"""What a card says of an unconditional diffusion model. Plain diffusers loads it if its network is stock."""
 
 from trilemma.model_cards.rendering.credits import DDPM
-from trilemma.model_cards.rendering.facts import SavedModel
-from trilemma.model_cards.rendering.snippets import PROCESS
+from trilemma.model_cards.rendering.saved_model import SavedModel
+from trilemma.model_cards.rendering.snippets import PROCESS, code_beside, loading_with_steps
 from trilemma.model_cards.rendering.text import literal
 from trilemma.model_cards.wording import Usage, Wording
 
 
 def usage(saved: SavedModel, model_id: str) -> Usage:
     """With a stock pipeline: DDIM where it can take few steps, else DDPM with all of them."""
+    if saved.ships_code:
+        return _with_code(saved, model_id)
     total, few = saved.scheduler["num_train_timesteps"], saved.few_steps
     # Stock DDIM does not take the variance that some networks learn beside the noise.
     plain = saved.network["out_channels"] == saved.network["in_channels"]
@@ -33,6 +35,14 @@ images[0].save("sample.png")"""
         f" Use `DDPMPipeline` with all {total} steps only: with fewer, it leaves the noise of its last step "
         "in the image."
     )
+
+
+def _with_code(saved: SavedModel, model_id: str) -> Usage:
+    """With the pipeline that a network of the toolkit brings."""
+    code, steps = loading_with_steps(saved, model_id)
+    code += f"""images = pipeline(num_inference_steps={steps}, seeds=[0, 1]).images
+images[0].save("sample.png")"""
+    return code, f"A seed gives the same image in any batch. {code_beside(saved)}"
 
 
 WORDING = Wording("unconditional diffusion model", {"ddpm": DDPM}, usage, PROCESS)

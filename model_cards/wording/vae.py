@@ -1,6 +1,6 @@
 """What a card says of a variational autoencoder."""
 
-from trilemma.model_cards.rendering.facts import SavedModel
+from trilemma.model_cards.rendering.saved_model import SavedModel
 from trilemma.model_cards.rendering.snippets import code_beside, loading
 from trilemma.model_cards.wording import Usage, Wording
 
@@ -33,4 +33,5 @@ WORDING = Wording(
         "reconstructions.png": "images, and below them their reconstructions",
         "interpolations.png": "interpolation between the codes of two images",
     },
+    network="vae",
 )

@@ -15,11 +15,18 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from trilemma.pipelines.shared import exact_device
+
 MONOTONE_FEATURES = 1024
 """Hidden units of the monotone network, as in the paper's appendix H."""
 
 EMBEDDED_RANGE = 1000.0
 """gamma_min..gamma_max becomes 0..1000, the range that embeddings of timesteps are made for."""
+
+
+def exact(values: Tensor) -> Tensor:
+    """The values in float64, on a device that has it."""
+    return values.to(exact_device(values.device)).double()
 
 
 class LinearShape(nn.Module):
@@ -53,8 +60,8 @@ class MonotoneShape(nn.Module):
         return (raw[:-2] - start) / rise, slope[:-2] / rise
 
     def _raw(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        line, inner, outer = (part.double().exp() for part in (self.line, self.inner, self.outer))
-        hidden = (inner * (2 * time[:, None] - 1) + self.bias.double()).sigmoid()
+        line, inner, outer = (exact(part).exp() for part in (self.line, self.inner, self.outer))
+        hidden = (inner * (2 * time[:, None] - 1) + exact(self.bias)).sigmoid()
         raw = line * time + (outer * hidden).mean(1)
         return raw, line + (outer * hidden * (1 - hidden) * 2 * inner).mean(1)
 
@@ -71,30 +78,36 @@ GAMMAS: dict[str, tuple[type[nn.Module], bool]] = {
 class Gamma(nn.Module):
     """gamma(time) for time in [0, 1], float64: gamma(0) + (gamma(1) - gamma(0)) shape(time).
 
-    Learned ends are kept as their distance from the given ones, so that weight decay pulls towards those.
+    Learned ends are kept as their distance from the initial ones, so that weight decay pulls towards those.
     """
 
-    given: Tensor
+    initial_ends: Tensor
 
     def __init__(self, kind: str, start: float, end: float):
         super().__init__()
         shape, learned = GAMMAS[kind]
         self.shape = shape()
         self.shift = nn.Parameter(torch.zeros(2)) if learned else None
-        self.register_buffer("given", torch.tensor([start, end], dtype=torch.float64), persistent=False)
+        ends = torch.tensor([start, end], dtype=torch.float64)
+        self.register_buffer("initial_ends", ends, persistent=False)
 
     def _apply(self, fn, recurse=True):
         """Move with the model, but keep all digits whatever dtype the model is cast to."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+
+        def move(tensor: Tensor) -> Tensor:
+            device = fn(tensor.float()).device  # `fn` may not be able to move a float64 tensor
+            return tensor.to(exact_device(device) if tensor.dtype is torch.float64 else device)
+
+        return super()._apply(move, recurse)
 
     def ends(self) -> Tensor:
         """gamma(0) and gamma(1), float64 (2,)."""
-        return self.given if self.shift is None else self.given + self.shift.double()
+        return self.initial_ends if self.shift is None else self.initial_ends + exact(self.shift)
 
     def forward(self, time: Tensor) -> Tensor:
         """gamma at `time` (B,) float64 in [0, 1] -> float64 (B,)."""
         start, end = self.ends()
-        return start + (end - start) * self.shape(time)[0]
+        return start + (end - start) * self.shape(time.to(start.device))[0]
 
 
 class PointMLP(ModelMixin, ConfigMixin):
@@ -200,6 +213,7 @@ class VDMModel(ModelMixin, ConfigMixin):
         z = z.float()
         waves = [2**n * math.pi * z for n in config.fourier_features]
         seen = torch.cat([z, *(part for wave in waves for part in (wave.sin(), wave.cos()))], dim=1)
-        output = self.net(seen.to(self.net.dtype), level.float(), class_labels).sample
+        level = level.float().to(z.device)
+        output = self.net(seen.to(self.net.dtype), level, class_labels).sample
         # z is nearly noise where there is much of it: the network adds what z is not.
         return z + output.float()

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from trilemma.pipelines.ddgan import condition, latent_width
-from trilemma.training.diffusion.process import GaussianProcess, normal_like
+from trilemma.training.diffusion.process import GaussianProcess, beside, normal_like
 
 FIRST_TIME = 1e-3
 """Where their continuous time begins; x_0 is said to be the image at this time."""
@@ -67,9 +67,9 @@ class Pairs:
     def real(self, x0: Tensor, t: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """x_{t-1} ~ q(. | x_0) and x_t ~ q(. | x_{t-1}), float32; x_0 itself at t = 1."""
         before = self.process.diffuse(x0, t - 1, normal_like(x0, generator))
-        beta = self.process.beta(t).view(-1, 1, 1, 1)
+        beta = self.process.beta(t)
         noise = normal_like(x0, generator)
-        return before, (1 - beta).sqrt().float() * before + beta.sqrt().float() * noise
+        return before, beside((1 - beta).sqrt(), x0) * before + beside(beta.sqrt(), x0) * noise
 
     def generated(
         self, x_t: Tensor, t: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
@@ -80,4 +80,4 @@ class Pairs:
         x0_hat = self.denoise(x_t, t - 1, vector).sample.float().tanh()
         mean, variance = self.process.posterior(x0_hat, x_t, t)
         noise = normal_like(x_t, generator)
-        return x0_hat, mean + variance.sqrt().float().view(-1, 1, 1, 1) * noise
+        return x0_hat, mean + beside(variance.sqrt(), mean) * noise

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilemma.training.diffusion.process import GaussianProcess
+from trilemma.pipelines.networks.vdm_model import exact
+from trilemma.training.diffusion.process import GaussianProcess, beside
 
 VLB_WEIGHT = 0.001
 """lambda of the hybrid loss, Nichol & Dhariwal 2021, equation 16."""
@@ -111,7 +112,7 @@ def log_variance_range(process: GaussianProcess, t: Tensor) -> tuple[Tensor, Ten
 
 def learned_log_variance(output: Tensor, process: GaussianProcess, t: Tensor) -> Tensor:
     """log variance from a network output in [-1, 1], Nichol & Dhariwal 2021, equation 15; (B, C, H, W)."""
-    low, high = (v.float().view(-1, *[1] * (output.ndim - 1)) for v in log_variance_range(process, t))
+    low, high = (beside(values, output) for values in log_variance_range(process, t))
     fraction = (output + 1) / 2
     return fraction * high + (1 - fraction) * low
 
@@ -154,7 +155,7 @@ def vlb_term_bpd(
     """
     mean, _ = process.posterior(x0_hat, x_t, t)
     true_mean, true_variance = process.posterior(x0, x_t, t)
-    true_log = true_variance.clamp(min=1e-20).log().float().view(-1, *[1] * (x0.ndim - 1))
+    true_log = beside(true_variance.clamp(min=1e-20).log(), x0)
     kl = mean_per_example(gaussian_kl(true_mean, true_log, mean, log_variance))
     reconstruction = mean_per_example(discretised_gaussian_nll(x0, mean, log_variance))
     return torch.where(t == 1, reconstruction, kl) / math.log(2)
@@ -162,6 +163,7 @@ def vlb_term_bpd(
 
 def prior_bpd(process: GaussianProcess, x0: Tensor) -> Tensor:
     """The bound's term L_T = KL(q(x_T | x_0) || N(0, I)) in bits per dimension, float64 (B,); no network."""
-    abar, zero = process.abar[-1], torch.zeros((), dtype=torch.float64, device=x0.device)
-    kl = gaussian_kl(abar.sqrt() * x0.double(), (1 - abar).log(), zero, zero)
+    abar = process.abar[-1]
+    zero = torch.zeros_like(abar)
+    kl = gaussian_kl(abar.sqrt() * exact(x0), (1 - abar).log(), zero, zero)
     return mean_per_example(kl) / math.log(2)

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trilemma.pipelines.shared import exact_device
+
 MAX_BETA = 0.999
 MAX_SIGNAL = 0.01
-"""Largest sqrt(abar_T): beyond it x_T shows the image, and sampling from N(0, I) starts from another law."""
+"""Largest sqrt(abar_T): above it x_T still shows the image, and N(0, I) is the wrong start for sampling."""
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -37,10 +39,12 @@ class GaussianProcess(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Move with the model, but stay float64 whatever dtype the model is cast to."""
-        exact = self.abar
-        super()._apply(fn, recurse)
-        self.abar = exact.to(self.abar.device)
+        self.abar = self.abar.to(exact_device(fn(self.abar.float()).device))
         return self
+
+    def at(self, t: Tensor) -> Tensor:
+        """abar_t, float64 (B,), on the device of the buffer; t (B,) in 0..T."""
+        return self.abar[t.to(self.abar.device)]
 
     @property
     def steps(self) -> int:
@@ -51,12 +55,12 @@ class GaussianProcess(nn.Module):
         """alpha = sqrt(abar_t) and sigma = sqrt(1 - abar_t), float32, shaped to multiply x (B, ...); t (B,)
         in 0..T.
         """
-        abar = _shape(self.abar[t], x)
-        return abar.sqrt().float(), (1 - abar).sqrt().float()
+        abar = self.at(t)
+        return beside(abar.sqrt(), x), beside((1 - abar).sqrt(), x)
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio abar_t / (1 - abar_t), float64 (B,); t in 1..T."""
-        return self.abar[t] / (1 - self.abar[t])
+        return self.at(t) / (1 - self.at(t))
 
     def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0), equation 4: float32 (B, ...) whatever the dtype of x0 and of the noise; t (B,)
@@ -67,23 +71,23 @@ class GaussianProcess(nn.Module):
 
     def beta(self, t: Tensor) -> Tensor:
         """beta_t = 1 - abar_t / abar_{t-1}, float64 (B,); t in 1..T."""
-        return 1 - self.abar[t] / self.abar[t - 1]
+        return 1 - self.at(t) / self.at(t - 1)
 
     def posterior_variance(self, t: Tensor) -> Tensor:
         """Variance of q(x_{t-1} | x_t, x_0), equation 7: float64 (B,), exactly 0 at t = 1."""
-        return self.beta(t) * (1 - self.abar[t - 1]) / (1 - self.abar[t])
+        return self.beta(t) * (1 - self.at(t - 1)) / (1 - self.at(t))
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, ...) float32 and variance (B,) float64 of q(x_{t-1} | x_t, x_0), eq. 7; t (B,) in 1..T."""
-        now, before, beta = self.abar[t], self.abar[t - 1], self.beta(t)
+        now, before, beta = self.at(t), self.at(t - 1), self.beta(t)
         from_x0 = before.sqrt() * beta / (1 - now)
         from_x_t = (1 - beta).sqrt() * (1 - before) / (1 - now)
-        mean = _shape(from_x0, x0).float() * x0 + _shape(from_x_t, x_t).float() * x_t
-        return mean, self.posterior_variance(t)
+        return beside(from_x0, x0) * x0 + beside(from_x_t, x_t) * x_t, self.posterior_variance(t)
 
 
-def _shape(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
+def beside(values: Tensor, images: Tensor) -> Tensor:
+    """Exact values (B,) as float32 on the images' device, shaped to multiply images (B, ...)."""
+    return values.float().view(-1, *[1] * (images.ndim - 1)).to(images.device)
 
 
 class Target(NamedTuple):
@@ -149,7 +153,7 @@ two ends.
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A schedule whose x_T is noise, named as diffusers' schedulers name it, and a remark for the user."""
+    """A schedule whose x_T is noise, under its name in diffusers, and a remark for the user."""
 
     name: str
     steps: int
@@ -175,10 +179,9 @@ def noise_schedule(
 ) -> NoiseSchedule:
     """The schedule of the flags, safe for any T.
 
-    Ends that are not given are 1e-4 and 0.02, the paper's at T=1000, times 1000 / T as far as betas stay
-    below 1; where more than `MAX_SIGNAL` of the image is left in x_T, the betas are scaled up until it is
-    not. Ends that are given are taken as they are. ValueError where no scaling helps, or given ends leave
-    too much.
+    Ends of None are 1e-4 and 0.02, the paper's at T=1000, times 1000 / T while betas stay below 1; if more
+    than `MAX_SIGNAL` of the image is left in x_T, the betas are scaled up until it is not. Other ends are
+    used without scaling. ValueError if no scaling helps, or if those ends leave too much.
     """
     fixed = beta_start is not None or beta_end is not None or name == "squaredcos_cap_v2"
     factor = 1.0 if fixed else min(1000 / steps, MAX_BETA / 0.02)
@@ -217,5 +220,5 @@ def _refusal(schedule: NoiseSchedule, why: str) -> str:
     return (
         f"--ddpm_beta_schedule {schedule.name} with --ddpm_num_steps {schedule.steps} and betas "
         f"{schedule.beta_start:.3g}..{schedule.beta_end:.3g} cannot be used: {why}. "
-        "Take more steps, other betas, or squaredcos_cap_v2."
+        "Use more steps, other betas, or squaredcos_cap_v2."
     )

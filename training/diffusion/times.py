@@ -4,6 +4,8 @@ import torch
 from accelerate.utils import gather
 from torch import Tensor, nn
 
+from trilemma.pipelines.shared import exact_device
+
 
 class UniformTimes(nn.Module):
     """t uniform in 1..T, one from each of B equal parts: the same expectation with less variance.
@@ -20,7 +22,7 @@ class UniformTimes(nn.Module):
         self, count: int, device: torch.device, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | float]:
         """t (count,) int64 and the importance weight of each."""
-        where = device if generator is None else generator.device
+        where = exact_device(device) if generator is None else generator.device
         part = torch.rand(count, generator=generator, device=where, dtype=torch.float64)
         place = torch.arange(count, device=where)
         if generator is not None:  # held-out images may come in the order of their classes

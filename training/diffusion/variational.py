@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilemma.pipelines.networks.vdm_model import Gamma
+from trilemma.pipelines.networks.vdm_model import Gamma, exact
 from trilemma.training.diffusion.losses import mean_per_example
 
 LEVELS = 256
@@ -22,7 +22,7 @@ FAR = 16.0
 def prior_bpd(x0: Tensor, gamma_1: Tensor) -> Tensor:
     """KL(q(z_1 | x0) || N(0, I)), float64 (B,); x0 (B, C, H, W) in [-1, 1], gamma_1 () at time 1."""
     variance, log_variance = gamma_1.sigmoid(), F.logsigmoid(gamma_1)
-    mean_square = mean_per_example(x0.double().square()) * gamma_1.neg().sigmoid()
+    mean_square = mean_per_example(exact(x0).square()) * gamma_1.neg().sigmoid()
     return 0.5 * (mean_square + variance - 1 - log_variance) / math.log(2)
 
 
@@ -34,12 +34,12 @@ def reconstruction_bpd(x0: Tensor, noise: Tensor, gamma_0: Tensor) -> Tensor:
     the true one's: no difference of large numbers is left, and what is too far off need not be looked at.
     """
     unit = gamma_0.mul(-0.5).exp() / 127.5
-    # Asking for it makes a GPU wait once, which costs less than 511 numbers for each pixel would. Where gamma
-    # has diverged to NaN it is 0, and the loss NaN: the training loop says so better than an error here.
+    # Reading it makes the host wait for the GPU once, which costs less than 511 numbers per pixel. If gamma
+    # has diverged to NaN it is 0 and the loss NaN, which the training loop reports better than an error here.
     reach = int((FAR / unit.detach()).nan_to_num(posinf=LEVELS).clamp(max=LEVELS - 1).ceil())
     off = torch.arange(-reach, reach + 1, device=x0.device)
     value = ((x0 + 1) * 127.5).round().unsqueeze(-1) + off
-    r = unit.float() * off
+    r = unit.float().to(x0.device) * off
     log_ratio = r * noise.unsqueeze(-1) - 0.5 * r.square()
     log_ratio = log_ratio.masked_fill((value < 0) | (value >= LEVELS), -torch.inf)
     return mean_per_example(torch.logsumexp(log_ratio, dim=-1)) / math.log(2)
@@ -50,7 +50,7 @@ def diffusion_bpd(noise: Tensor, eps_hat: Tensor, weight: Tensor) -> Tensor:
 
     weight (B,): of `levels_at`.
     """
-    return 0.5 * weight.float() * mean_per_example((noise - eps_hat).square()) / math.log(2)
+    return 0.5 * weight.float().to(noise.device) * mean_per_example((noise - eps_hat).square()) / math.log(2)
 
 
 class Levels(NamedTuple):

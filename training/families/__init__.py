@@ -1,7 +1,7 @@
 """The families, a file each: a family is a column through the floors, with a file of its name on each.
 
     training/families/<family>.py      its options, its recipes, how its Method is built
-    training/objectives/<family>.py    its loss
+    training/objectives/<objective>.py its loss, which families may share
     pipelines/<family>.py              its pipeline
     eval/bounds/<family>.py            its bits per dimension, if it has a bound
     eval/pictures/<family>.py          its pictures of the process
@@ -31,18 +31,36 @@ class Preset(NamedTuple):
     source: str
 
 
+def never(config: Any) -> bool:
+    """For a family none of whose models is class-conditional."""
+    return False
+
+
+def always(config: Any, sampler: str) -> bool:
+    """For a family all of whose models have all of its samplers."""
+    return True
+
+
 class Family(NamedTuple):
     """What `training/families/<family>.py` gives under the name FAMILY.
 
     config: a frozen dataclass of groups of options. presets: the first is the one that a command line without
     data stands for. samplers: what --sampler takes; the first is that of sheets and of evaluation during
     training. build(config, images, accelerator, total_steps): the Method; torch is imported inside.
+    takes_classes(config): whether a model of these options is class-conditional. can_sample(config, sampler):
+    whether a model of these options has this sampler.
     """
 
     config: type
     presets: Mapping[str, Preset]
     samplers: tuple[str, ...]
     build: "Callable[[Any, Images, Accelerator, int], Method]"
+    takes_classes: Callable[[Any], bool] = never
+    can_sample: Callable[[Any, str], bool] = always
+
+    def samplers_for(self, config: Any) -> tuple[str, ...]:
+        """The samplers of a model of these options."""
+        return tuple(name for name in self.samplers if self.can_sample(config, name))
 
 
 def names() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset, unconditional
-from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, check_sampler
+from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, can_sample, check_sampler
 from trilemma.training.options.flags import option
 from trilemma.training.options.groups import (
     DataConfig,
@@ -47,12 +47,7 @@ class ClassConditionalConfig:
     hub: HubConfig
 
     def __post_init__(self):
-        check_sampler(self.sheet.sampler, self.objective)
-
-    @property
-    def takes_classes(self) -> bool:
-        """Whether a model of these options is class-conditional."""
-        return True
+        check_sampler(self)
 
 
 PRESETS = {
@@ -83,4 +78,4 @@ def build(config: ClassConditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-FAMILY = Family(ClassConditionalConfig, PRESETS, SAMPLERS, build)
+FAMILY = Family(ClassConditionalConfig, PRESETS, SAMPLERS, build, lambda config: True, can_sample)

@@ -94,11 +94,6 @@ class DDGANFamilyConfig:
     evaluation: EvalConfig
     hub: HubConfig
 
-    @property
-    def takes_classes(self) -> bool:
-        """Whether a model of these options is class-conditional."""
-        return self.objective.class_conditional
-
     def __post_init__(self):
         total, asked = self.objective.ddpm_num_steps, self.sheet.ddpm_num_inference_steps
         if asked not in (None, total):
@@ -176,4 +171,9 @@ def build(config: DDGANFamilyConfig, images, accelerator, total_steps):
     return gan
 
 
-FAMILY = Family(DDGANFamilyConfig, PRESETS, ("ddpm",), build)
+def takes_classes(config) -> bool:
+    """Whether a model of these options is class-conditional."""
+    return config.objective.class_conditional
+
+
+FAMILY = Family(DDGANFamilyConfig, PRESETS, ("ddpm",), build, takes_classes)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset
-from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, check_sampler
+from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, can_sample, check_sampler
 from trilemma.training.options.groups import (
     DataConfig,
     EMAConfig,
@@ -34,12 +34,7 @@ class UnconditionalConfig:
     hub: HubConfig
 
     def __post_init__(self):
-        check_sampler(self.sheet.sampler, self.objective)
-
-    @property
-    def takes_classes(self) -> bool:
-        """Whether a model of these options is class-conditional."""
-        return False
+        check_sampler(self)
 
 
 _HO = "Ho et al. 2020 (arXiv 2006.11239), appendix B and its scripts/run_cifar.py"
@@ -144,4 +139,4 @@ def build(config: UnconditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-FAMILY = Family(UnconditionalConfig, PRESETS, SAMPLERS, build)
+FAMILY = Family(UnconditionalConfig, PRESETS, SAMPLERS, build, can_sample=can_sample)

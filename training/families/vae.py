@@ -49,11 +49,6 @@ class VAEFamilyConfig:
     evaluation: EvalConfig
     hub: HubConfig
 
-    @property
-    def takes_classes(self) -> bool:
-        """Whether a model of these options is class-conditional."""
-        return False
-
     def __post_init__(self):
         steps = self.sheet.ddpm_num_inference_steps
         if steps not in (None, 1):

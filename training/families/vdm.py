@@ -87,11 +87,6 @@ class VDMFamilyConfig:
     evaluation: EvalConfig
     hub: HubConfig
 
-    @property
-    def takes_classes(self) -> bool:
-        """Whether a model of these options is class-conditional."""
-        return self.objective.class_conditional
-
 
 _KINGMA = "Kingma et al. 2021 (arXiv 2107.00630), appendix B and their configs/cifar10.py"
 
@@ -194,4 +189,9 @@ def fitting(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-FAMILY = Family(VDMFamilyConfig, PRESETS, ("ancestral", "shortcut"), build)
+def takes_classes(config) -> bool:
+    """Whether a model of these options is class-conditional."""
+    return config.objective.class_conditional
+
+
+FAMILY = Family(VDMFamilyConfig, PRESETS, ("ancestral", "shortcut"), build, takes_classes)

@@ -103,7 +103,9 @@ def _epoch(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _leave_group(worker: int) -> None:
-    os.setpgrp()
+    leave = getattr(os, "setpgrp", None)  # Windows has no process groups
+    if leave:
+        leave()
 
 
 def _as_it_is(batch):

@@ -167,7 +167,7 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
         for done in pool.map(decode, range(0, count, chunk)):
             bar.update(done)
     if path:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:
             os.fsync(file.fileno())
     np.save(aside / "digests.npy", digests)
     about = {"source": source.name, "split": source.split, "shape": [count, *shape], **notes.as_json()}

@@ -55,6 +55,7 @@ class Images:
     split: str
     skipped: int = 0  # bad images that were left out of the split
     whole: bool = True  # whether these are all images of the split
+    part_of: str | None = None  # fingerprint of the images that were loaded, if these are a part of them
     points: bool = False  # whether they are points of the plane, images of one pixel
 
     def __len__(self) -> int:
@@ -83,6 +84,11 @@ class Images:
             digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
+    @property
+    def split_fingerprint(self) -> str:
+        """The fingerprint of the images that were loaded: the same for every part of them."""
+        return self.part_of or self.fingerprint
+
     def require_class_names(self) -> tuple[str, ...]:
         """K names, the numbers where the data have none; ValueError for data without labels."""
         if self.labels is None:
@@ -96,7 +102,9 @@ class Images:
         """These images only, in this order; class names and numbers stay."""
         indices = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, rows=self.rows[indices], labels=labels, whole=False)
+        return replace(
+            self, rows=self.rows[indices], labels=labels, whole=False, part_of=self.split_fingerprint
+        )
 
 
 def cache_folder(cache_dir: str | None) -> Path:

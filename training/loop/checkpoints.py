@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+
+from trilemma.training.devices.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +104,25 @@ def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | No
     return None
 
 
+def find_same(folder: Path, name: str, accelerator: Accelerator) -> tuple[Path, dict[str, Any]] | None:
+    """`find_checkpoint`, where the main process chooses the one that all read; collective."""
+    newest: tuple[Path, dict[str, Any]] | None = None
+
+    def choose() -> str | None:
+        nonlocal newest
+        newest = find_checkpoint(folder, name)
+        if newest is None:
+            return None
+        path = newest[0]
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path.absolute())
+
+    place = decided(accelerator, choose)
+    if place is None:
+        return None
+    path = folder / place
+    return on_all(accelerator, lambda: newest or (path, load_checkpoint(path)))
+
+
 def set_newer_aside(folder: Path, step: int) -> None:
     """Rename checkpoints after `step`, when an older one is resumed: they are of a branch that was left."""
     for newer in (s for s in checkpoint_steps(folder) if s > step):
@@ -119,7 +141,13 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file or folder is on the disk; Windows does so for files that are open for writing."""
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():
+            return  # Windows opens no folders
+        raise
     try:
         os.fsync(handle)
     finally:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trilemma.training.options.groups import EMAConfig
 
@@ -35,9 +35,18 @@ class EMA:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the weights that optimizer step `step` (1, 2, ...) produced."""
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - self.decay(step))
+    def update(self, step: int, skipped: Tensor | None = None) -> None:
+        """Move the average towards the weights that optimizer step `step` (1, 2, ...) produced.
+
+        skipped: a bool () on the device, True for a step that changed no weights and so no average.
+        """
+        weights, share = [p.detach() for p in self.parameters], 1 - self.decay(step)
+        if skipped is None or share == 1:
+            torch._foreach_lerp_(self.average, weights, share)
+            return
+        change = torch._foreach_sub(weights, self.average)
+        torch._foreach_mul_(change, torch.where(skipped, 0.0, share))
+        torch._foreach_add_(self.average, change)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """When things happen: steps, the moving average, logs, samples, evaluation, checkpoints, stopping.
 
-One loop for every method. The loop owns time, the method owns gradients, and whatever lies in a higher layer
+One loop for every method. The loop owns time, the method owns gradients, and whatever lies on a higher floor
 reaches the loop as a callable. Collectives run on every rank; only the main process writes files.
 """
 
@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from trilemma.training.devices.memory import saying_what_to_lower
 from trilemma.training.images.image_set import Images, to_float
 from trilemma.training.loop.ema import EMA, ema_decay
-from trilemma.training.loop.method import Method
+from trilemma.training.loop.method import SKIPPED, Method
 from trilemma.training.loop.records import Means, RunLog
 from trilemma.training.loop.resume import Checkpoints
 from trilemma.training.loop.sheets import draw, sampling_pipeline
@@ -24,6 +25,14 @@ from trilemma.training.options.groups import Config
 
 VALIDATION_SEED = 20201216
 VALIDATION_BATCH = 256
+"""Images that share one draw of times and noise; the network sees --eval_forward_batch of them at once."""
+
+TRAINING_REMEDY = (
+    "lower --train_batch_size, and raise --gradient_accumulation_steps by the same factor to keep the "
+    "number of images in a step, or take a smaller network"
+)
+FORWARD_REMEDY = "lower --eval_forward_batch, which is --train_batch_size if not given"
+"""What helps where memory runs out in training; in validation, sampling and evaluation."""
 
 Batch = tuple[Tensor, Tensor | None]
 Evaluate = Callable[[DiffusionPipeline, DiffusionPipeline, int, int], dict[str, float]]
@@ -133,30 +142,38 @@ class Loop:
         """One optimizer step."""
         self.step += 1
         for _ in range(self.micro_batches):
-            self.means.add(self.method.step(*next(self.batches)), self.step)
-        self.ema.update(self.step)
+            batch = next(self.batches)
+            with saying_what_to_lower(TRAINING_REMEDY):
+                logs = self.method.step(*batch)
+            self.means.add(logs, self.step)
+        self.ema.update(self.step, logs.get(SKIPPED))
         self.runlog.tick()
 
     def report(self, interrupted: bool) -> None:
         """Log, validate, draw, evaluate and save, as far as this step is due for it."""
-        step, method, due = self.step, self.method, self.due
-        if due.log(step) or interrupted:
+        if self.due.log(self.step) or interrupted:
             self._write_means()
+        with saying_what_to_lower(FORWARD_REMEDY):
+            self._score()
+        if self.due.save(self.step):
+            self.means.check(self.accelerator)
+            with published(self.method, self.ema) as pipeline:
+                self.hooks.save(pipeline)
+
+    def _score(self) -> None:
+        """Validate, draw and evaluate, as far as this step is due for it."""
+        step, method, due = self.step, self.method, self.due
         if due.validate(step):
             with published(method, self.ema):
                 self.runlog.write(validate(method, self.data.held_out, self.accelerator), step)
         if due.sample(step):
             with published(method, self.ema):
-                images = draw(method, self.accelerator, self.config.sheet)
+                images = draw(method, self.accelerator, self.config)
             self.runlog.images("samples", images, step, self.data.points)
         if due.evaluate(step):
             with published(method, self.ema) as pipeline:
                 sampled = sampling_pipeline(method, self.config.sheet)
                 self.runlog.write(self.hooks.evaluate(pipeline, sampled, step, self.images_seen), step)
-        if due.save(step):
-            self.means.check(self.accelerator)
-            with published(method, self.ema) as pipeline:
-                self.hooks.save(pipeline)
 
     def _write_means(self) -> None:
         self.means.check(self.accelerator)
@@ -165,6 +182,9 @@ class Loop:
             "images_per_second": self.runlog.throughput(self.step, self.images_per_step),
             "images_seen": self.images_seen,
         }
+        skipped = self.method.skipped_steps()
+        if skipped is not None:
+            values["skipped_steps"] = skipped
         self.runlog.write(values, self.step, show=("loss", "images_per_second", "learning_rate"))
 
     def keep(self, interrupted: bool) -> None:
@@ -180,7 +200,7 @@ class Loop:
         """Close the records and hand over the finished pipeline."""
         self.runlog.write_run(self.step, self.images_seen)
         self.runlog.close()
-        with published(self.method, self.ema) as pipeline:
+        with published(self.method, self.ema) as pipeline, saying_what_to_lower(FORWARD_REMEDY):
             self.hooks.finish(pipeline)
 
 

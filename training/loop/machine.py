@@ -1,12 +1,12 @@
 """What a run runs on: threads, hardware, versions, the commit of the code."""
 
 import gc
+import importlib
 import os
 import platform
 import subprocess
-import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
@@ -17,12 +17,43 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from trilemma.training.options.groups import Config
 
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=3))
 """Processes wait for each other; one that decodes a large data set may need more than ten minutes."""
+
+
+WHOLE_MODEL = "set distributed_type MULTI_GPU there (plain DDP): each process holds the whole model"
+
+UNSUPPORTED = {
+    "ACCELERATE_USE_FSDP": ("FSDP", WHOLE_MODEL),
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", WHOLE_MODEL),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", WHOLE_MODEL),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("a parallelism_config", WHOLE_MODEL),
+    "ACCELERATE_DYNAMO_BACKEND": (
+        "a dynamo_backend",
+        "set dynamo_backend 'no' there and train with --compile, which compiles the network alone",
+    ),
+    "ACCELERATE_MIXED_PRECISION": ("fp8", "use --mixed_precision bf16"),
+}
+"""Variable by which `accelerate launch` asks for it -> what is not supported, and what to use instead."""
+
+SUPPORTED = {"ACCELERATE_MIXED_PRECISION": ("no", "fp16", "bf16")}
+
+
+def refuse_unsupported(environment: Mapping[str, str]) -> None:
+    """ValueError where accelerate's configuration asks for what would train something else, or not at all."""
+    for variable, (what, instead) in UNSUPPORTED.items():
+        value = environment.get(variable, "").lower()
+        if value not in ("", "0", "n", "no", "f", "false", "off", *SUPPORTED.get(variable, ())):
+            raise ValueError(
+                f"accelerate's configuration asks for {what} ({variable}={environment[variable]}), which is "
+                f"not supported: {instead}"
+            )
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -36,15 +67,37 @@ def make_accelerator(config: Config) -> Accelerator:
     if run.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(run.local_rank))
     logs = Path(run.output_dir) / config.log.logging_dir
-    accelerator = Accelerator(
+    accelerator = _open(
         mixed_precision=run.mixed_precision,
-        gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
+        # As a number it would give way to a variable of the environment.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(config.optim.gradient_accumulation_steps),
         log_with=config.log.logger,
         project_config=ProjectConfiguration(project_dir=run.output_dir, logging_dir=str(logs)),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PROCESS_GROUP],
     )
     set_cpu_threads(accelerator, run.cpu_threads)
     return accelerator
+
+
+def evaluation_accelerator(threads: int = 0) -> Accelerator:
+    """accelerate's view of this process, for entry points that do not train; threads: `set_cpu_threads`."""
+    accelerator = _open()
+    set_cpu_threads(accelerator, threads)
+    return accelerator
+
+
+def _open(**settings: Any) -> Accelerator:
+    refuse_unsupported(os.environ)
+    # DistributedDataParallel needs it. Imported after a group is open, it keeps the group's threads for ever.
+    importlib.import_module("torch._dynamo")
+    return Accelerator(kwargs_handlers=[PROCESS_GROUP], **settings)
+
+
+def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+    """The module as all processes train it; its buffers, the same on all, are not sent at each step."""
+    module = accelerator.prepare(module)
+    if isinstance(module, DistributedDataParallel):
+        module.broadcast_buffers = False
+    return module
 
 
 @contextmanager
@@ -84,7 +137,8 @@ def _close_groups(problem: BaseException | None = None, failed: bool = False) ->
 def set_cpu_threads(accelerator: Accelerator, threads: int) -> None:
     """On a CPU, this many threads, or 0 for an equal share of the cores: `accelerate launch` gives one."""
     if accelerator.device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        allowed = getattr(os, "sched_getaffinity", None)  # Linux has it
+        cores = len(allowed(0)) if allowed else os.cpu_count()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(threads or max(1, cores // local))
 

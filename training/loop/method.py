@@ -13,11 +13,18 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from trilemma.training.devices.memory import forward_in_parts
+from trilemma.training.devices.precision import Updates
 from trilemma.training.loop.learning_rate import rate
+from trilemma.training.loop.machine import distribute
 from trilemma.training.options.groups import Config, OptimConfig
 
 Logs = dict[str, Tensor]
 """Name -> value per example (B,), or one value; NaN where a name does not apply to an example."""
+
+SKIPPED = "skipped"
+"""In the logs of fp16 alone, and no number to average: a bool (), whether the update of the averaged network
+was skipped because its gradient had overflowed."""
 
 
 class Objective(nn.Module, ABC):
@@ -26,7 +33,9 @@ class Objective(nn.Module, ABC):
     net: nn.Module
     """What is averaged, sampled and published."""
     num_classes: int | None = None
-    """K, where the pipeline is asked for classes 0..K-1."""
+    """Number of classes K of a class-conditional model."""
+    passes: tuple[str, ...] = ()
+    """Attributes that are the network's forward passes: validation computes them in parts of a batch."""
 
     @abstractmethod
     def forward(
@@ -62,6 +71,9 @@ class Method(Protocol):
     def healthy(self) -> bool:
         """Whether these weights are worth a checkpoint; the same on every rank."""
 
+    def skipped_steps(self) -> int | None:
+        """Updates that were skipped because fp16 overflowed; None for other precisions."""
+
     def pipeline(self, net: nn.Module) -> DiffusionPipeline:
         """A pipeline that samples from `net`."""
 
@@ -79,9 +91,11 @@ class GradientDescent:
         self.objective, self.accelerator, self.max_norm = objective, accelerator, config.max_grad_norm
         self.net, self.num_classes = objective.net, objective.num_classes
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.peak, self.factor, self.updates = config.learning_rate, rate(config, total_steps), 0
+        self.peak, self.factor = config.learning_rate, rate(config, total_steps)
+        self.forward_batch = config.forward_batch
         optimizer = adamw(self.parameters, self.peak, config)
-        self.module, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.module, self.optimizer = distribute(accelerator, objective), accelerator.prepare(optimizer)
+        self.updates = Updates(self.optimizer, accelerator.scaler)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
         """One micro-batch: forward, backward and, when gradients are complete, clip and update."""
@@ -91,16 +105,14 @@ class GradientDescent:
             logs = {"loss": losses.detach(), **logs}
             accelerator.backward(losses.mean())
             if accelerator.sync_gradients:
-                norm = self.max_norm or float("inf")
-                logs["gradient_norm"] = accelerator.clip_grad_norm_(self.parameters, norm)
-                learning_rate = self.peak * self.factor(self.updates)
+                norm = accelerator.clip_grad_norm_(self.parameters, self.max_norm or float("inf"))
+                learning_rate = self.peak * self.factor(self.updates.done())
                 set_rate(self.optimizer, learning_rate)
-                logs["learning_rate"] = torch.tensor(learning_rate)
-            self.optimizer.step()
-            if accelerator.sync_gradients and not self.optimizer.step_was_skipped:
-                self.updates += 1
-            elif accelerator.sync_gradients:
-                del logs["gradient_norm"]  # fp16 overflowed and its scaler has taken note: no failure
+                logs["learning_rate"] = torch.full((), learning_rate, device=losses.device)
+                skipped = self.updates.step(losses.device)
+                logs |= norm_log("gradient_norm", norm, skipped)
+                if skipped is not None:
+                    logs[SKIPPED] = skipped
             self.optimizer.zero_grad()
         return logs
 
@@ -108,7 +120,8 @@ class GradientDescent:
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
         """Held-out losses, through the bare objective, since ranks may have different numbers of batches."""
         self.objective.eval()
-        with self.accelerator.autocast():
+        parts = forward_in_parts(self.objective, self.objective.passes, self.forward_batch)
+        with self.accelerator.autocast(), parts:
             losses, logs = self.objective(x0, labels, generator)
         self.objective.train()
         return {"loss": losses, **logs}
@@ -116,6 +129,11 @@ class GradientDescent:
     def healthy(self) -> bool:
         """Always: the loop itself checks that the loss is finite."""
         return True
+
+    def skipped_steps(self) -> int | None:
+        """Steps that were skipped because fp16 overflowed."""
+        self.updates.done()
+        return None if self.accelerator.scaler is None else self.updates.skipped
 
     def pipeline(self, net: nn.Module) -> DiffusionPipeline:
         """A pipeline that samples from `net`."""
@@ -127,7 +145,7 @@ class GradientDescent:
         return {
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.updates},
+            "schedule": {"last_epoch": self.updates.done(), "skipped": self.updates.skipped},
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
@@ -135,7 +153,7 @@ class GradientDescent:
         """Restore a state; ValueError when its weights have other names or shapes."""
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = state["schedule"]["last_epoch"]
+        self.updates.restore(state["schedule"]["last_epoch"], state["schedule"].get("skipped", 0))
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -159,6 +177,11 @@ def adamw(parameters: Iterable[nn.Parameter], peak: float, config: OptimConfig) 
         eps=config.adam_epsilon,
         fused=True,
     )
+
+
+def norm_log(name: str, norm: Tensor, skipped: Tensor | None) -> Logs:
+    """The norm of a gradient under its name; NaN, which does not count, where the update was skipped."""
+    return {name: norm if skipped is None else norm.masked_fill(skipped, torch.nan)}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -13,9 +13,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from trilemma.pipelines.shared import exact_device
 from trilemma.training.images.points import picture
 from trilemma.training.loop.machine import commit, hardware, versions
-from trilemma.training.loop.method import Logs
+from trilemma.training.loop.method import SKIPPED, Logs
 from trilemma.training.options.flags import flatten, public, to_yaml
 from trilemma.training.options.groups import Config
 from trilemma.training.options.text import as_text
@@ -29,17 +30,19 @@ class Means:
     """Running means of logs, over examples, micro-batches and ranks; NaN marks what does not count."""
 
     def __init__(self, device: torch.device):
-        self.device = device
+        # Where a device has no float64, float32 is enough for the sums between two log lines.
+        self.dtype = torch.float64 if exact_device(device) == device else torch.float32
         self.sums: dict[tuple[str, ...], Tensor] = {}
-        self.first_bad_step = torch.full((), torch.inf, dtype=torch.float64, device=device)
+        self.first_bad_step = torch.full((), torch.inf, dtype=self.dtype, device=device)
 
     def add(self, logs: Logs, step: int) -> None:
         """Add the values of one micro-batch: `loss` is one per example, the others one or one per example."""
-        loss, names = logs["loss"], tuple(sorted(logs))
-        values = torch.stack([logs[n].detach().to(loss).expand(len(loss)) for n in names]).double()
+        loss, names = logs["loss"], tuple(sorted(logs.keys() - {SKIPPED}))
+        values = torch.stack([logs[n].detach().to(loss).expand(len(loss)) for n in names]).to(self.dtype)
         pair = torch.stack([values.nansum(1), (~values.isnan()).sum(1)])
         self.sums[names] = self.sums.get(names, 0) + pair
-        norms = [logs[name] for name in names if name.startswith("gradient_norm")]
+        # fp16's scaler watches its gradients itself: one that overflows is skipped.
+        norms = [logs[n] for n in names if n.startswith("gradient_norm") and SKIPPED not in logs]
         finite = torch.stack([x.isfinite().all() for x in (loss, *norms)]).all()
         bad = torch.where(finite, torch.inf, float(step))
         self.first_bad_step = torch.minimum(self.first_bad_step, bad)

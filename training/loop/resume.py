@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from trilemma.training.loop.checkpoints import find_checkpoint, save_checkpoint, set_newer_aside
+from trilemma.training.devices.ranks import decided
+from trilemma.training.loop.checkpoints import find_same, save_checkpoint, set_newer_aside
 from trilemma.training.loop.ema import EMA
 from trilemma.training.loop.learning_rate import SHAPES
 from trilemma.training.loop.method import Method
@@ -45,12 +46,7 @@ class Checkpoints:
 
     def resume(self) -> tuple[int, float]:
         """Restore the checkpoint that the flags name; its step and seconds, or 0, 0 without one."""
-        newest = find_checkpoint(self.folder, self.config.run.resume_from_checkpoint)
-        steps = gather_object([0 if newest is None else newest[1]["step"]])
-        if len(set(steps)) > 1:
-            raise ValueError(
-                f"processes see different checkpoints, of steps {steps}: machines must share --output_dir"
-            )
+        newest = find_same(self.folder, self.config.run.resume_from_checkpoint, self.accelerator)
         if newest is None:
             return 0, 0.0
         path, state = newest
@@ -73,8 +69,7 @@ class Checkpoints:
                 + ". Use the old settings, or another --output_dir (with --init_from to start from the "
                 "weights of a finished model), or --overwrite_output_dir to start over."
             )
-        if self.accelerator.is_main_process:
-            set_newer_aside(self.folder, state["step"])
+        decided(self.accelerator, lambda: set_newer_aside(self.folder, state["step"]))
         self.method.load_state_dict(state["method"])
         self.ema.load_state_dict(state["ema"])
         set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
@@ -84,8 +79,8 @@ class Checkpoints:
     def save(self, step: int, seconds: float) -> None:
         """Write the checkpoint of a step; every rank takes part, for its random state."""
         rng = gather_object([rng_state(self.accelerator.device)])
-        failure: list[Exception | None] = [None]
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             state = {
                 "step": step,
                 "seconds": seconds,
@@ -98,14 +93,9 @@ class Checkpoints:
                 "ema": self.ema.state_dict(),
                 "rng": rng,
             }
-            try:
-                save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
-            except OSError as problem:
-                failure = [problem]
-        # A rank that failed alone would leave the others waiting for it.
-        failure = [f for f in gather_object(failure) if f]
-        if failure:
-            raise failure[0]
+            save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
+
+        decided(self.accelerator, write)
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from accelerate import Accelerator
 
 INTERRUPTED = 75
 """Exit code after SIGTERM or SIGUSR1: a checkpoint was written, unless the run shows a sign of failure; run
-the same command again (EX_TEMPFAIL)."""
+the same command again (EX_TEMPFAIL, which not every system has in `os`)."""
+
+NOTICES = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+"""Windows has no SIGUSR1."""
 
 
 class StopSignal:
@@ -20,9 +23,9 @@ class StopSignal:
         # A group of its own on the CPU, so that asking does not wait for the GPU.
         alone = accelerator.num_processes == 1
         self.group = None if alone else torch.distributed.new_group(backend="gloo")
-        for name in (signal.SIGTERM, signal.SIGUSR1):
+        for number in NOTICES:
             # Not a method: handlers stay to the interpreter's end, and would keep the group's threads alive.
-            signal.signal(name, lambda number, frame: received.append(number))
+            signal.signal(number, lambda number, frame: received.append(number))
 
     def seen(self) -> bool:
         """Whether any rank received a signal; collective."""

@@ -1,7 +1,7 @@
-"""When has adversarial training failed? The signs, as means over a window of steps, and what to do.
+"""Signs that adversarial training has failed, as means over a window of steps, and what to do about them.
 
-A GAN's losses do not say it: they stay small or fall while every image is black. What does is what the images
-and the logits look like. A sign that shows in several windows on end stops the run.
+A GAN's losses do not show it: they stay small or fall while every image is black. Statistics of the images
+and the logits do. A sign that shows in several consecutive windows stops the run.
 """
 
 import logging
@@ -15,13 +15,13 @@ from trilemma.training.loop.method import Logs
 from trilemma.training.loop.records import Means
 
 GRACE = 5
-"""Windows at the start in which no run is stopped: every generator begins with grey images."""
+"""Windows at the start in which no run is stopped, because every generator begins with grey images."""
 
 PATIENCE = 3
-"""Windows on end that must show one sign to stop a run; one is enough for no checkpoint to be written."""
+"""Consecutive windows with one sign that stop a run; while a window shows one, no checkpoint is written."""
 
 COIN = 2 * math.log(2)
-"""The discriminator's loss where every logit is 0."""
+"""The discriminator's loss if every logit is 0."""
 
 Numbers = dict[str, float]
 
@@ -33,7 +33,7 @@ class CollapsedRun(ValueError):
 
 
 class Sign(NamedTuple):
-    """shows(means of a window) -> is it there?; what it means; what to try."""
+    """shows(means of a window) -> whether the window shows it; its meaning; what to try."""
 
     shows: Callable[[Numbers], bool]
     meaning: str
@@ -65,12 +65,12 @@ SIGNS: dict[str, Sign] = {
     ),
     "loss_discriminator": Sign(
         lambda m: m["loss_discriminator"] > 2 * COIN,
-        "the discriminator's loss is over twice that of tossing a coin, so each of its steps undoes the last",
+        "the discriminator's loss is over twice that of random guessing: each of its steps undoes the last",
         _WEAKER,
     ),
     "loss_generator": Sign(
         lambda m: m["loss_generator"] > 4,
-        "the discriminator has outrun the generator, whose images it gives a chance below one in 50",
+        "the discriminator has outrun the generator: it gives its images a probability below 1/50",
         f"{_WEAKER}; or raise --learning_rate",
     ),
 }
@@ -78,7 +78,7 @@ SIGNS: dict[str, Sign] = {
 
 
 class Watchdog:
-    """Judges the logs of every `period` steps, of all ranks together; 0 for never."""
+    """Checks the logs of all ranks every `period` steps; 0 for never."""
 
     def __init__(self, period: int, accelerator: Accelerator):
         self.period, self.accelerator = period, accelerator
@@ -94,7 +94,7 @@ class Watchdog:
             return
         numbers = self.means.reduce(self.accelerator)
         for name, sign in SIGNS.items():
-            # Small batches may have had no image to tell it by.
+            # Small batches may have had no image from which to compute it.
             shows = name in numbers and sign.shows(numbers)
             self.strikes[name] = self.strikes[name] + 1 if shows else 0
             if not shows:
@@ -102,8 +102,8 @@ class Watchdog:
             what = f"{sign.meaning} ({name} {numbers[name]:.3g} for {self.strikes[name] * self.period} steps)"
             if self.strikes[name] >= PATIENCE and step > GRACE * self.period:
                 raise CollapsedRun(
-                    f"the run has collapsed by step {step}: {what}. To try: {sign.remedy}; where there is a "
-                    "checkpoint, other flags take another --output_dir or --overwrite_output_dir. No "
+                    f"the run has collapsed by step {step}: {what}. To try: {sign.remedy}. If there is a "
+                    "checkpoint, other flags need another --output_dir or --overwrite_output_dir. No "
                     "checkpoint was written since the sign showed; --watchdog_steps 0 turns this check off."
                 )
             logger.warning("step %d: %s. While this lasts, no checkpoint is written.", step, what)

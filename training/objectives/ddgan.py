@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline
+from trilemma.training.devices.memory import forward_in_parts
+from trilemma.training.devices.precision import Updates
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
 from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig
 from trilemma.training.loop.learning_rate import rate
-from trilemma.training.loop.method import Logs, adamw, set_rate
+from trilemma.training.loop.machine import distribute
+from trilemma.training.loop.method import SKIPPED, Logs, adamw, norm_log, set_rate
 from trilemma.training.loop.watchdog import Watchdog
 from trilemma.training.networks.discriminator import GROUP, Discriminator
 
@@ -29,7 +32,8 @@ class DiscriminatorTurn(nn.Module):
 
     def __init__(self, discriminator: Discriminator, pairs: Pairs, r1_gamma: float):
         super().__init__()
-        self.discriminator, self.pairs, self.r1_gamma = discriminator, pairs, r1_gamma
+        self.discriminator, self.judge = discriminator, discriminator.forward
+        self.pairs, self.r1_gamma = pairs, r1_gamma
 
     def forward(
         self,
@@ -52,10 +56,11 @@ class DiscriminatorTurn(nn.Module):
         both = None if labels is None else torch.cat([labels, labels])
         exact = torch.autocast(x0.device.type, enabled=False) if penalise else nullcontext()
         with exact:
-            logits = self.discriminator(
-                torch.cat([real, fake]), torch.cat([x_t, x_t]), torch.cat([t, t]), both
-            )
-        on_real, on_fake = logits.float().chunk(2)
+            logits = self.judge(torch.cat([real, fake]), torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+            on_real, on_fake = logits.float().chunk(2)
+            if penalise:
+                (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
+                penalty = gradient.square().sum((1, 2, 3))
         losses = F.softplus(-on_real) + F.softplus(on_fake)
         logs = {
             "loss_discriminator": losses.detach(),
@@ -66,8 +71,6 @@ class DiscriminatorTurn(nn.Module):
             logs[f"accuracy_real_t{k}"] = torch.where(t == k, (on_real > 0).float(), torch.nan)
             logs[f"accuracy_fake_t{k}"] = torch.where(t == k, (on_fake < 0).float(), torch.nan)
         if penalise:
-            (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
-            penalty = gradient.square().sum((1, 2, 3))
             losses = losses + self.r1_gamma / 2 * penalty
             logs["r1"] = penalty.detach()
         return losses, logs
@@ -82,26 +85,30 @@ class GeneratorTurn(nn.Module):
         self.judge = (discriminator,)  # a tuple: its parameters are not this module's
 
     def forward(self, x0: Tensor, labels: Tensor | None) -> tuple[Tensor, Logs]:
-        """Losses (B,) for x0 (B, C, H, W): softplus(-D), which does not saturate where D is sure."""
+        """Losses (B,) for x0 (B, C, H, W): softplus(-D), which does not saturate where D is certain."""
         pairs, (discriminator,) = self.pairs, self.judge
         t = pairs.times(x0)
         _, x_t = pairs.real(x0, t)
         x0_hat, fake = pairs.generated(x_t, t, labels)
         losses = F.softplus(-discriminator(fake, x_t, t, labels).float())
         return losses, {"loss_generator": losses.detach()} | compare(
-            x0_hat.detach(), x0, t == pairs.process.steps, labels
+            x0_hat.detach(), x0, t == pairs.process.steps, labels, pairs.num_classes
         )
 
 
-def compare(x0_hat: Tensor, x0: Tensor, noisiest: Tensor, labels: Tensor | None = None) -> Logs:
+def compare(
+    x0_hat: Tensor, x0: Tensor, noisiest: Tensor, labels: Tensor | None = None, num_classes: int = 0
+) -> Logs:
     """What collapse looks like, for generated and real images (B, C, H, W) in [-1, 1]; noisiest (B,) bool.
 
     contrast: deviation of the pixels within an image, as a share of the data's. diversity: deviation of a
     pixel over the batch, as a share of the data's, among images made from (nearly) pure noise; with labels
-    (B,) int64, among those of one class, since one image for each class would differ enough.
+    (B,) int64 in 0..num_classes-1, among those of one class, since one image for each class would differ
+    enough.
     """
     weights = noisiest / noisiest.sum()
-    kinds = F.one_hot(torch.zeros_like(noisiest, dtype=torch.long) if labels is None else labels).to(weights)
+    labels = torch.zeros_like(noisiest, dtype=torch.long) if labels is None else labels
+    kinds = F.one_hot(labels, max(1, num_classes)).to(weights)
     shares = weights[:, None] * kinds
     shares = (shares / shares.sum(0)).nan_to_num()  # of each image in the mean of its kind
 
@@ -119,7 +126,7 @@ def compare(x0_hat: Tensor, x0: Tensor, noisiest: Tensor, labels: Tensor | None 
 
 
 class DDGAN:
-    """The Method of two networks, each with its Adam; what is averaged and published is the generator.
+    """The Method of two networks, each with its Adam; the generator is averaged and published.
 
     class_names: of a class-conditional model, one for each class, or None for a model without classes.
     """
@@ -152,16 +159,17 @@ class DDGAN:
             rate(stretched(optim, peak, updates), updates * total_steps)
             for peak, updates in zip(self.peaks, (config.discriminator_steps, 1), strict=True)
         ]
-        self.updates = [0, 0]
-        self.turns = [accelerator.prepare(turn) for turn in turns]
+        self.forward_batch = optim.forward_batch
+        self.turns = [distribute(accelerator, turn) for turn in turns]
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+        self.updates = [Updates(optimizer, accelerator.scaler) for optimizer in self.optimizers]
 
     def compile(self) -> None:
         """Compile the generator's forward pass; compiled code cannot be differentiated twice, as R1 needs."""
         self.pairs.denoise = torch.compile(self.net.forward)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
-        """The discriminator's turns, then the generator's, each with times and noise of its own."""
+        """The discriminator's updates, then the generator's, each with its own times and noise."""
         labels = labels if self.class_names else None
         self.steps += 1
         logs: Logs = {}
@@ -174,26 +182,24 @@ class DDGAN:
         logs |= turn_logs | self._update(1, losses)
         self.discriminator.requires_grad_(True)
         logs["loss"] = logs["loss_discriminator"] + logs["loss_generator"]
-        logs["learning_rate"] = torch.tensor(self.learning_rate(1))
+        upcoming = self.peaks[1] * self.factors[1](self.updates[1].expected())
+        logs["learning_rate"] = torch.full((), upcoming, device=x0.device)
         self.watchdog.watch(logs, self.steps)
         return logs
 
     def learning_rate(self, turn: int) -> float:
         """The rate of the next update of the discriminator (0) or the generator (1)."""
-        return self.peaks[turn] * self.factors[turn](self.updates[turn])
+        return self.peaks[turn] * self.factors[turn](self.updates[turn].done())
 
     def _update(self, turn: int, losses: Tensor) -> Logs:
-        """One step of one optimizer; logs the norm of the gradient, unless fp16 overflowed."""
-        optimizer = self.optimizers[turn]
+        """One step of one optimizer; logs the norm of the gradient, and whether fp16 skipped the step."""
         self.accelerator.backward(losses.mean())
         norm = self._clip(turn)
-        set_rate(optimizer, self.learning_rate(turn))
-        optimizer.step()
-        optimizer.zero_grad()
-        if optimizer.step_was_skipped:
-            return {}
-        self.updates[turn] += 1
-        return {f"gradient_norm_{('discriminator', 'generator')[turn]}": norm}
+        set_rate(self.optimizers[turn], self.learning_rate(turn))
+        skipped = self.updates[turn].step(losses.device)
+        self.optimizers[turn].zero_grad()
+        logs = norm_log(f"gradient_norm_{('discriminator', 'generator')[turn]}", norm, skipped)
+        return logs if skipped is None else {**logs, SKIPPED: skipped}  # the generator's comes last
 
     def _clip(self, turn: int) -> Tensor:
         """Clip one network's gradient, and return its norm."""
@@ -203,17 +209,28 @@ class DDGAN:
 
     @torch.no_grad()
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
-        """The discriminator's losses on held-out images: far above its own, it knows the data by heart."""
+        """The discriminator's losses on held-out images: far above those in training, it overfits."""
         labels = labels if self.class_names else None
         whole = len(x0) // GROUP * GROUP or len(x0)  # no group of the minibatch deviation holds both kinds
         x0, labels = x0[:whole], None if labels is None else labels[:whole]
         bare = self.accelerator.unwrap_model(self.turns[0], keep_torch_compile=False)
-        losses, logs = bare(x0, labels, False, generator)
+        size = self.forward_batch
+        judged = 2 * max(GROUP, size // GROUP * GROUP)  # pairs of both kinds, in whole groups
+        denoise = forward_in_parts(self.pairs, ("denoise",), size)
+        judge = forward_in_parts(bare, ("judge",), judged)
+        with denoise, judge:
+            losses, logs = bare(x0, labels, False, generator)
         return {"loss": losses, **logs}
 
     def healthy(self) -> bool:
         """Whether these weights are worth a checkpoint."""
         return self.watchdog.calm
+
+    def skipped_steps(self) -> int | None:
+        """Updates of either network that were skipped because fp16 overflowed."""
+        for updates in self.updates:
+            updates.done()
+        return None if self.accelerator.scaler is None else sum(u.skipped for u in self.updates)
 
     def pipeline(self, net: UNet2DModel) -> DDGANPipeline:
         """A pipeline that samples from `net`."""
@@ -226,7 +243,8 @@ class DDGAN:
             "generator": self.net.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedules": list(self.updates),
+            "schedules": [updates.done() for updates in self.updates],
+            "skipped": [updates.skipped for updates in self.updates],
             "steps": self.steps,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -237,7 +255,10 @@ class DDGAN:
         self.discriminator.load_state_dict(state["discriminator"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.updates, self.steps = list(state["schedules"]), state["steps"]
+        self.steps = state["steps"]
+        skipped = state.get("skipped", (0, 0))
+        for updates, done, lost in zip(self.updates, state["schedules"], skipped, strict=True):
+            updates.restore(done, lost)
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -40,6 +40,8 @@ class DDPM(Objective):
     make_pipeline: (net, scheduler) -> the pipeline that samples from it.
     """
 
+    passes = ("denoise",)
+
     def __init__(
         self,
         net: nn.Module,
@@ -77,7 +79,7 @@ class DDPM(Objective):
         alpha, sigma = self.process.signal_and_noise(t, x0)
         prediction, variance = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
         if self.loss.simple:
-            weight = self.weighting(self.process.snr(t), self.target.error_scale)
+            weight = self.weighting(self.process.snr(t), self.target.error_scale).to(x0.device)
             losses = weight * self.loss.simple(
                 prediction, self.target.encode(x0, noise, alpha, sigma), self.delta
             )
@@ -89,7 +91,7 @@ class DDPM(Objective):
             term = self.process.steps * vlb_term_bpd(self.process, x0, x_t, t, x0_hat, log_variance)
             self.times.observe(t, term.detach())
             losses = losses + self.loss.vlb_weight * importance * term
-            logs["bpd"] = importance * term.detach() + prior_bpd(self.process, x0).float()
+            logs["bpd"] = importance * term.detach() + prior_bpd(self.process, x0).float().to(x0.device)
             if not self.training:
                 logs["bpd"] = self.precise_bpd(x0, class_labels, generator)
         return losses, logs | by_quartile(losses.detach(), t, self.process.steps)
@@ -100,13 +102,13 @@ class DDPM(Objective):
         """The bound (B,) of x0 (B, C, H, W), with x0_hat clipped as in sampling, of a model with a learned
         variance.
 
-        Of all T terms the one at t = 1 is far the largest: it is always there, and one of the others stands
-        for the rest. With one t an image, as in training, it would be missing from most and count T times in
-        the others.
+        Of all T terms the one at t = 1 is by far the largest: it is always computed, and one random other
+        term estimates the rest. With one t per image, as in training, it would be missing for most images and
+        count T times for the others.
         """
         rest = self.process.steps - 1
         others, _ = UniformTimes(rest).sample(len(x0), x0.device, generator)
-        bound = prior_bpd(self.process, x0).float()
+        bound = prior_bpd(self.process, x0).float().to(x0.device)
         for t, count in ((torch.ones_like(others), 1), (others + 1, rest)):
             x_t = self.process.diffuse(x0, t, normal_like(x0, generator))
             prediction, variance = self.denoise(x_t, t - 1, class_labels).sample.float().chunk(2, dim=1)

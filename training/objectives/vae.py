@@ -71,6 +71,8 @@ def spare(kl: Tensor, free_nats: float) -> Tensor:
 class VAE(Objective):
     """The loss of one z for each image."""
 
+    passes = ("encode", "decode")
+
     def __init__(self, net: VAEModel, config: VAEConfig):
         super().__init__()
         self.net, self.encode, self.decode = net, net.encode, net.decode

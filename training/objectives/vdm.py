@@ -1,8 +1,8 @@
 """Variational diffusion: network and noise schedule learn one bound on the likelihood, in bits per dimension.
 
 Kingma, Salimans, Poole & Ho 2021 (arXiv 2107.00630), with time continuous (T = infinity) or in T steps; the
-terms are those of `training/diffusion/variational.py`. Beside the bound, if asked for, the fidelity of
-shortcut MCMC (Y. Huang 2022).
+terms are those of `training/diffusion/variational.py`. Optionally, the fidelity of shortcut MCMC
+(Y. Huang 2022) is trained as well.
 """
 
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from trilemma.pipelines.networks.vdm_model import VDMModel
+from trilemma.pipelines.networks.vdm_model import VDMModel, exact
+from trilemma.pipelines.shared import exact_device
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised, shortcut_step
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
@@ -34,6 +35,8 @@ class VDM(Objective):
     class_names: of a class-conditional model, one for each class, or None for a model without classes.
     """
 
+    passes = ("denoise",)
+
     def __init__(self, net: VDMModel, config: VDMConfig, class_names: tuple[str, ...] | None = None):
         super().__init__()
         self.net, self.denoise, self.class_names = net, net.forward, class_names
@@ -45,7 +48,7 @@ class VDM(Objective):
     def forward(
         self, x0: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Logs]:
-        """Losses (B,) in bits per dimension for x0 (B, C, H, W) in [-1, 1], plus the weighed fidelity if any;
+        """Losses (B,) in bits per dimension for x0 (B, C, H, W) in [-1, 1], plus a weighted fidelity if any;
         logs the bound, its three terms and the ends of gamma.
         """
         labels = self.condition(labels) if self.condition else None
@@ -57,7 +60,7 @@ class VDM(Objective):
         eps_hat = self.denoise(alpha * x0 + sigma * noise, levels.gamma, labels)
         diffusion = diffusion_bpd(noise, eps_hat, levels.weight)
         _lessen_variance(levels, diffusion.detach())
-        prior = prior_bpd(x0, end).float()
+        prior = prior_bpd(x0, end).float().to(x0.device)
         reconstruction = reconstruction_bpd(x0, normal_like(x0, generator), start)
         losses = diffusion + prior + reconstruction
         logs: Logs = {
@@ -65,8 +68,8 @@ class VDM(Objective):
             "diffusion_bpd": diffusion.detach(),
             "prior_bpd": prior.detach(),
             "reconstruction_bpd": reconstruction.detach(),
-            "gamma_0": start.detach().float(),
-            "gamma_1": end.detach().float(),
+            "gamma_0": start.detach().float().to(x0.device),
+            "gamma_1": end.detach().float().to(x0.device),
         }
         if self.shortcut_steps:
             fidelity = self.fidelity(x0, labels, generator)
@@ -84,7 +87,7 @@ class VDM(Objective):
         """
         device = x0.device if generator is None else generator.device
         order = torch.randperm(self.timesteps, generator=generator, device=device)[: self.shortcut_steps] + 1
-        times = order.to(x0.device).sort(descending=True).values.double() / self.timesteps
+        times = exact(order.to(x0.device).sort(descending=True).values) / self.timesteps
         gamma = self.net.gamma(times).detach()
         alpha, sigma = alpha_sigma(gamma[0], x0)
         z = alpha * x0 + sigma * normal_like(x0, generator)
@@ -119,7 +122,7 @@ def _lessen_variance(levels: Levels, diffusion: Tensor) -> None:
     """
     for part in levels.of_shape:
         if part.requires_grad:
-            part.register_hook(lambda gradient: gradient * 2 * diffusion.to(gradient))
+            part.register_hook(lambda gradient: gradient * 2 * exact(diffusion))
 
 
 def build_vdm(
@@ -145,8 +148,8 @@ def build_vdm(
         num_class_embeds=num_class_embeds,
         dropout=dropout,
     )
-    given = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
-    options = {name: value for name, value in net.config.items() if name[0] != "_" and name not in given}
+    of_data = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
+    options = {name: value for name, value in net.config.items() if name[0] != "_" and name not in of_data}
     model = VDMModel(
         {"_class_name": type(net).__name__, **options},
         sample_size=resolution,
@@ -163,6 +166,7 @@ def build_vdm(
 
 def _spread_times(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Times in [0, 1), float64 (count,), each uniform and together evenly spread (paper, appendix I.1)."""
+    device = exact_device(device)
     where = device if generator is None else generator.device
     first = torch.rand(1, generator=generator, device=where, dtype=torch.float64)
     return ((first + torch.arange(count, device=where) / count) % 1).to(device)

@@ -23,7 +23,7 @@ def parse(
 ):
     """Read the command line of `training/train_<name>.py`; exits on `--help`, `--dry_run` and errors.
 
-    check: called with the configuration, for choices that only higher layers can check; raises ValueError.
+    check: called with the configuration, for choices that only higher floors can check; raises ValueError.
     """
     family = families.family(name)
     parser = Parser(family.config, description, owners, {"sampler": family.samplers})

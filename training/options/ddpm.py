@@ -53,9 +53,16 @@ class DDPMConfig:
             raise ValueError(f"--snr_gamma and --p2_gamma have no effect on --loss_type {self.loss_type}")
 
 
-def check_sampler(name: str | None, objective: DDPMConfig) -> None:
+def can_sample(config, sampler: str) -> bool:
+    """Whether a sampler can sample what the network of these options predicts."""
+    return config.objective.prediction_type in samplers.SAMPLERS[sampler].targets
+
+
+def check_sampler(config) -> None:
     """ValueError for a sampler of sheets that cannot sample what the network predicts."""
-    target = objective.prediction_type
-    able = [other for other in SAMPLERS if target in samplers.SAMPLERS[other].targets]
-    if name in SAMPLERS and name not in able:
-        raise ValueError(f"--sampler {name} cannot sample {target} models; these can: {', '.join(able)}")
+    name, target = config.sheet.sampler, config.objective.prediction_type
+    if name in SAMPLERS and not can_sample(config, name):
+        able = ", ".join(other for other in SAMPLERS if can_sample(config, other))
+        raise ValueError(
+            f"--sampler {name} cannot sample models with --prediction_type {target}; these can: {able}"
+        )

@@ -18,7 +18,7 @@ class DataConfig:
     """Which images, and what is done to them before training."""
 
     dataset_name: str | None = option(
-        None, "Hub data set id, or one that is embedded: digits (8x8), swirl or mixture (points)"
+        None, "Hub data set id, or digits (8x8), or a set of points of training/images/points.py"
     )
     dataset_config_name: str | None = option(
         None, "configuration of the Hub data set", needs=("dataset_name", ...)
@@ -84,6 +84,13 @@ class OptimConfig:
 
     train_batch_size: int = option(128, "images per process and micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
+    eval_forward_batch: int | None = option(
+        None,
+        "images in one forward pass of the network in validation, sheets and evaluation; --train_batch_size "
+        "if not given",
+        free=True,
+        low=1,
+    )
     learning_rate: float = option(2e-4, "peak learning rate", low=0.0)
     lr_scheduler: Literal[tuple(SHAPES)] = option(
         "constant_with_warmup", "learning rate over optimizer steps"
@@ -103,6 +110,11 @@ class OptimConfig:
     adam_weight_decay: float = option(0.0, "decoupled weight decay", low=0)
     adam_epsilon: float = option(1e-8, "Adam's epsilon", low=0.0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 for no clipping", low=0)
+
+    @property
+    def forward_batch(self) -> int:
+        """Images in one forward pass without gradients: memory is then bounded by that of training."""
+        return self.eval_forward_batch or self.train_batch_size
 
     def __post_init__(self):
         if (self.lr_scheduler == "multistep") != (self.lr_milestones is not None):
@@ -208,7 +220,13 @@ class EvalConfig:
     )
     eval_feature_extractor: str | None = option(
         None,
-        "inception, dinov2, clip, classifier or pixels; inception if its weights are there, else classifier",
+        "as --feature_extractor of eval/evaluate.py; inception if its weights are there, else classifier",
+        free=True,
+        needs=("eval_steps", ...),
+    )
+    eval_judge: str | None = option(
+        None,
+        "classifier that comes with trilemma, such as cifar10, whatever the data; else the data's own",
         free=True,
         needs=("eval_steps", ...),
     )
@@ -246,7 +264,7 @@ class HubConfig:
 
 
 class Config(Protocol):
-    """What every family's configuration has: these groups, and whether its model is class-conditional."""
+    """The groups that every family's configuration has."""
 
     data: DataConfig
     optim: OptimConfig
@@ -256,6 +274,3 @@ class Config(Protocol):
     sheet: SheetConfig
     evaluation: EvalConfig
     hub: HubConfig
-
-    @property
-    def takes_classes(self) -> bool: ...

@@ -8,4 +8,5 @@ WORDING = Wording(
     {"independence": "@misc{toy,\n  title = {Independent pixels}\n}"},
     seeded,
     {"mean.png": "images, and the mean of each pixel"},
+    network="net",
 )

@@ -1,17 +1,9 @@
-"""The facts that a card is rendered from: what the files of an output folder say.
-
-A file that does not exist says nothing.
-"""
+"""What the files of a saved pipeline say: its index and the configurations of its parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from trilemma.eval.scoring import results
-from trilemma.eval.scoring.results import ResultLine
-from trilemma.model_cards.rendering.figures import shown
-from trilemma.training import families
 from trilemma.training.output_folder import OutputFolder, read_json
 
 FEW = 50
@@ -59,47 +51,18 @@ class SavedModel:
         return steps if 10 <= steps < total else None
 
 
-@dataclass(frozen=True)
-class Facts:
-    """An output folder, read, and the id under which its card names the model.
-
-    family: None for a pipeline that is not of this toolkit.
-    """
-
-    folder: OutputFolder
-    model_id: str
-    family: str | None
-    saved: SavedModel
-    config: Mapping[str, Any]
-    run: Mapping[str, Any]
-    lines: list[ResultLine]
-
-
-def read_facts(path: str | Path, model_id: str | None = None) -> Facts:
-    """Read an output folder; ValueError if it holds no pipeline.
-
-    model_id: by default the Hub id of the flags, or else the folder's name.
-    """
-    folder = OutputFolder(Path(path))
-    saved, config, run = _read_saved(folder), folder.read_config(), folder.read_run()
-    lines = shown(results.read(folder.results), run.get("steps"))
-    model_id = model_id or config.get("hub_model_id") or folder.path.resolve().name
-    family = folder.family if folder.family in families.names() else None
-    return Facts(folder, model_id, family, saved, config, run, lines)
-
-
-def _read_saved(folder: OutputFolder) -> SavedModel:
+def read_saved_model(folder: OutputFolder, network: str) -> SavedModel:
+    """Read the files of a pipeline whose network is the component of this name."""
     index = folder.read_index()
-    parts = [name for name, value in index.items() if isinstance(value, list) and name != "_class_name"]
-    network = next((name for name in parts if name != "scheduler"), "unet")
     return SavedModel(
         index,
-        _configuration(folder.path / network / "config.json"),
-        _configuration(folder.path / "scheduler" / "scheduler_config.json"),
+        _configuration(folder, network, "config.json"),
+        _configuration(folder, "scheduler", "scheduler_config.json"),
         network_has_code=network in index and index[network][0] != "diffusers",
     )
 
 
-def _configuration(path: Path) -> Mapping[str, Any]:
-    """A part's configuration, under the name that diffusers gives it; {} if the part is not there."""
+def _configuration(folder: OutputFolder, component: str, name: str) -> Mapping[str, Any]:
+    """A component's configuration, as diffusers saves it; {} if there is no such component."""
+    path = folder.path / component / name
     return read_json(path) if path.is_file() else {}
