@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DModel
 from entry import ROOT, environment, run, start
 from PIL import Image
@@ -142,6 +143,23 @@ def test_changed_flags_are_listed_and_refused_on_resume(tmp_path, tiny):
     assert_same(before, weights(tmp_path / "out"))
     free = run(SCRIPT, *tiny, "--max_train_steps", "2", "--logging_steps", "2", *out)
     assert "Resuming" in free.output
+
+
+def test_a_warm_up_that_is_not_given_fits_the_run_and_stays_on_resume(tmp_path, tiny):
+    place = tiny.index("--lr_warmup_steps")
+    flags = [*tiny[:place], *tiny[place + 2 :]]
+    cut, uncut = ["--output_dir", str(tmp_path / "cut")], ["--output_dir", str(tmp_path / "uncut")]
+    first = run(SCRIPT, *flags, "--max_train_steps", "20", *cut)
+    assert "Warm-up of the learning rate: 2 steps, since the usual 5,000" in first.output
+    rates = [line["learning_rate"] for line in scalars(tmp_path / "cut") if "learning_rate" in line]
+    assert rates == [0, 5e-4, *[1e-3] * 18]
+    run(SCRIPT, *flags, "--max_train_steps", "40", *cut)  # alone it would take 4
+    for name, steps in (("cut", None), ("uncut", "2")):
+        if steps:
+            run(SCRIPT, *flags, "--max_train_steps", "40", "--lr_warmup_steps", steps, *uncut)
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
+        assert config["lr_warmup_steps"] == 2
+    assert_same(weights(tmp_path / "cut"), weights(tmp_path / "uncut"))
 
 
 def test_a_run_inside_its_data_resumes_when_data_and_network_have_moved(tmp_path, tiny):
