@@ -134,10 +134,10 @@ def test_found_by_the_fingerprint_of_the_loaded_split(digits, untrained, tmp_pat
 
 
 def test_the_test_split_has_the_judge_of_its_data(digits, untrained, tmp_path):
-    file = shipped_judge("mnist")
-    assert read_trained(file).is_of(as_data_of("mnist", digits))
-    assert find_judge(as_data_of("mnist", digits), tmp_path) == file
-    test = replace(digits, part_of=read_trained(file).other_fingerprints[0])
+    file, part = shipped_judge("mnist"), digits.subset(range(50))
+    assert read_trained(file).is_of(as_data_of("mnist", part))
+    assert find_judge(as_data_of("mnist", part), tmp_path) == file
+    test = replace(part, part_of=read_trained(file).other_fingerprints[0])
     assert find_judge(test, tmp_path) == file
 
 
