@@ -405,8 +405,8 @@ def test_what_collapse_looks_like():
     assert black["saturated"].mean() == 1
     assert alike["diversity"] < 1e-6 < 0.5 < alike["contrast"]
     labels = torch.arange(32) % 4
-    assert_close(compare(x0, x0, noisiest, labels)["diversity"], torch.tensor(1.0))
-    one_for_each_class = compare(x0[:4][labels], x0, noisiest, labels)
+    assert_close(compare(x0, x0, noisiest, labels, 4)["diversity"], torch.tensor(1.0))
+    one_for_each_class = compare(x0[:4][labels], x0, noisiest, labels, 4)
     assert one_for_each_class["diversity"] < 1e-6 < 0.5 < one_for_each_class["contrast"]
     nothing_to_compare = torch.zeros(32, dtype=torch.bool)
     assert compare(x0, x0, nothing_to_compare)["diversity"].isnan()  # and so does not count

@@ -183,7 +183,7 @@ def test_real_images_rank_as_they_must(model, tmp_path):
     [
         (lambda p: p.mkdir(), "holds no PNG"),
         (lambda p: None, "does not exist"),
-        (lambda p: (p.mkdir(), png(p / "a.png", 8), png(p / "b.png", 9)), "one size"),
+        (lambda p: (p.mkdir(), [png(p / f"{i}.png", 8) for i in range(6)], png(p / "6.png", 9)), "one size"),
         (lambda p: (p.mkdir(), [png(p / f"{i}.png", 8) for i in range(7)], cut(p / "6.png")), "cannot be"),
         (lambda p: (p.mkdir(), Image.new("L", (8, 8)).save(p / "a.jpg")), "JPEG"),
         (lambda p: (p.mkdir(), Image.new("RGBA", (8, 8)).save(p / "a.png")), "8-bit grey or RGB"),

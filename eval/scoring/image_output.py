@@ -103,7 +103,7 @@ def draw_to_array(drawing: Drawing, path: Path) -> None:
     )
     share_folder(parts.folder, accelerator, "--output")
     claim(drawing, parts.folder / "drawing.json", n=n)
-    drawing.done = decided(accelerator, lambda: parts.open(accelerator.num_processes))
+    drawing.done = decided(accelerator, lambda: parts.begin(accelerator.num_processes))
     written = on_all(accelerator, lambda: parts.write(drawing, accelerator.process_index))
     by_process = gather_object([written])
     decided(accelerator, lambda: parts.assemble(path, n, by_process))
@@ -124,7 +124,7 @@ class Parts:
         """The file that a process writes."""
         return self.folder / f"process-{rank:05d}.part"
 
-    def open(self, world: int) -> frozenset[int]:
+    def begin(self, world: int) -> frozenset[int]:
         """Make each process's file, without a half-written end; the rows that are there."""
         for path in {*self.folder.glob("*.part"), *map(self.file_of, range(world))}:
             with open(path, "ab") as file:

@@ -53,17 +53,18 @@ class Evaluation:
     ):
         self.config, self.accelerator, self.save = config, accelerator, save
         self.reference = Reference(images, held_out)
-        if len(images) < LEAST_REFERENCE:
-            raise ValueError(
-                f"--eval_steps needs at least {LEAST_REFERENCE} training images to compare samples with, and "
-                f"{images.name} has {len(images)}: take more, hold out fewer, or leave out --eval_steps"
-            )
         self.folder = OutputFolder(Path(config.run.output_dir))
         self.sticks: list[Yardstick] = []
         self.best = METRICS[config.evaluation.eval_metrics[0]].best
 
     def prepare(self) -> None:
         """Compute or load everything that scoring needs; collective."""
+        images = self.reference.images
+        if len(images) < LEAST_REFERENCE:
+            raise ValueError(
+                f"--eval_steps needs at least {LEAST_REFERENCE} training images to compare samples with, and "
+                f"{images.name} has {len(images)}: take more, hold out fewer, or leave out --eval_steps"
+            )
         options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
         judge = JudgeChoice(options.eval_judge, folder=self.folder.path, option="--eval_judge")
         extractor = options.eval_feature_extractor or decided(
