@@ -260,7 +260,7 @@ def result_lines(
 
 
 def _too_few_for(stick: Yardstick, n: int) -> list[str]:
-    """Metrics of a yardstick that need at least as many samples as features, and have fewer."""
+    """Metrics of a yardstick that need a sample for each feature, and have fewer samples."""
     return [name for name in stick.names if METRICS[name].full_rank and n < stick.extractor.dim]
 
 

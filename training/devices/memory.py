@@ -32,7 +32,7 @@ def saying_what_to_lower(remedy: str) -> Iterator[None]:
 def in_parts(function: Callable[..., Any], size: int) -> Callable[..., Any]:
     """The same function of a batch, computed from at most `size` examples at once.
 
-    Arguments that are tensors of as many rows as the first one are cut, the others go to each part whole.
+    Tensors with the same number of rows as the first argument are cut; other arguments go to each part whole.
     """
 
     def of_parts(*arguments: Any) -> Any:
