@@ -140,19 +140,23 @@ def test_gathering_in_one_process():
 SCRIPT = """
 import torch
 from accelerate import Accelerator
+from trilemma.training.loop.machine import closing_groups
 from trilemma.training.sampling import gather_in_order, sample_everywhere
 from types import SimpleNamespace
-
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
 
 def pipeline(seeds, num_inference_steps, output_type):
     return SimpleNamespace(images=torch.tensor(seeds).view(-1, 1, 1, 1).expand(-1, 3, 2, 2) / 255)
 
-for count in (1, 2, 5, 8):
-    images = sample_everywhere(pipeline, range(count), accelerator, batch_size=2)
-    assert images.shape == (count, 3, 2, 2), images.shape
-    assert images[:, 0, 0, 0].tolist() == list(range(count))
+def main():
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    for count in (1, 2, 5, 8):
+        images = sample_everywhere(pipeline, range(count), accelerator, batch_size=2)
+        assert images.shape == (count, 3, 2, 2), images.shape
+        assert images[:, 0, 0, 0].tolist() == list(range(count))
+
+with closing_groups():
+    main()
 print("done")
 """
 
