@@ -70,8 +70,12 @@ def test_size_is_bounded(tmp_path):
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"a": 1}\n\n' + line + b'\n{"a": 2}\n')
-    with pytest.raises(FileError, match=r"lines\.jsonl line 3 .*; delete the line$"):
+    with pytest.raises(FileError, match=r"lines\.jsonl, line 3 .*; delete the line$"):
         list(read_json_lines(path))
+    faults = []
+    if len(line) < LARGEST_LINE:
+        assert dict(read_json_lines(path, damaged=faults.append)) == {1: {"a": 1}, 4: {"a": 2}}
+        assert len(faults) == 1
 
 
 def test_lines(tmp_path):

@@ -7,7 +7,7 @@ was not written a moment ago. Arrays and weights are read by `arrays.py`.
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +31,11 @@ KINDS = {dict: "an object", list: "a list", str: "text", type(None): "null", boo
 class FileError(ValueError):
     """A file that cannot be used; the message names it and says what is wrong with it."""
 
-    def __init__(self, path: Path | str, problem: object, remedy: str = ""):
-        words = " ".join(str(problem).split()) or type(problem).__name__
+    def __init__(self, place: Path | str, problem: object = "", remedy: str = ""):
+        """place: the file, or all that is to be said, where there is no more."""
+        words = " ".join(str(problem).split()) or (type(problem).__name__ if problem != "" else "")
         words = words if len(words) <= 500 else f"{words[:500]} ..."
-        super().__init__(f"{path} {words}" + (f"; {remedy}" if remedy else ""))
+        super().__init__(f"{place} {words}".rstrip() + (f"; {remedy}" if remedy else ""))
 
 
 def read_text(path: Path | str, limit: int = LARGEST_TEXT) -> str:
@@ -49,26 +50,28 @@ def read_text(path: Path | str, limit: int = LARGEST_TEXT) -> str:
     return _decoded(encoded, path)
 
 
-def _decoded(encoded: bytes, path: Path | str, where: str = "", remedy: str = "save it as UTF-8") -> str:
+def _decoded(encoded: bytes, place: Path | str, remedy: str = "save it as UTF-8") -> str:
     try:
         return encoded.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         seems = ", but seemingly UTF-16" if encoded.startswith(BYTE_ORDER_MARKS) else ""
-        raise FileError(path, f"{where}is not text in UTF-8{seems} ({problem})", remedy) from problem
+        raise FileError(place, f"is not text in UTF-8{seems} ({problem})", remedy) from problem
 
 
 def read_json(path: Path | str, shape: type[T] = dict, remedy: str = "") -> T:
     """The JSON value in a file, which must be of this type: an object by default."""
-    values = _parsed(read_text(path), path, "", remedy)
-    if not isinstance(values, shape):
-        raise FileError(path, f"must hold {KINDS[shape]} in JSON; it holds {_kind(values)}", remedy)
-    return values
+    return _parsed(read_text(path), path, shape, remedy)
 
 
 def read_json_lines(
-    path: Path | str, remedy: str = "delete the line"
+    path: Path | str,
+    remedy: str = "delete the line",
+    damaged: Callable[[FileError], None] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and JSON object of each line that is not blank; none where there is no file."""
+    """Number and JSON object of each line that is not blank; none where there is no file.
+
+    damaged: called with the error of a damaged line, which is then left out; by default it is raised.
+    """
     if not Path(path).exists():
         return
     try:
@@ -76,29 +79,33 @@ def read_json_lines(
             number = 0
             while encoded := file.readline(LARGEST_LINE + 1):
                 number += 1
-                if len(encoded) > LARGEST_LINE:
-                    raise FileError(path, f"line {number} has more than {LARGEST_LINE:,} bytes", remedy)
-                if encoded.strip():
-                    yield number, _object(encoded, path, number, remedy)
+                place = f"{path}, line {number}"
+                if len(encoded) > LARGEST_LINE:  # the next lines may be of any length, too
+                    raise FileError(place, f"has more than {LARGEST_LINE:,} bytes", remedy)
+                if not encoded.strip():
+                    continue
+                try:
+                    values = _parsed(_decoded(encoded, place, remedy), place, dict, remedy)
+                except FileError as fault:
+                    if damaged is None:
+                        raise
+                    damaged(fault)
+                else:
+                    yield number, values
     except OSError as problem:
         raise FileError(path, f"cannot be read: {problem}") from problem
 
 
-def _object(encoded: bytes, path: Path | str, number: int, remedy: str) -> dict[str, Any]:
-    where = f"line {number} "
-    values = _parsed(_decoded(encoded, path, where, remedy), path, where, remedy)
-    if not isinstance(values, dict):
-        raise FileError(path, f"{where}is not a JSON object; it is {_kind(values)}", remedy)
-    return values
-
-
-def _parsed(text: str, path: Path | str, where: str, remedy: str) -> Any:
+def _parsed(text: str, place: Path | str, shape: type[T], remedy: str) -> T:
     try:
-        return json.loads(text, parse_float=_float, parse_int=_int)
+        values = json.loads(text, parse_float=_float, parse_int=_int)
     except RecursionError as problem:
-        raise FileError(path, f"{where}is not JSON: it is nested too deeply", remedy) from problem
+        raise FileError(place, "is not JSON: it is nested too deeply", remedy) from problem
     except ValueError as problem:
-        raise FileError(path, f"{where}is not JSON: {problem}", remedy) from problem
+        raise FileError(place, f"is not JSON: {problem}", remedy) from problem
+    if not isinstance(values, shape):
+        raise FileError(place, f"must hold {KINDS[shape]} in JSON; it holds {_kind(values)}", remedy)
+    return values
 
 
 def _float(literal: str) -> float:
