@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from filelock import FileLock, Timeout
 
@@ -23,17 +24,16 @@ from trilemma.pipelines.files.reading import (
     read_json_lines,
     read_yaml,
 )
-from trilemma.training.options.groups import RunConfig
+from trilemma.training.options.groups import Config, RunConfig
 from trilemma.training.options.text import as_path, as_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
-"""Types of entries of model_index.json that are used; of run.json; and of config.yaml."""
+"""Types of entries of model_index.json that are used, and of run.json."""
 RUN = {"family": str | None, "steps": int, "images_seen": int, "seconds": float}
 RUN |= {"hardware": dict, "versions": dict}
-CONFIG = {"logging_dir": str, "seed": int, "lr_warmup_steps": int | None, "hub_model_id": str | None}
 
 LOCK = ".lock"
 """Held by the run that fills the folder, until its process ends, however it ends."""
@@ -120,7 +120,7 @@ class OutputFolder:
         """Flag -> value."""
         if not self.config.exists():
             return {}
-        return _checked(self.config, read_yaml(self.config), CONFIG)
+        return _checked(self.config, read_yaml(self.config), _types_of_flags())
 
     def read_run(self) -> dict[str, Any]:
         """What run.json says."""
@@ -166,6 +166,13 @@ class OutputFolder:
         if isinstance(name, list):
             return name[0].removeprefix("pipeline_") if name[0].startswith("pipeline_") else None
         return stock_family_of_folder(self.path, index)
+
+
+@cache
+def _types_of_flags() -> dict[str, Any]:
+    """Of the flags that all families have."""
+    groups = get_type_hints(Config).values()
+    return {name: hint for group in groups for name, hint in get_type_hints(group).items()}
 
 
 def _checked(path: Path, values: dict[str, Any], types_of: dict[str, Any]) -> dict[str, Any]:
