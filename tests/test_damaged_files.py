@@ -47,6 +47,7 @@ LINE = dict.fromkeys(ENTRIES) | {
     "metric": "fd_pixels", "measure": "fd", "value": 1.0, "source": "m", "n": 10, "created": "2025",
     "forced": False,
 }  # fmt: skip
+FACTS = {"steps": 5, "images_seen": 9, "seconds": 1.5, "images_per_second": 2}
 PROTOCOL = ReferenceProtocol("pixels", "none", "none", "uint8", "digits", "train", "abc", False, 50)
 
 
@@ -71,8 +72,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     DDPMPipeline(network(), DDPMScheduler()).save_pretrained(folder / "model")
     model = OutputFolder(folder / "model")
-    facts = {"family": "unconditional", "steps": 5, "images_seen": 9, "seconds": 1.5}
-    model.run.write_text(json.dumps(facts))
+    model.run.write_text(json.dumps({"family": "unconditional"} | FACTS))
     model.config.write_text("dataset_name: digits\nseed: 0\nlogging_dir: logs\nresolution: null\n")
     model.results.write_text(json.dumps(LINE) + "\n")
     model.logs.mkdir()
@@ -214,7 +214,9 @@ def test_a_number_that_no_computer_has_is_named(tmp_path, number):
 @pytest.mark.parametrize(
     ("file", "values"),
     [
-        ("run.json", {"steps": "5"}), ("run.json", {"family": ["x"]}), ("run.json", {"seconds": None}),
+        ("run.json", FACTS | {"steps": "5"}), ("run.json", FACTS | {"family": ["x"]}),
+        ("run.json", FACTS | {"seconds": None}), ("run.json", {"steps": 5}),
+        ("run.json", FACTS | {"hardware": {"name": "CPU"}}),
         ("model_index.json", {"_class_name": 5}), ("model_index.json", {}),
         ("model_index.json", {"class_names": ["a"], "_class_name": "X"}),
         ("model_index.json", {"class_names": {"x": "a"}, "_class_name": "X"}),
