@@ -9,6 +9,8 @@ from torch.testing import assert_close
 
 from trilemma.eval import evaluate, generate
 from trilemma.eval.scoring import after_training, image_output, while_training
+from trilemma.model_cards import publish
+from trilemma.model_cards.hub import recheck as hub_recheck
 from trilemma.training import entry, families, run
 from trilemma.training.devices.memory import OutOfMemory, in_parts, saying_what_to_lower
 from trilemma.training.loop.method import GradientDescent
@@ -170,6 +172,15 @@ def test_running_out_of_memory_in_an_evaluation_is_one_line(main, owner, name, m
         main(["--model", "x"])
     assert "lower --batch_size" in stop.value.code
     assert "\n" not in stop.value.code
+
+
+def test_running_out_of_memory_in_a_check_of_a_published_model_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(hub_recheck, "recheck", too_much)
+    with pytest.raises(SystemExit):
+        publish.main(["--verify", "x"])
+    line = capsys.readouterr().err
+    assert "lower --batch_size" in line
+    assert line.count("\n") == 1
 
 
 def test_a_gpu_says_how_much_it_lacks():

@@ -26,6 +26,7 @@ from trilemma.eval.scoring.yardsticks import (
     yardsticks,
 )
 from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags
+from trilemma.training.images.folders import existing_folder
 from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
 from trilemma.training.loop.machine import commit, evaluation_accelerator
 from trilemma.training.options.groups import DataConfig
@@ -155,7 +156,7 @@ def load_images_of(
     """
     trained = split in (None, data.train_split)
     data = data if trained else replace(data, train_split=split)
-    if place and Path(place).is_dir():
+    if place and existing_folder(place).is_dir():
         data = replace(data, train_data_dir=place)
     elif place:
         data = replace(data, train_data_dir=None, dataset_name=place)

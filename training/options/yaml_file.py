@@ -81,7 +81,7 @@ def _decode(path: Path) -> str:
 
 
 def _unreadable(path: Path, problem: object) -> ValueError:
-    return ValueError(f"{str(path)!r} cannot be read: {problem}")
+    return ValueError(f"{str(path)!r} cannot be read: {' '.join(str(problem).split())}")
 
 
 def _is_null(event: yaml.Event) -> bool:
