@@ -290,13 +290,13 @@ LINE = result(1.0).to_json()
 
 
 @pytest.mark.parametrize(("text", "fault"), [
-    ("[1]", "not a JSON object"),
-    ("null", "not a JSON object"),
+    ("[1]", "must hold an object in JSON"),
+    ("null", "must hold an object in JSON"),
     ('{"metric": ', "not JSON"),
     (json.dumps({k: v for k, v in LINE.items() if k not in ("n", "step")}), "lacks n, step;"),
     (json.dumps(LINE | {"value": "1.0"}), "value '1.0', which is not a number"),
     (json.dumps(LINE | {"value": None}), "value None"),
-    (json.dumps(LINE | {"interval": [1]}), "neither two numbers nor null"),
+    (json.dumps(LINE | {"interval": [1]}), "not a list of the right values or null"),
 ])  # fmt: skip
 def test_a_damaged_line_of_results_is_named(folder, capsys, text, fault):
     append(folder / "results.jsonl", [result(1.0)])

@@ -9,18 +9,31 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from filelock import FileLock, Timeout
 
 from trilemma.pipelines import stock_family_of_folder
-from trilemma.training.options.groups import RunConfig
+from trilemma.pipelines.files.reading import (
+    FileError,
+    check_types,
+    fits,
+    read_json,
+    read_json_lines,
+    read_yaml,
+)
+from trilemma.training.options.groups import Config, RunConfig
 from trilemma.training.options.text import as_path, as_text
-from trilemma.training.options.yaml_file import read_values
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
+"""Types of entries of model_index.json that are used, and of run.json."""
+RUN = {"family": str | None, "steps": int, "images_seen": int, "seconds": float}
+RUN |= {"hardware": dict, "versions": dict}
 
 LOCK = ".lock"
 """Held by the run that fills the folder, until its process ends, however it ends."""
@@ -105,19 +118,39 @@ class OutputFolder:
 
     def read_config(self) -> dict[str, Any]:
         """Flag -> value."""
-        return read_values(self.config) if self.config.is_file() else {}
+        if not self.config.exists():
+            return {}
+        return _checked(self.config, read_yaml(self.config), _types_of_flags())
 
     def read_run(self) -> dict[str, Any]:
         """What run.json says."""
-        return read_json(self.run) if self.run.is_file() else {}
+        if not self.run.exists():
+            return {}
+        return _checked(self.run, read_json(self.run), RUN)
 
     def read_index(self) -> dict[str, Any]:
         """What model_index.json says; ValueError without that file."""
-        if not self.index.is_file():
+        if not self.index.exists():
             raise ValueError(
                 f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
             )
-        return read_json(self.index)
+        index = _checked(self.index, read_json(self.index), INDEX)
+        if "_class_name" not in index:
+            raise FileError(self.index, "names no pipeline: it lacks _class_name")
+        names = index.get("class_names") or {}
+        if names.keys() != set(map(str, range(len(names)))):
+            raise FileError(self.index, 'has class_names that are not numbered "0", "1", ...')
+        return index
+
+    def read_scalars(self) -> list[dict[str, float]]:
+        """The numbers that were logged, a step each."""
+        lines = []
+        for number, line in read_json_lines(self.scalars):
+            if not fits(line, dict[str, float]) or "step" not in line:
+                place = f"{self.scalars}, line {number}"
+                raise FileError(place, "is no step with numbers", "delete the line")
+            lines.append(line)
+        return lines
 
     @property
     def family(self) -> str | None:
@@ -135,14 +168,19 @@ class OutputFolder:
         return stock_family_of_folder(self.path, index)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError that names the file."""
+@cache
+def _types_of_flags() -> dict[str, Any]:
+    """Of the flags that all families have."""
+    groups = get_type_hints(Config).values()
+    return {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+
+
+def _checked(path: Path, values: dict[str, Any], types_of: dict[str, Any]) -> dict[str, Any]:
+    """The values; FileError that names the first of another type."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise ValueError(f"{path} cannot be read: {problem}") from problem
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object; it holds {type(values).__name__}")
+        check_types(values, types_of)
+    except ValueError as problem:
+        raise FileError(path, problem) from problem
     return values
 
 

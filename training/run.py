@@ -3,7 +3,6 @@
 The one place beside `training/entry.py` that may look upward, to what draws, scores and publishes.
 """
 
-import json
 import logging
 import math
 import os
@@ -167,8 +166,9 @@ def read_data(config: Config) -> tuple[Images, Images | None]:
 def check_publishable(config: Config, total_steps: int) -> None:
     """ValueError, before the training, where --push_to_hub would fail after it without results."""
     hub, folder = config.hub, OutputFolder(Path(config.run.output_dir))
-    measured = config.evaluation.eval_steps or shown(results.read(folder.results), total_steps)
-    if hub.push_to_hub and not (measured or hub.allow_unevaluated):
+    if not hub.push_to_hub or hub.allow_unevaluated or config.evaluation.eval_steps:
+        return
+    if not shown(results.read(folder.results), total_steps):
         raise ValueError(
             "--push_to_hub publishes results with the model: measure it with --eval_steps, or give "
             "--allow_unevaluated"
@@ -183,8 +183,7 @@ def draw_pictures(
     if not accelerator.is_main_process:
         return
     sheet_of(sheet, columns=method.num_classes, points=images.points).save(folder.samples)
-    lines = folder.scalars.read_text(encoding="utf-8").splitlines()
-    curves.losses([json.loads(line) for line in lines]).savefig(folder.losses)
+    curves.losses(folder.read_scalars()).savefig(folder.losses)
     scores = results.read(folder.results)
     if len({line.step for line in scores}) > 1:
         curves.scores(scores).savefig(folder.scores)

@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
@@ -44,6 +43,7 @@ from trilemma.eval.features.judge_files import (
     judge_names,
     read_trained,
 )
+from trilemma.pipelines.files.arrays import read_safetensors
 from trilemma.training.images.image_set import Images
 
 SEED = 20240229
@@ -139,8 +139,7 @@ def load_classifier(file: Path) -> tuple[ClassifierNet, Trained, str]:
         )
     trained = read_trained(file)
     net = ClassifierNet(trained.channels, trained.num_classes)
-    with safe_open(file, framework="pt") as opened:
-        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
+    state, _ = read_safetensors(file)
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

@@ -25,6 +25,7 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
+from trilemma.pipelines.files.reading import FileError
 from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags
 from trilemma.training.images.folders import existing_folder
 from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
@@ -189,6 +190,8 @@ def trained_on(model: str | None) -> tuple[DataConfig, int]:
         )
     names = DataConfig.__dataclass_fields__
     options = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in names}
+    if "seed" not in values:
+        raise FileError(OutputFolder(Path(model)).config, "lacks the seed")
     return DataConfig(**options), values["seed"]
 
 

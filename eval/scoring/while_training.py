@@ -4,6 +4,7 @@ Numbers go to the trackers by way of the loop and to `results.jsonl`. The pipeli
 the first metric is kept in `best/`.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from trilemma.eval.scoring.yardsticks import (
 from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, cache_folder
 from trilemma.training.output_folder import OutputFolder
+
+logger = logging.getLogger(__name__)
 
 ALIKE = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
 """What must agree before an evaluation can beat an earlier one."""
@@ -110,9 +113,8 @@ class Evaluation:
         """Add these lines to the results; whether they beat all earlier ones that were measured alike."""
         line = next(line for line in new if line.measure == self.best)
         better = max if measure_row(self.best).better == "higher" else min
-        earlier = [
-            other.value for other in results.read(self.folder.results) if other.key(ALIKE) == line.key(ALIKE)
-        ]
+        before = results.read(self.folder.results, damaged=lambda fault: logger.warning("%s", fault))
+        earlier = [other.value for other in before if other.key(ALIKE) == line.key(ALIKE)]
         results.append(self.folder.results, new)
         keep_judges(self.folder, (stick.extractor.file for stick in self.sticks))
         return not earlier or better(line.value, *earlier) == line.value

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trilemma.training.output_folder import OutputFolder, read_json
+from trilemma.pipelines.files.reading import read_json
+from trilemma.training.output_folder import OutputFolder
 
 FEW = 50
 """The most steps of DDIM that a card recommends."""

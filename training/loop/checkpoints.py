@@ -8,14 +8,17 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from trilemma.pipelines.files.reading import check_types, read_json
 from trilemma.training.devices.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
@@ -71,18 +74,36 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state of one checkpoint, on the CPU; DamagedCheckpoint when it is not what was written."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if (path / STATE).stat().st_size != manifest["size"] or _sha256(path / STATE) != manifest["sha256"]:
-            raise DamagedCheckpoint(f"{path / STATE} does not match its {MANIFEST}")
-    except (OSError, ValueError, KeyError) as problem:
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {problem}") from problem
-    return torch.load(path / STATE, map_location="cpu", weights_only=True)
+        manifest = read_json(path / MANIFEST)
+        check_types(manifest, {"size": int, "sha256": str})
+        there = {"size": (path / STATE).stat().st_size, "sha256": _sha256(path / STATE)}
+        if there != {name: manifest.get(name) for name in there}:
+            raise ValueError(f"{path / STATE} does not match its {MANIFEST}")
+    except (OSError, ValueError) as problem:
+        raise damaged(path, problem) from problem
+    try:
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as problem:
+        raise damaged(path, f"{STATE} holds a pickle that could run code; it is not read") from problem
+    except Exception as problem:  # torch raises anything for a file that it has not written
+        raise damaged(path, f"{STATE} cannot be read: {problem}") from problem
+    if not isinstance(state, dict):
+        raise damaged(path, f"{STATE} holds no state of a run")
+    return state
 
 
-def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | None:
+def damaged(path: Path, problem: object) -> DamagedCheckpoint:
+    """The error for a checkpoint."""
+    return DamagedCheckpoint(f"checkpoint {path} is damaged: {' '.join(str(problem).split())[:500]}")
+
+
+def find_checkpoint(
+    folder: Path, name: str, unusable: Collection[Path] = ()
+) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that `--resume_from_checkpoint` names, and its state; None when there is none to resume.
 
-    name: 'latest' (the newest intact one, with a warning for each damaged one), a name, or a path.
+    name: 'latest' (the newest intact one, with a warning for each damaged one), a name, or a path. unusable:
+    those that 'latest' passes over.
     """
     if name != "latest":
         path = folder / name if (folder / name).is_dir() else Path(name)
@@ -93,6 +114,8 @@ def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | No
     steps = checkpoint_steps(folder)
     for step in reversed(steps):
         path = checkpoint_path(folder, step)
+        if path in unusable:
+            continue
         try:
             return path, load_checkpoint(path)
         except DamagedCheckpoint as damage:
@@ -104,13 +127,15 @@ def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | No
     return None
 
 
-def find_same(folder: Path, name: str, accelerator: Accelerator) -> tuple[Path, dict[str, Any]] | None:
+def find_same(
+    folder: Path, name: str, accelerator: Accelerator, unusable: Collection[Path] = ()
+) -> tuple[Path, dict[str, Any]] | None:
     """`find_checkpoint`, where the main process chooses the one that all read; collective."""
     newest: tuple[Path, dict[str, Any]] | None = None
 
     def choose() -> str | None:
         nonlocal newest
-        newest = find_checkpoint(folder, name)
+        newest = find_checkpoint(folder, name, unusable)
         if newest is None:
             return None
         path = newest[0]

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from trilemma.pipelines.files.reading import fits
 from trilemma.pipelines.shared import exact_device
 from trilemma.training.images.points import picture
 from trilemma.training.loop.machine import commit, hardware, versions
@@ -103,7 +104,7 @@ class RunLog:
             self.scalars.parent.mkdir(parents=True, exist_ok=True)
             # What came after the checkpoint was of weights that are gone.
             for path in (self.scalars, self.folder.results):
-                keep_lines(path, lambda line: (line.get("step") or 0) <= step)
+                keep_lines(path, lambda line: not fits(line.get("step"), float) or line["step"] <= step)
 
     @property
     def seconds(self) -> float:

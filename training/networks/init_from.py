@@ -2,10 +2,14 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
 from torch import Tensor
+
+from trilemma.pipelines.files.reading import FileError
+from trilemma.training.networks.whole import check_files, check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +58,18 @@ def take_weights(
 def _load(source: str, kind: type[ModelMixin]) -> ModelMixin:
     """The network of a saved pipeline; ValueError if it is of another class than `kind`."""
     try:
+        if Path(source).is_dir():
+            check_files(Path(source))
         folder = network_folder(source)
         name = kind.load_config(source, subfolder=folder)["_class_name"]
         if name == kind.__name__:
             # Not the whole pipeline: a bundle's would run the code in it.
-            return kind.from_pretrained(source, subfolder=folder)
-    except (OSError, ValueError) as problem:
+            net = kind.from_pretrained(source, subfolder=folder)
+            check_weights(net, f"{source}/{folder}")
+            return net
+    except FileError as fault:
+        raise ValueError(f"--init_from: {fault}") from fault
+    except Exception as problem:  # what diffusers makes of a damaged folder
         raise _no_model(source, problem) from problem
     raise ValueError(f"--init_from {source!r} has a {name}, and this trains a {kind.__name__}")
 
