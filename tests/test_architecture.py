@@ -11,7 +11,7 @@ from entry import ROOT
 
 LAYERS = ["pipelines", "training", "eval", "model_cards"]
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
-SHARED = ("shared", "samplers", "scheduled")
+SHARED = ("shared", "samplers", "scheduled", "files")
 PIPELINES_MAY_IMPORT = {"torch", "numpy", "PIL", "diffusers", "safetensors"} | set(sys.stdlib_module_names)
 
 

@@ -1,29 +1,16 @@
-"""The output folder of a run: what its files are called, who may fill it, and how they are read and written.
+"""The output folder of a run: what its files are called, and readers of those that describe the run.
 
 No other file has these names. Reading needs no torch (but see `family`), so reports are printed at once.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from trilemma.pipelines import stock_family_of_folder
-from trilemma.training.options.groups import RunConfig
-from trilemma.training.options.text import as_path, as_text
+from trilemma.training.options.text import as_path
 from trilemma.training.options.yaml_file import read_values
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-LOCK = ".lock"
-"""Held by the run that fills the folder, until its process ends, however it ends."""
 
 
 @dataclass(frozen=True)
@@ -144,85 +131,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object; it holds {type(values).__name__}")
     return values
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace a JSON file at once."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: whoever reads it sees the old text or the new."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(as_text(text, "replace"), encoding="utf-8")
-    os.replace(aside, path)
-
-
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep the objects of a JSON-lines file for which `keep(line)` holds, and drop a half-written last one.
-
-    A line that is no object stays, so that whoever reads the file reports it.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            parsed = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(parsed, dict) or keep(parsed):
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
-
-
-@contextmanager
-def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
-    """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
-    from trilemma.training.devices.ranks import decided, share_folder  # which imports torch
-
-    folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
-
-    def take() -> None:
-        held.callback(_take(folder.path).release)
-        if run.overwrite_output_dir:
-            _empty(folder.path)
-
-    with held:
-        decided(accelerator, lambda: _refuse_foreign(folder))
-        share_folder(folder.path, accelerator, "--output_dir")
-        decided(accelerator, take)
-        yield folder
-
-
-def _refuse_foreign(folder: OutputFolder) -> None:
-    """ValueError for a folder that has files, but none that a run writes."""
-    names = {path.name for path in folder.path.iterdir()} - {LOCK} if folder.path.exists() else set()
-    ours = {path.name for path in (folder.checkpoints, folder.config, folder.run, folder.index)}
-    if names and names.isdisjoint(ours):
-        raise ValueError(
-            f"--output_dir {str(folder.path)!r} holds files but no run of this toolkit; name another folder"
-        )
-
-
-def _take(folder: Path) -> FileLock:
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as taken:
-        raise ValueError(
-            f"--output_dir {str(folder)!r} is being filled by another run; stop it, or name another folder"
-        ) from taken
-    except NotImplementedError:
-        pass  # a network disk without locks, where nothing is locked
-    return lock
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

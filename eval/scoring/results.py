@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.naming import SCHEDULERS, measure_of, metric_name, whole_of
+from trilemma.pipelines.files.writing import append_lines
 
 if TYPE_CHECKING:  # whoever only reads results need not wait for torch
     from trilemma.eval.metrics.sample_metric import Measurement
@@ -166,10 +167,7 @@ def lines(
 
 def append(path: Path, lines: Iterable[ResultLine]) -> None:
     """Add lines to a results file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line.to_json()) + "\n" for line in lines)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
+    append_lines(path, "".join(json.dumps(line.to_json()) + "\n" for line in lines))
 
 
 def read(path: Path) -> list[ResultLine]:
