@@ -32,7 +32,7 @@ CHECKPOINT = re.compile(r"(left-)?step-\d{8,}|\..+\.partial|\.partial-\d{8,}")
 """What is deleted in a checkpoints/ that is a link."""
 
 LEFT_BY_0_1 = re.compile(
-    r"\.partial-\d{8,}|\.best-[a-z0-9_]{8}"
+    r"\.partial-\d{8,}"
     r"|\.(config\.yaml|run\.json|README\.md|results\.jsonl|scalars\.jsonl|judge-\w+\.safetensors)\.partial"
 )
 
@@ -140,11 +140,12 @@ def _clear_up(folder: OutputFolder) -> None:
     for place in (folder.path, *inside):
         for path in [path for path in place.iterdir() if _is_left(path.name)]:
             remove(path)
-    with suppress(OSError):  # where the parent cannot be read, nothing of ours is in it
-        own = re.compile(rf"\.{re.escape(folder.path.name)}-[a-z0-9_]{{8}}")
-        for path in [path for path in folder.path.parent.iterdir() if own.fullmatch(path.name)]:
-            if path.is_dir() and {entry.name for entry in path.iterdir()} <= {"new", "old"}:
-                remove(path)
+    for parent, name in ((folder.path.parent, folder.path.name), (folder.path, folder.best.name)):
+        stage = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}")  # of version 0.1, beside the folder
+        with suppress(OSError):  # where the parent cannot be read, nothing of ours is in it
+            for path in [path for path in parent.iterdir() if stage.fullmatch(path.name)]:
+                if path.is_dir() and {entry.name for entry in path.iterdir()} <= {"new", "old"}:
+                    remove(path)
 
 
 def _is_left(name: str) -> bool:

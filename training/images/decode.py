@@ -16,8 +16,9 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from trilemma.pipelines.files.writing import sync_to_disk, write_json, written
 from trilemma.training.images.pixels import (
     GREY_MODES,
     SEVERAL,
@@ -107,18 +109,13 @@ def decode_once(source: Source, channels: int | None, resolution: int | None, ca
 
 
 def _write(folder: Path, source: Source, channels: int | None, resolution: int | None) -> None:
-    try:
+    with _naming(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f"{folder.name}.*.part"):
             if left.stat().st_mtime < time.time() - STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
         aside.mkdir()
-    except OSError as error:
-        raise OSError(
-            f"the cache of decoded images, {folder.parent}, cannot be written: {error}; choose another place "
-            "with --cache_dir or the environment variable TRILEMMA_CACHE"
-        ) from error
     try:
         _decode_all(aside, source, channels, resolution)
         try:
@@ -128,6 +125,18 @@ def _write(folder: Path, source: Source, channels: int | None, resolution: int |
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _naming(cache: Path) -> Iterator[None]:
+    """An OSError inside the block becomes one that names the cache and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the cache of decoded images, {cache}, cannot be written: {error}; free some space, or choose "
+            "another place with --cache_dir or the environment variable TRILEMMA_CACHE"
+        ) from error
 
 
 def _decode_all(aside: Path, source: Source, channels: int | None, resolution: int | None) -> None:
@@ -156,7 +165,7 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
                 raise ValueError(f"{source.name}, split '{source.split}', {where} {mismatch}")
             digests[start + index] = _digest(pixels[index])
         if path:  # not through a memory map, where a full disk would kill the process
-            with path.open("r+b") as file:
+            with _naming(aside.parent), path.open("r+b") as file:
                 file.seek(start * size)
                 file.write(pixels)
         return len(rows)
@@ -166,12 +175,13 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
     with ThreadPoolExecutor(threads) as pool, tqdm(total=count, desc=what, unit="image", disable=None) as bar:
         for done in pool.map(decode, range(0, count, chunk)):
             bar.update(done)
-    if path:
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
-    np.save(aside / "digests.npy", digests)
     about = {"source": source.name, "split": source.split, "shape": [count, *shape], **notes.as_json()}
-    (aside / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    with _naming(aside.parent):
+        if path:
+            sync_to_disk(path)
+        with written(aside / "digests.npy") as file:
+            np.save(file, digests)
+        write_json(aside / "about.json", about)
 
 
 class _Notes:

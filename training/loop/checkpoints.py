@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from trilemma.pipelines.files.writing import aside_of, remove, sync_to_disk, write_json
+from trilemma.pipelines.files.writing import aside_of, remove, sync_to_disk, write_json, written
 from trilemma.training.devices.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
@@ -45,10 +45,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     aside = aside_of(target)
     try:
         aside.mkdir(parents=True)
-        torch.save(state, aside / STATE)
+        with written(aside / STATE) as file:
+            torch.save(state, file)
         manifest = {"step": step, "size": (aside / STATE).stat().st_size, "sha256": _sha256(aside / STATE)}
         write_json(aside / MANIFEST, manifest)
-        sync_to_disk(aside / STATE)
         if target.exists():
             remove(target)
         aside.rename(target)
@@ -59,7 +59,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
             raise
         older = checkpoint_steps(folder)
         left = f"the checkpoint of step {older[-1]} is whole" if older else "there is no earlier one"
-        reason = getattr(problem, "strerror", None) or str(problem).partition("\n")[0]
+        cause = problem.__context__ if isinstance(problem, RuntimeError) else problem
+        reason = getattr(cause, "strerror", None) or str(problem).partition("\n")[0]
         raise OSError(
             f"the checkpoint of step {step} could not be written to {folder} ({reason}); {left}. "
             "Free some space, or lower --checkpoints_total_limit, and run the same command again."

@@ -5,7 +5,9 @@ Means are kept as sums on the device, so that nothing waits for the GPU between 
 
 import json
 import logging
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from trilemma.pipelines.files.writing import (
     write_text,
 )
 from trilemma.pipelines.shared import exact_device
-from trilemma.training.devices.ranks import decided
+from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.images.points import picture
 from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import SKIPPED, Logs
@@ -94,7 +96,7 @@ class RunLog:
     def __init__(self, accelerator: Accelerator, folder: OutputFolder, config: Config, family: str):
         self.accelerator, self.folder, self.config = accelerator, folder, config
         self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
-        self.family = family
+        self.family, self.logs = family, folder.path / config.log.logging_dir
 
     def start(self, step: int, total: int, seconds: float) -> None:
         """Begin, or go on, at `step` of `total` after `seconds` of earlier training."""
@@ -107,7 +109,10 @@ class RunLog:
         }
         # TensorBoard hides what an earlier run logged after the checkpoint.
         purge = {"tensorboard": {"purge_step": step + 1}}
-        self.accelerator.init_trackers(self.folder.path.name, config=plain, init_kwargs=purge)
+        threading.excepthook = _report
+        init = self.accelerator.init_trackers
+        with naming(self.logs):
+            on_all(self.accelerator, lambda: init(self.folder.path.name, config=plain, init_kwargs=purge))
         self.before, self.began, self.window = seconds, time.perf_counter(), (step, time.perf_counter())
         main = self.accelerator.is_main_process
         self.bar = tqdm(total=total, initial=step, disable=not main, unit="step", smoothing=0.05)
@@ -150,13 +155,8 @@ class RunLog:
         Collective.
         """
         line = json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n"
-
-        def log() -> None:
-            append_lines(self.scalars, line, sync=False)
-            with naming(self.scalars.parent):
-                self.accelerator.log(values, step=step)
-
-        decided(self.accelerator, log)
+        decided(self.accelerator, lambda: append_lines(self.scalars, line, sync=False))
+        self._track(lambda: self.accelerator.log(values, step=step))
         self.bar.set_postfix({n: f"{values[n]:.3g}" for n in show if n in values})
 
     def images(self, name: str, images: Tensor, step: int, points: bool = False) -> None:
@@ -166,7 +166,8 @@ class RunLog:
         pictures = np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
         for tracker in self.accelerator.trackers:
             if tracker.name in IMAGE_OPTIONS:
-                tracker.log_images({name: pictures}, step=step, **IMAGE_OPTIONS[tracker.name])
+                options = IMAGE_OPTIONS[tracker.name]
+                self._track(lambda: tracker.log_images({name: pictures}, step=step, **options))  # noqa: B023
 
     def write_run(self, step: int, images_seen: int) -> None:
         """Bring run.json up to date; collective."""
@@ -176,7 +177,19 @@ class RunLog:
         decided(self.accelerator, lambda: write_json(self.folder.run, facts))
 
     def close(self) -> None:
-        """Flush the trackers."""
+        """Flush the trackers; collective."""
         self.bar.close()
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            self._track(tracker.finish)
+
+    def _track(self, call: Callable[[], None]) -> None:
+        """Call a tracker; what the main process cannot write is an error on all that names the logs."""
+        with naming(self.logs):
+            on_all(self.accelerator, call)
+
+
+def _report(problem: threading.ExceptHookArgs) -> None:
+    """Print an error of a thread; not that of TensorBoard's on a full disk, which its next call raises."""
+    of_tensorboard = type(problem.thread).__module__.startswith("tensorboard.")
+    if not (of_tensorboard and isinstance(problem.exc_value, OSError)):
+        threading.__excepthook__(problem)
