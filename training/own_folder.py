@@ -136,16 +136,21 @@ def _clear_up(folder: OutputFolder) -> None:
     """Finish or delete what killed processes left: stages of models, checkpoints and files written aside."""
     for place in (folder.path, folder.best):
         finish_stages(place)
-    inside = [path for path in folder.path.iterdir() if path.is_dir()]
-    for place in (folder.path, *inside):
-        for path in [path for path in place.iterdir() if _is_left(path.name)]:
-            remove(path)
-    for parent, name in ((folder.path.parent, folder.path.name), (folder.path, folder.best.name)):
+    _remove_asides(folder.path)
+    for place in [path for path in folder.path.iterdir() if path.is_dir()]:
+        _remove_asides(place)
+    here = folder.path.absolute()
+    for parent, name in ((here.parent, here.name), (here, folder.best.name)):
         stage = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}")  # of version 0.1, beside the folder
         with suppress(OSError):  # where the parent cannot be read, nothing of ours is in it
             for path in [path for path in parent.iterdir() if stage.fullmatch(path.name)]:
                 if path.is_dir() and {entry.name for entry in path.iterdir()} <= {"new", "old"}:
                     remove(path)
+
+
+def _remove_asides(place: Path) -> None:
+    for path in [path for path in place.iterdir() if _is_left(path.name)]:
+        remove(path)
 
 
 def _is_left(name: str) -> bool:
