@@ -23,6 +23,7 @@ from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.render import write_card
+from trilemma.pipelines.files.writing import written
 from trilemma.training import families
 from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
 from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags, seed_noise
@@ -35,7 +36,8 @@ from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import RunLog
 from trilemma.training.loop.sheets import draw, sampling_pipeline
 from trilemma.training.options.groups import Config, HubConfig
-from trilemma.training.output_folder import OutputFolder, own_folder
+from trilemma.training.output_folder import OutputFolder
+from trilemma.training.own_folder import own_folder
 from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)
@@ -182,11 +184,14 @@ def draw_pictures(
     sheet = draw(method, accelerator, config)
     if not accelerator.is_main_process:
         return
-    sheet_of(sheet, columns=method.num_classes, points=images.points).save(folder.samples)
-    curves.losses(folder.read_scalars()).savefig(folder.losses)
+    with written(folder.samples) as file:
+        sheet_of(sheet, columns=method.num_classes, points=images.points).save(file, format="png")
+    with written(folder.losses) as file:
+        curves.losses(folder.read_scalars()).savefig(file, format="png")
     scores = results.read(folder.results)
     if len({line.step for line in scores}) > 1:
-        curves.scores(scores).savefig(folder.scores)
+        with written(folder.scores) as file:
+            curves.scores(scores).savefig(file, format="png")
     pipeline = sampling_pipeline(method, config.sheet)
     steps = pipeline.steps(config.sheet.ddpm_num_inference_steps)
     rows = min(POINTS_SHOWN if images.points else IMAGES_SHOWN, len(images))
@@ -195,7 +200,9 @@ def draw_pictures(
     subject = Subject(pipeline, to_float(real), steps, labels, images.points)
     pictures = families.column("trilemma.eval.pictures", pipeline.family)
     for name, picture in (pictures.PICTURES if pictures else {}).items():
-        picture(subject).savefig(folder.path / name, dpi=150)
+        figure = picture(subject)
+        with written(folder.path / name) as file:
+            figure.savefig(file, format="png", dpi=150)
 
 
 def report(folder: Path, hub: HubConfig) -> None:

@@ -55,15 +55,15 @@ def evaluate(config) -> None:
     save_reference(config.reference.save_reference, sticks, accelerator)
 
     def record(lines: list[ResultLine]) -> None:
-        if accelerator.is_main_process:
-            results.append(path, lines)
-            print(results.table(lines), flush=True)
+        accelerator.print(results.table(lines), flush=True)  # first, so that no disk can take it away
+        decided(accelerator, lambda: results.append(path, lines))
 
     if sticks:
         record(sample_lines(config, drawing, sticks, accelerator))
         beside_model = config.model.model and path == OutputFolder(Path(config.model.model)).results
-        if beside_model and accelerator.is_main_process:
-            keep_judges(OutputFolder(path.parent), (stick.extractor.file for stick in sticks))
+        if beside_model:
+            judges = [stick.extractor.file for stick in sticks]
+            decided(accelerator, lambda: keep_judges(OutputFolder(path.parent), judges))
     for likelihood in likelihoods:
         record(likelihood_lines(config, drawing, likelihood, reference, accelerator))
     accelerator.print(f"added to {path}")
@@ -108,10 +108,11 @@ def choose_judge(config, reference: Reference, accelerator: Accelerator) -> Judg
 
 
 def save_reference(place: str | None, sticks: list[Yardstick], accelerator: Accelerator) -> None:
-    """Write the statistics of the first yardstick where --save_reference says."""
-    if place and accelerator.is_main_process:
+    """Write the statistics of the first yardstick where --save_reference says; collective."""
+    if place:
         target, statistics = Path(place), sticks[0].reference
-        (statistics.save_npz if target.suffix == ".npz" else statistics.save)(target)
+        save = statistics.save_npz if target.suffix == ".npz" else statistics.save
+        decided(accelerator, lambda: save(target))
 
 
 def sample_lines(

@@ -20,7 +20,8 @@ from trilemma.eval.studies.jobs import Job, check_scoring, chosen, plan, run_ide
 from trilemma.eval.studies.processes import Children, last_lines
 from trilemma.eval.studies.questions import Sweep, check_free
 from trilemma.eval.studies.tables import cell, markdown, protocol, with_interval
-from trilemma.training.output_folder import OutputFolder, write_text
+from trilemma.pipelines.files.writing import write_text, written
+from trilemma.training.output_folder import OutputFolder
 
 INTERRUPTED = 75
 """Exit code after a signal, as that of a training: run the same command again."""
@@ -122,7 +123,8 @@ def report(name: str, row: Sweep, jobs: Sequence[Job], folder: Path) -> None:
     page, figure = folder / f"{name}.md", folder / f"{name}.png"
     write_text(page, f"# {row.about}\n\n{table}\n{protocol(done[0][1])}\n")
     panels = [column for column, charted in columns.items() if charted] or list(columns)[:1]
-    charts.sweep(done, panels, row.x, row.about).savefig(figure, dpi=150)
+    with written(figure) as file:
+        charts.sweep(done, panels, row.x, row.about).savefig(file, format="png", dpi=150)
     print(f"{table}\nin {page}, figure in {figure}", flush=True)
 
 
