@@ -91,7 +91,7 @@ def config_of(tmp_path, **options):
 def test_sheets_are_bounded_by_the_training_batch_or_the_flag(options, most, accelerator, tmp_path):
     method = METHODS["unconditional"](accelerator)
     sizes = watch(method.net)
-    images = draw(method, accelerator, config_of(tmp_path, **options))
+    images = draw(method, accelerator, config_of(tmp_path, **options), StopSignal())
     assert len(images) == 7
     assert max(sizes) == most
 
@@ -99,15 +99,16 @@ def test_sheets_are_bounded_by_the_training_batch_or_the_flag(options, most, acc
 def test_evaluation_is_bounded_by_the_training_batch(accelerator, tmp_path, monkeypatch):
     class Seen(Exception): ...
 
-    def score(sticks, drawing, *_, **__):
-        raise Seen(drawing.batch_size)
+    def draw_batches(*_, batch_size, **__):
+        raise Seen(batch_size)
 
-    monkeypatch.setattr(while_training, "score", score)
+    monkeypatch.setattr(model_images, "draw_batches", draw_batches)
+    monkeypatch.setattr(while_training, "score", lambda sticks, batches, *_, **__: list(batches))
     pipeline = METHODS["unconditional"](accelerator)
     pipeline = pipeline.pipeline(pipeline.net)
     for options, most in ((dict(train_batch_size=5), 5), (dict(train_batch_size=512), 250)):
         config = config_of(tmp_path, eval_steps=1, **options)
-        evaluation = while_training.Evaluation(config, None, None, accelerator, None)
+        evaluation = while_training.Evaluation(config, None, None, accelerator, None, StopSignal())
         with pytest.raises(Seen, match=f"^{most}$"):
             evaluation(pipeline, pipeline, 1, 1)
 

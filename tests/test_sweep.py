@@ -166,8 +166,8 @@ def test_every_point_of_a_curve_is_within_its_axis(places, scale):
     assert low <= min(places) < max(places) <= high
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_training_as_sigterm_and_nothing_else_is_begun(tmp_path, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, CTRL_C), (signal.SIGTERM, INTERRUPTED)])
+def test_a_signal_reaches_the_training_as_sigterm_and_nothing_else_is_begun(tmp_path, number, code):
     """A stand-in for a training: it says that it runs, waits for SIGTERM, and ends as a training does."""
     training = f"""
 import os, pathlib, signal, time
@@ -193,7 +193,7 @@ make_all(jobs, folder)
         assert sweep.poll() is None
         time.sleep(0.01)
     os.kill(sweep.pid, number)
-    assert sweep.wait() == 75
+    assert sweep.wait() == code
     assert (tmp_path / "checkpoint").read_text() == str(int(signal.SIGTERM))
     assert {path.name for path in tmp_path.iterdir()} == {"started", "checkpoint", "a.log"}
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trilemma.training.loop.checkpoints import checkpoint_steps, find_checkpoint
-from trilemma.training.loop.loop import INTERRUPTED
+from trilemma.training.loop.stop import CTRL_C, INTERRUPTED
 
 SCRIPT = "training/train_unconditional.py"
 

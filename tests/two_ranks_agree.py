@@ -18,9 +18,10 @@ from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.scoring import results, while_training
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.training import entry
-from trilemma.training.devices.ranks import decided, on_all, require_same, share_folder
+from trilemma.training.devices.ranks import agreement, decided, on_all, require_same, share_folder
 from trilemma.training.loop import machine
 from trilemma.training.loop.checkpoints import find_same, save_checkpoint
+from trilemma.training.loop.stop import StopSignal
 from trilemma.training.options.command_line import parse
 
 SCORES = {1: 3.0, 2: 2.0, 3: 5.0, 4: 1.0}
@@ -55,7 +56,8 @@ def evaluations_that_were_kept(accelerator) -> list[int]:
     config = parse(
         "unconditional", "", ["--preset", "digits", "--output_dir", "evaluated", "--eval_steps", "1"]
     )
-    evaluate = while_training.Evaluation(config, None, None, accelerator, lambda *_: kept.append(step))
+    keep, stop = lambda *_: kept.append(step), StopSignal(agreement(accelerator))
+    evaluate = while_training.Evaluation(config, None, None, accelerator, keep, stop)
     Path("evaluated").mkdir()
     for step in SCORES:
         evaluate(None, SimpleNamespace(steps=lambda number: 1), step, 10 * step)

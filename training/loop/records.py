@@ -5,6 +5,8 @@ Means are kept as sums on the device, so that nothing waits for the GPU between 
 
 import json
 import time
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +78,15 @@ class Means:
         return {name: total / count for name, (total, count) in sorted(everywhere.items()) if count}
 
 
+def came_before(line: Mapping[str, Any], step: int, left: Collection[str]) -> bool:
+    """Whether a line of scalars or results is older than a checkpoint of `step`, with `left` still to do."""
+    of_line = line.get("step") or 0
+    if of_line != step or "images_per_second" in line:  # the means of training, written first
+        return of_line <= step
+    validation = any(name.startswith("validation_") for name in line)
+    return ("validate" if validation else "evaluate") not in left
+
+
 class RunLog:
     """Progress and records of one run. Collective where it says so; only the main process writes."""
 
@@ -84,8 +95,10 @@ class RunLog:
         self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
         self.family = family
 
-    def start(self, step: int, total: int, seconds: float) -> None:
-        """Begin, or go on, at `step` of `total` after `seconds` of earlier training."""
+    def start(self, step: int, total: int, seconds: float, left: Collection[str] = ()) -> None:
+        """Begin, or go on, at `step` of `total` after `seconds` of earlier training; left: what is done again
+        after this step.
+        """
         main = self.accelerator.is_main_process
         if main:
             write_text(self.folder.config, to_yaml(self.config))
@@ -101,9 +114,9 @@ class RunLog:
         self.bar = tqdm(total=total, initial=step, disable=not main, unit="step", smoothing=0.05)
         if main:
             self.scalars.parent.mkdir(parents=True, exist_ok=True)
-            # What came after the checkpoint was of weights that are gone.
+            # What came after the checkpoint was of weights that are gone, or is done again.
             for path in (self.scalars, self.folder.results):
-                keep_lines(path, lambda line: (line.get("step") or 0) <= step)
+                keep_lines(path, lambda line: came_before(line, step, left))
 
     @property
     def seconds(self) -> float:

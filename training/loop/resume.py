@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from trilemma.training.devices.ranks import decided
-from trilemma.training.loop.checkpoints import find_same, save_checkpoint, set_newer_aside
+from trilemma.training.loop.checkpoints import checkpoint_path, find_same, save_checkpoint, set_newer_aside
 from trilemma.training.loop.ema import EMA
 from trilemma.training.loop.learning_rate import SHAPES
 from trilemma.training.loop.method import Method
@@ -26,6 +26,8 @@ from trilemma.training.options.groups import Config
 DATA_PLACES = {"dataset_name", "dataset_config_name", "dataset_revision", "train_data_dir"}
 """Flags that say where the training images are; their fingerprint is compared in place of these."""
 NETWORK = "model_config_name_or_path"
+FINISHED = "finished"
+"""An empty file in the folder of a checkpoint: what was left to do after its step is done."""
 
 
 class Checkpoints:
@@ -44,11 +46,13 @@ class Checkpoints:
         self.accelerator, self.config, self.fingerprint = accelerator, config, fingerprint
         self.network = configuration(method.net)
 
-    def resume(self) -> tuple[int, float]:
-        """Restore the checkpoint that the flags name; its step and seconds, or 0, 0 without one."""
+    def resume(self) -> tuple[int, float, list[str]]:
+        """Restore the checkpoint that the flags name: its step, seconds, and what was left to do after that
+        step; 0, 0 and nothing without one.
+        """
         newest = find_same(self.folder, self.config.run.resume_from_checkpoint, self.accelerator)
         if newest is None:
-            return 0, 0.0
+            return 0, 0.0, []
         path, state = newest
         changed = changed_flags(state["config"], self.config)
         if "network" in state:
@@ -74,10 +78,18 @@ class Checkpoints:
         self.ema.load_state_dict(state["ema"])
         set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
         self.accelerator.print(f"Resuming from {path} at step {state['step']}.")
-        return state["step"], state["seconds"]
+        done = decided(self.accelerator, (path / FINISHED).exists)
+        return state["step"], state["seconds"], [] if done else list(state.get("left", []))
 
-    def save(self, step: int, seconds: float) -> None:
-        """Write the checkpoint of a step; every rank takes part, for its random state."""
+    def finished(self, step: int) -> None:
+        """Note beside the checkpoint of a step that what was left to do after it is done."""
+        if self.accelerator.is_main_process:
+            (checkpoint_path(self.folder, step) / FINISHED).touch()
+
+    def save(self, step: int, seconds: float, left: list[str]) -> None:
+        """Write the checkpoint of a step, and what is left to do after it; every rank takes part, for its
+        random state.
+        """
         rng = gather_object([rng_state(self.accelerator.device)])
 
         def write() -> None:
@@ -92,6 +104,7 @@ class Checkpoints:
                 "method": self.method.state_dict(),
                 "ema": self.ema.state_dict(),
                 "rng": rng,
+                "left": list(left),
             }
             save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
 
