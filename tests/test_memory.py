@@ -8,11 +8,12 @@ from pretend_cuda.methods import BATCH, METHODS, batch
 from torch.testing import assert_close
 
 from trilemma.eval import evaluate, generate
-from trilemma.eval.scoring import after_training, image_output, while_training
+from trilemma.eval.scoring import after_training, image_output, model_images, while_training
 from trilemma.training import entry, families, run
 from trilemma.training.devices.memory import OutOfMemory, in_parts, saying_what_to_lower
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.loop.sheets import draw
+from trilemma.training.loop.stop import StopSignal
 from trilemma.training.options.flags import build
 
 CPU = torch.device("cpu")
@@ -151,7 +152,6 @@ def test_running_out_of_memory_in_training_is_one_line(owner, name, flag, error,
         "--eval_feature_extractor", "pixels", "--eval_num_samples", "10",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["train_unconditional.py", *flags])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as stop:
         entry.main("unconditional", "A test.")
     line = stop.value.code  # a text is printed, and the exit code is then 1
