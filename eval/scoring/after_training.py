@@ -3,6 +3,7 @@
 import pkgutil
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ from trilemma.eval.scoring.yardsticks import (
     yardsticks,
 )
 from trilemma.pipelines.files.reading import FileError
-from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags
+from trilemma.training.devices.ranks import (
+    decided,
+    on_all,
+    require_same,
+    require_same_code,
+    require_same_flags,
+)
 from trilemma.training.images.folders import existing_folder
 from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
 from trilemma.training.loop.machine import commit, evaluation_accelerator
@@ -43,8 +50,11 @@ def evaluate(config) -> None:
     path = Path(config.output.output or default_output(config.model.model))
     accelerator = evaluation_accelerator(config.model.cpu_threads)
     require_same_flags(accelerator, config)
+    require_same_code(accelerator)
     decided(accelerator, lambda: results.check_writable(path))  # an error now, not when all is measured
-    drawing = open_drawing(config.model, config.sampling, accelerator) if config.model.model else None
+    drawing = None
+    if config.model.model:
+        drawing = on_all(accelerator, lambda: open_drawing(config.model, config.sampling, accelerator))
     likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
     reference = open_reference(config, accelerator)
     if drawing:
@@ -124,7 +134,7 @@ def sample_lines(
         scores = score(sticks, drawing, config.sampling.num_samples, accelerator, force)
         origin = drawing.origin(*training_so_far(config.model.model))
     else:
-        images = open_images(config.images.images)
+        images = on_all(accelerator, lambda: open_images(config.images.images))
         scores = score(sticks, own_share(images, accelerator), len(images), accelerator, force)
         origin = Origin(source=images.path.resolve().name, n=len(images))
     return result_lines(scores, origin, force)
@@ -135,8 +145,11 @@ def open_reference(config, accelerator: Accelerator) -> Reference:
     flags = config.reference
     is_file = flags.reference and not Path(flags.reference).is_dir()
     if is_file and Path(flags.reference).suffix in READERS:
-        return Reference(None, statistics=load_reference(flags.reference, flags.reference_n))
-    data, seed = trained_on(config.model.model) if flags.reference is None else (DataConfig(), 0)
+        read = partial(load_reference, flags.reference, flags.reference_n)
+        return Reference(None, statistics=on_all(accelerator, read))
+    data, seed = DataConfig(), 0
+    if flags.reference is None:
+        data, seed = on_all(accelerator, lambda: trained_on(config.model.model))
     changes = {
         "resolution": flags.resolution,
         "image_column": flags.image_column,

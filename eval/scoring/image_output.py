@@ -17,7 +17,7 @@ from PIL import Image
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing
 from trilemma.pipelines.files.writing import naming, sync_to_disk, target_of, write_all, write_text, written
-from trilemma.training.devices.ranks import decided, on_all, require_same, share_folder
+from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_code, share_folder
 from trilemma.training.loop.machine import evaluation_accelerator
 
 READ_AT_ONCE = 256
@@ -29,10 +29,12 @@ def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> 
     accelerator = evaluation_accelerator(model.cpu_threads)
     require_same(
         accelerator,
-        {f"--{name}": value for name, value in asdict(sampling).items()},
+        {f"--{name}": value for name, value in asdict(sampling).items()}
+        | {"--output ends in .npy": output.endswith(".npy")},
         "start all of them with the same flags",
     )
-    drawing = open_drawing(model, sampling, accelerator)
+    require_same_code(accelerator)
+    drawing = on_all(accelerator, lambda: open_drawing(model, sampling, accelerator))
     drawing.labels = labels_like(drawing, None)
     (draw_to_array if output.endswith(".npy") else draw_to_folder)(drawing, Path(output))
     accelerator.wait_for_everyone()

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,17 @@ class Means:
         return {name: total / count for name, (total, count) in sorted(everywhere.items()) if count}
 
 
+def came_before(line: Mapping[str, Any], step: int, left: Collection[str]) -> bool:
+    """Whether a line of scalars or results is older than a checkpoint of `step`, with `left` still to do."""
+    of_line = line.get("step")
+    if not fits(of_line, float):  # of no step, or damaged
+        return True
+    if of_line != step or "images_per_second" in line:  # the means of training, written first
+        return of_line <= step
+    validation = any(name.startswith("validation_") for name in line)
+    return ("validate" if validation else "evaluate") not in left
+
+
 class RunLog:
     """Progress and records of one run. Collective where it says so; only the main process writes."""
 
@@ -99,9 +110,11 @@ class RunLog:
         self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
         self.family, self.logs = family, folder.path / config.log.logging_dir
 
-    def start(self, step: int, total: int, seconds: float) -> None:
-        """Begin, or go on, at `step` of `total` after `seconds` of earlier training."""
-        decided(self.accelerator, lambda: self._begin_files(step))
+    def start(self, step: int, total: int, seconds: float, left: Collection[str] = ()) -> None:
+        """Begin, or go on, at `step` of `total` after `seconds` of earlier training; left: what is done again
+        after this step.
+        """
+        decided(self.accelerator, lambda: self._begin_files(step, left))
         # Logs are published with the model; and TensorBoard takes plain values only.
         values = public(flatten(self.config))
         plain = {
@@ -118,11 +131,11 @@ class RunLog:
         main = self.accelerator.is_main_process
         self.bar = tqdm(total=total, initial=step, disable=not main, unit="step", smoothing=0.05)
 
-    def _begin_files(self, step: int) -> None:
-        """Write config.yaml; drop lines after `step`: they are of weights that are gone."""
+    def _begin_files(self, step: int, left: Collection[str]) -> None:
+        """Write config.yaml; drop lines that are of weights that are gone, or of what is done again."""
 
         def is_before(line: dict[str, Any]) -> bool:
-            return not fits(line.get("step"), float) or line["step"] <= step
+            return came_before(line, step, left)
 
         write_text(self.folder.config, to_yaml(self.config))
         self.scalars, results = self.folder.scalars, self.folder.results
