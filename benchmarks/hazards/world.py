@@ -102,6 +102,7 @@ def make(path: Path) -> World:
           "--max_train_steps", "4")  # fmt: skip
     _must(world, "eval/evaluate.py", "--model", str(world.run), *world.scoring(),
           "--save_reference", str(world.statistics))  # fmt: skip
+    _must(world, "model_cards/card.py", str(world.run))
     _must(world, "eval/generate.py", "--model", str(world.run), *DRAW, "--output", str(world.image_file))
     done.touch()
     return world
