@@ -350,6 +350,8 @@ def test_the_command_gives_the_same_configuration(family):
     asked += [
         ["--preset", name, "--adam_beta1", "0.3", "--no-use_ema", "--seed", "7"] for name in row.presets
     ]
+    for more in ([], ["--lr_warmup_steps", "100"]):  # a run of which recipes' warm-ups are more than half
+        asked += [["--preset", name, "--max_train_steps", "20", *more] for name in row.presets]
     asked += [
         ["--dataset_name", "user/data", "--random_flip"],
         ["--train_data_dir", "x", "--classes", "a b", "'"],

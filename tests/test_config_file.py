@@ -93,6 +93,7 @@ def test_values_are_what_they_would_be_on_a_command_line(config, text, name, val
         ("seed: &a 1\nmax_train_steps: *a", ["a value must be"]),
         ("<<: {seed: 1}", ["a value must be"]),
         ("a: [1", ["cannot be read"]),
+        ("seed: 1\n\tx: 2", ["cannot be read", "line 2"]),
         (b"dataset_name: \xff\xfe", ["is not text in UTF-8"]),
         ("seed: 1\n# " + "x" * 1_100_000, ["cannot be read", "1,000,000 bytes"]),
         ("classes: " + "[" * 200_000, ["a value must be"]),
@@ -108,6 +109,7 @@ def test_what_no_command_line_would_accept_is_refused_in_one_line(config, capsys
     assert time.perf_counter() - began < 20
     assert end.value.code == 2
     message = capsys.readouterr().err
+    assert message.count("\n") == 1
     for word in words:
         assert word in message
 

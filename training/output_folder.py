@@ -1,18 +1,12 @@
-"""The output folder of a run: what its files are called, who may fill it, and how they are read and written.
+"""The output folder of a run: what its files are called, and readers of those that describe the run.
 
 No other file has these names. Reading needs no torch (but see `family`), so reports are printed at once.
 """
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
-
-from filelock import FileLock, Timeout
+from typing import Any, get_type_hints
 
 from trilemma.pipelines import stock_family_of_folder
 from trilemma.pipelines.files.reading import (
@@ -23,14 +17,10 @@ from trilemma.pipelines.files.reading import (
     read_json_lines,
     read_yaml,
 )
-from trilemma.training.options.groups import DataConfig, RunConfig
-from trilemma.training.options.text import as_path, as_text
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from trilemma.training.options.groups import DataConfig
+from trilemma.training.options.text import as_path
 
 INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
-"""Types of entries of model_index.json that are used, and of run.json."""
 HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}
 RUN = {"steps": int, "images_seen": int, "seconds": float, "images_per_second": float}
 RUN_MORE = {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
@@ -38,9 +28,6 @@ CONFIG = get_type_hints(DataConfig) | {"seed": int, "logging_dir": str, "lr_warm
 CONFIG |= {"hub_model_id": str | None}
 """Types of the entries that are read: of model_index.json; of run.json, where those of RUN and HARDWARE are
 always; and of config.yaml, whose other flags only the card repeats."""
-
-LOCK = ".lock"
-"""Held by the run that fills the folder, until its process ends, however it ends."""
 
 
 @dataclass(frozen=True)
@@ -185,85 +172,3 @@ def _checked(
     if missing := [name for name in required or () if name not in values]:
         raise FileError(path, f"lacks {', '.join(missing)}")
     return values
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace a JSON file at once."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: whoever reads it sees the old text or the new."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(as_text(text, "replace"), encoding="utf-8")
-    os.replace(aside, path)
-
-
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep the objects of a JSON-lines file for which `keep(line)` holds, and drop a half-written last one.
-
-    A line that is no object stays, so that whoever reads the file reports it.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            parsed = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(parsed, dict) or keep(parsed):
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
-
-
-@contextmanager
-def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
-    """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
-    from trilemma.training.devices.ranks import decided, share_folder  # which imports torch
-
-    folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
-
-    def take() -> None:
-        held.callback(_take(folder.path).release)
-        if run.overwrite_output_dir:
-            _empty(folder.path)
-
-    with held:
-        decided(accelerator, lambda: _refuse_foreign(folder))
-        share_folder(folder.path, accelerator, "--output_dir")
-        decided(accelerator, take)
-        yield folder
-
-
-def _refuse_foreign(folder: OutputFolder) -> None:
-    """ValueError for a folder that has files, but none that a run writes."""
-    names = {path.name for path in folder.path.iterdir()} - {LOCK} if folder.path.exists() else set()
-    ours = {path.name for path in (folder.checkpoints, folder.config, folder.run, folder.index)}
-    if names and names.isdisjoint(ours):
-        raise ValueError(
-            f"--output_dir {str(folder.path)!r} holds files but no run of this toolkit; name another folder"
-        )
-
-
-def _take(folder: Path) -> FileLock:
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as taken:
-        raise ValueError(
-            f"--output_dir {str(folder)!r} is being filled by another run; stop it, or name another folder"
-        ) from taken
-    except NotImplementedError:
-        pass  # a network disk without locks, where nothing is locked
-    return lock
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

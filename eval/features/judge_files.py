@@ -13,8 +13,6 @@ model's folder, among the shipped ones and in the cache, one that was trained on
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, get_type_hints
 
 from trilemma.pipelines.files.arrays import open_safetensors
 from trilemma.pipelines.files.reading import FileError, check_types
+from trilemma.pipelines.files.writing import written
 from trilemma.training.options.flags import nearest
 from trilemma.training.output_folder import OutputFolder
 
@@ -183,9 +182,8 @@ def keep_judges(folder: OutputFolder, files: Iterable[Path | None]) -> None:
             continue
         target = folder.judge(file.stem.rpartition("-")[2])
         if not target.exists():
-            aside = target.with_name(f".{target.name}.partial")
-            shutil.copyfile(file, aside)
-            os.replace(aside, target)
+            with written(target) as copy:
+                copy.write(file.read_bytes())
 
 
 def classifiers_folder(cache: Path) -> Path:

@@ -9,7 +9,6 @@ given. Nothing can check that it fits the evaluation.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import get_type_hints
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from trilemma.eval.metrics.frechet import Gaussian, add_outer_, packed_size
@@ -25,6 +24,7 @@ from trilemma.eval.metrics.sample_metric import FixedSubset, SampleMetric
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.pipelines.files.arrays import read_npz, read_safetensors
 from trilemma.pipelines.files.reading import FileError, check_types
+from trilemma.pipelines.files.writing import written
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +78,14 @@ class ReferenceStatistics:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"format": FORMAT, "protocol": json.dumps(asdict(self.protocol))}
         metadata["sha256"] = _sha256(tensors)
-        _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+        with written(path) as file:
+            file.write(save(tensors, metadata))
 
     def save_npz(self, path: str | Path) -> None:
         """Write {mu, sigma} for other tools; the protocol is lost."""
         mu, sigma = self.gaussian.mean.cpu().numpy(), self.gaussian.covariance.cpu().numpy()
-
-        def write(temporary: Path) -> None:
-            with open(temporary, "wb") as file:  # given a name, numpy would append .npz to it
-                np.savez(file, mu=mu, sigma=sigma)
-
-        _replace(path, write)
+        with written(path) as file:
+            np.savez(file, mu=mu, sigma=sigma)
 
 
 class ReferenceCollector(SampleMetric):
@@ -241,14 +238,3 @@ def _check_moments(path: Path, gaussian: Gaussian) -> None:
         raise FileError(f"{path}: the covariance is not symmetric")
     if covariance.diag().min() < 0:
         raise FileError(f"{path}: the covariance has a negative variance")
-
-
-def _replace(path: str | Path, write: Callable[[Path], None]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -177,9 +177,7 @@ def reference_statistics(
         logits = None if logits is None else logits.to(collector.device)
         collector.update(index, features.to(collector.device), logits)
     statistics = collector.statistics(protocol)
-    if accelerator.is_local_main_process:
-        statistics.save(path)
-    accelerator.wait_for_everyone()
+    on_all(accelerator, lambda: statistics.save(path) if accelerator.is_local_main_process else None)
     return statistics
 
 

@@ -1,1 +1,1 @@
-"""Files that others wrote or that may be damaged: one reader of each kind; no torch here."""
+"""Files on a disk: the names that may be joined to a folder, how files are read, and how they are written."""

@@ -17,8 +17,9 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from trilemma.pipelines.files.reading import FileError
+from trilemma.pipelines.files.writing import sync_to_disk, write_json, written
 from trilemma.training.images.decoded import (
     ABOUT,
     DIGESTS,
@@ -91,18 +93,13 @@ def _set_aside(folder: Path) -> None:
 
 
 def _write(folder: Path, source: Source, channels: int | None, resolution: int | None) -> None:
-    try:
+    with _naming(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f"{folder.name}.*.part"):
             if left.stat().st_mtime < time.time() - STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
         aside.mkdir()
-    except OSError as error:
-        raise OSError(
-            f"the cache of decoded images, {folder.parent}, cannot be written: {error}; choose another place "
-            "with --cache_dir or the environment variable TRILEMMA_CACHE"
-        ) from error
     try:
         _decode_all(aside, source, channels, resolution)
         try:
@@ -112,6 +109,18 @@ def _write(folder: Path, source: Source, channels: int | None, resolution: int |
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _naming(cache: Path) -> Iterator[None]:
+    """An OSError inside the block becomes one that names the cache and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the cache of decoded images, {cache}, cannot be written: {error}; free some space, or choose "
+            "another place with --cache_dir or the environment variable TRILEMMA_CACHE"
+        ) from error
 
 
 def _decode_all(aside: Path, source: Source, channels: int | None, resolution: int | None) -> None:
@@ -140,7 +149,7 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
                 raise ValueError(f"{source.name}, split '{source.split}', {where} {mismatch}")
             digests[start + index] = digest(pixels[index])
         if path:  # not through a memory map, where a full disk would kill the process
-            with path.open("r+b") as file:
+            with _naming(aside.parent), path.open("r+b") as file:
                 file.seek(start * size)
                 file.write(pixels)
         return len(rows)
@@ -150,13 +159,14 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
     with ThreadPoolExecutor(threads) as pool, tqdm(total=count, desc=what, unit="image", disable=None) as bar:
         for done in pool.map(decode, range(0, count, chunk)):
             bar.update(done)
-    if path:
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
-    np.save(aside / DIGESTS, digests)
     about = {"source": source.name, "split": source.split, "shape": [count, *shape], **notes.as_json()}
     about |= {"stored": path is not None, "digests": all_digests(digests)}
-    (aside / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    with _naming(aside.parent):
+        if path:
+            sync_to_disk(path)
+        with written(aside / DIGESTS) as file:
+            np.save(file, digests)
+        write_json(aside / ABOUT, about)
 
 
 class _Notes:

@@ -5,9 +5,7 @@ code) and `manifest.json` with its size and sha256, by which damage is recognise
 """
 
 import hashlib
-import json
 import logging
-import os
 import pickle
 import re
 import shutil
@@ -19,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from trilemma.pipelines.files.reading import check_types, read_json
+from trilemma.pipelines.files.writing import aside_of, remove, sync_to_disk, write_json, written
 from trilemma.training.devices.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
@@ -44,30 +43,32 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write a step's checkpoint, then delete all but the newest `keep`; after an OSError those are whole."""
-    target, aside = checkpoint_path(folder, step), folder / f".partial-{step:08d}"
+    target = checkpoint_path(folder, step)
+    aside = aside_of(target)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        torch.save(state, aside / STATE)
+        aside.mkdir(parents=True)
+        with written(aside / STATE) as file:
+            torch.save(state, file)
         manifest = {"step": step, "size": (aside / STATE).stat().st_size, "sha256": _sha256(aside / STATE)}
-        (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        for path in (aside / STATE, aside / MANIFEST, aside):
-            _sync(path)
-        shutil.rmtree(target, ignore_errors=True)
+        write_json(aside / MANIFEST, manifest)
+        if target.exists():
+            remove(target)
         aside.rename(target)
-        _sync(folder)
-    except (OSError, RuntimeError) as problem:
-        # torch.save reports a full disk as a RuntimeError.
+        sync_to_disk(folder)
+    except BaseException as problem:
         shutil.rmtree(aside, ignore_errors=True)
+        if not isinstance(problem, OSError | RuntimeError):  # torch.save reports a full disk as the latter
+            raise
         older = checkpoint_steps(folder)
         left = f"the checkpoint of step {older[-1]} is whole" if older else "there is no earlier one"
+        cause = problem.__context__ if isinstance(problem, RuntimeError) else problem
+        reason = getattr(cause, "strerror", None) or str(problem).partition("\n")[0]
         raise OSError(
-            f"the checkpoint of step {step} could not be written to {folder} ({problem}); {left}. "
+            f"the checkpoint of step {step} could not be written to {folder} ({reason}); {left}. "
             "Free some space, or lower --checkpoints_total_limit, and run the same command again."
         ) from problem
     for old in checkpoint_steps(folder)[:-keep]:
-        shutil.rmtree(checkpoint_path(folder, old))
+        remove(checkpoint_path(folder, old))
     return target
 
 
@@ -153,7 +154,8 @@ def set_newer_aside(folder: Path, step: int) -> None:
     for newer in (s for s in checkpoint_steps(folder) if s > step):
         path = checkpoint_path(folder, newer)
         aside = path.with_name(f"left-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            remove(aside)
         path.rename(aside)
 
 
@@ -163,17 +165,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; Windows does so for files that are open for writing."""
-    try:
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    except PermissionError:
-        if path.is_dir():
-            return  # Windows opens no folders
-        raise
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

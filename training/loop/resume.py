@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 DATA_PLACES = {"dataset_name", "dataset_config_name", "dataset_revision", "train_data_dir"}
 """Flags that say where the training images are; their fingerprint is compared in place of these."""
 NETWORK = "model_config_name_or_path"
+FINISHED = "finished"
+"""An empty file in the folder of a checkpoint: what was left to do after its step is done."""
 
 ENTRIES = {
     "step": int, "seconds": float, "config": dict, "network": dict, "num_processes": int, "precision": str,
@@ -60,8 +62,9 @@ class Checkpoints:
         self.accelerator, self.config, self.fingerprint = accelerator, config, fingerprint
         self.network = configuration(method.net)
 
-    def resume(self) -> tuple[int, float]:
-        """Restore the checkpoint that the flags name; its step and seconds, or 0, 0 without one.
+    def resume(self) -> tuple[int, float, list[str]]:
+        """Restore the checkpoint that the flags name: its step, seconds, and what was left to do after that
+        step; 0, 0 and nothing without one.
 
         With 'latest', one that cannot be restored leads to the one before it.
         """
@@ -75,13 +78,14 @@ class Checkpoints:
             if fault is None:
                 decided(self.accelerator, lambda: set_newer_aside(self.folder, state["step"]))  # noqa: B023
                 self.accelerator.print(f"Resuming from {path} at step {state['step']}.")
-                return state["step"], state["seconds"]
+                done = decided(self.accelerator, (path / FINISHED).exists)
+                return state["step"], state["seconds"], [] if done else list(state.get("left", []))
             problem = damaged(path, fault)
             if name != "latest":
                 raise problem
             logger.warning("%s; trying the one before it", problem)
             unusable.append(path)
-        return 0, 0.0
+        return 0, 0.0, []
 
     def _attempt(self, work: Callable[[], None]) -> str | None:
         """None, or what went wrong on the first process where it did, the same on all; collective."""
@@ -119,8 +123,15 @@ class Checkpoints:
         self.ema.load_state_dict(state["ema"])
         set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
 
-    def save(self, step: int, seconds: float) -> None:
-        """Write the checkpoint of a step; every rank takes part, for its random state."""
+    def finished(self, step: int) -> None:
+        """Note beside the checkpoint of a step that what was left to do after it is done."""
+        if self.accelerator.is_main_process:
+            (checkpoint_path(self.folder, step) / FINISHED).touch()
+
+    def save(self, step: int, seconds: float, left: list[str]) -> None:
+        """Write the checkpoint of a step, and what is left to do after it; every rank takes part, for its
+        random state.
+        """
         rng = gather_object([rng_state(self.accelerator.device)])
 
         def write() -> None:
@@ -135,6 +146,7 @@ class Checkpoints:
                 "method": self.method.state_dict(),
                 "ema": self.ema.state_dict(),
                 "rng": rng,
+                "left": list(left),
             }
             save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
 
