@@ -1,8 +1,11 @@
 """What processes agree on: decisions, errors, flags, folders and noise, and what they draw together."""
 
 import ast
+import errno
 import json
+import os
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,10 +15,13 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from entry import ROOT
 from test_architecture import SOURCES
 from test_distributed import launch
+from test_writing import resource_limit
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring import image_output
 from trilemma.eval.scoring.image_output import Parts, draw_to_files
+from trilemma.pipelines.files import writing
+from trilemma.pipelines.files.writing import aside_of, target_of
 from trilemma.training.devices.ranks import seed_noise
 from trilemma.training.loop import machine
 from trilemma.training.options.command_line import parse
@@ -234,3 +240,51 @@ def test_an_array_without_all_its_rows_is_not_written(model, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy.parts"]
     monkeypatch.setattr(image_output.Parts, "write", write)
     draw(model, tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "full"), [("x.npy", "process-0"), ("x.npy", "/.x.npy."), ("x", "drawing.json")]
+)
+def test_drawing_on_a_full_disk_names_the_file_and_goes_on_when_there_is_room(
+    model, tmp_path, monkeypatch, name, full
+):
+    """No room for the images, for the array that they are put together in, or for their settings."""
+    whole, output = draw(model, tmp_path / "whole.npy", 10), tmp_path / name
+    sync, add = writing.os.fsync, image_output.write_all
+
+    def fail(handle):
+        if full in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    def fail_half_way(file, data):
+        with resource_limit(100) if full == "process-0" else nullcontext():
+            add(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.os, "fsync", fail)
+        patch.setattr(image_output, "write_all", fail_half_way)
+        with pytest.raises(OSError, match=f"{output}.* could not be written"):
+            draw(model, output, 10)
+    assert not [path for path in tmp_path.rglob("*") if target_of(path.name)]
+    sampling = SamplingConfig(num_samples=10, sampler="ddim", num_inference_steps=2)
+    draw_to_files(ModelConfig(model=str(model), batch_size=1), sampling, str(output))
+    if name == "x":
+        assert len(list(output.iterdir())) == 10 + 1
+    else:
+        assert output.read_bytes() == whole
+
+
+def test_what_a_killed_drawing_left_is_replaced(model, tmp_path):
+    """Half a picture, an empty one, and an empty record of the settings; a file of another job stays."""
+    output = tmp_path / "x"
+    output.mkdir()
+    (output / "drawing.json").write_text("")
+    half, other = aside_of(output / "00000001.png"), aside_of(output / "00000700.png")
+    for path in (half, other, output / "00000002.partial", output / "00000003.png"):
+        path.write_bytes(b"")
+    sampling = SamplingConfig(num_samples=4, sampler="ddim", num_inference_steps=2)
+    draw_to_files(ModelConfig(model=str(model)), sampling, str(output))
+    pictures = [f"{seed:08d}.png" for seed in range(4)]
+    assert sorted(path.name for path in output.iterdir()) == [other.name, *pictures, "drawing.json"]
+    assert all(path.stat().st_size for path in output.glob("*.png"))
