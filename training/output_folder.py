@@ -3,8 +3,8 @@
 No other file has these names. Reading needs no torch (but see `family`), so reports are printed at once.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,13 +17,17 @@ from trilemma.pipelines.files.reading import (
     read_json_lines,
     read_yaml,
 )
-from trilemma.training.options.groups import Config
+from trilemma.training.options.groups import DataConfig
 from trilemma.training.options.text import as_path
 
 INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
-"""Types of entries of model_index.json that are used, and of run.json."""
-RUN = {"family": str | None, "steps": int, "images_seen": int, "seconds": float}
-RUN |= {"hardware": dict, "versions": dict}
+HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}
+RUN = {"steps": int, "images_seen": int, "seconds": float, "images_per_second": float}
+RUN_MORE = {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
+CONFIG = get_type_hints(DataConfig) | {"seed": int, "logging_dir": str, "lr_warmup_steps": int | None}
+CONFIG |= {"hub_model_id": str | None}
+"""Types of the entries that are read: of model_index.json; of run.json, where those of RUN and HARDWARE are
+always; and of config.yaml, whose other flags only the card repeats."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,15 @@ class OutputFolder:
         """Flag -> value."""
         if not self.config.exists():
             return {}
-        return _checked(self.config, read_yaml(self.config), _types_of_flags())
+        return _checked(self.config, read_yaml(self.config), CONFIG)
 
     def read_run(self) -> dict[str, Any]:
         """What run.json says."""
         if not self.run.exists():
             return {}
-        return _checked(self.run, read_json(self.run), RUN)
+        values = _checked(self.run, read_json(self.run), RUN | RUN_MORE, required=RUN)
+        _checked(self.run, values.get("hardware", {}), HARDWARE, required=values.get("hardware") and HARDWARE)
+        return values
 
     def read_index(self) -> dict[str, Any]:
         """What model_index.json says; ValueError without that file."""
@@ -155,17 +161,14 @@ class OutputFolder:
         return stock_family_of_folder(self.path, index)
 
 
-@cache
-def _types_of_flags() -> dict[str, Any]:
-    """Of the flags that all families have."""
-    groups = get_type_hints(Config).values()
-    return {name: hint for group in groups for name, hint in get_type_hints(group).items()}
-
-
-def _checked(path: Path, values: dict[str, Any], types_of: dict[str, Any]) -> dict[str, Any]:
-    """The values; FileError that names the first of another type."""
+def _checked(
+    path: Path, values: dict[str, Any], types_of: Mapping[str, Any], required: Collection[str] | None = None
+) -> dict[str, Any]:
+    """The values; FileError that names the first that is missing or of another type."""
     try:
         check_types(values, types_of)
     except ValueError as problem:
         raise FileError(path, problem) from problem
+    if missing := [name for name in required or () if name not in values]:
+        raise FileError(path, f"lacks {', '.join(missing)}")
     return values

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trilemma.pipelines.files.reading import read_json
+from trilemma.pipelines.files.reading import FileError, check_types, read_json
 from trilemma.training.output_folder import OutputFolder
+
+NETWORK = {"sample_size": int | tuple[int, int] | None, "in_channels": int, "out_channels": int}
+SCHEDULER = {"num_train_timesteps": int}
+"""Types of the entries of their configurations that a card shows."""
 
 FEW = 50
 """The most steps of DDIM that a card recommends."""
@@ -57,13 +61,22 @@ def read_saved_model(folder: OutputFolder, network: str) -> SavedModel:
     index = folder.read_index()
     return SavedModel(
         index,
-        _configuration(folder, network, "config.json"),
-        _configuration(folder, "scheduler", "scheduler_config.json"),
-        network_has_code=network in index and index[network][0] != "diffusers",
+        _configuration(folder, network, "config.json", NETWORK),
+        _configuration(folder, "scheduler", "scheduler_config.json", SCHEDULER),
+        network_has_code=isinstance(index.get(network), list) and index[network][0] != "diffusers",
     )
 
 
-def _configuration(folder: OutputFolder, component: str, name: str) -> Mapping[str, Any]:
+def _configuration(
+    folder: OutputFolder, component: str, name: str, types_of: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """A component's configuration, as diffusers saves it; {} if there is no such component."""
     path = folder.path / component / name
-    return read_json(path) if path.is_file() else {}
+    values = read_json(path) if path.exists() else {}
+    try:
+        check_types(values, types_of)
+        if path.exists() and types_of is SCHEDULER and SCHEDULER.keys() - values.keys():
+            raise ValueError(f"lacks {', '.join(SCHEDULER)}")
+    except ValueError as problem:
+        raise FileError(path, problem) from problem
+    return values
