@@ -11,8 +11,10 @@ from entry import ROOT
 
 LAYERS = ["pipelines", "training", "eval", "model_cards"]
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
-SHARED = ("shared", "samplers", "scheduled")
-PIPELINES_MAY_IMPORT = {"torch", "numpy", "PIL", "diffusers", "safetensors"} | set(sys.stdlib_module_names)
+SHARED = ("shared", "samplers", "scheduled", "files", "single_file")
+PIPELINES_MAY_IMPORT = {
+    "torch", "numpy", "PIL", "diffusers", "huggingface_hub", "safetensors", *sys.stdlib_module_names
+}  # fmt: skip
 
 
 def is_entry_point(path: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from trilemma.pipelines import stock_family_of_folder
+from trilemma.pipelines.files.saved import INDEX, read_index
 from trilemma.training.options.groups import RunConfig
 from trilemma.training.options.text import as_path, as_text
 from trilemma.training.options.yaml_file import read_values
@@ -38,7 +39,7 @@ class OutputFolder:
     @property
     def index(self) -> Path:
         """Which pipeline and components the folder holds."""
-        return self.path / "model_index.json"
+        return self.path / INDEX
 
     @property
     def config(self) -> Path:
@@ -117,7 +118,7 @@ class OutputFolder:
             raise ValueError(
                 f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
             )
-        return read_json(self.index)
+        return read_index(self.index)
 
     @property
     def family(self) -> str | None:

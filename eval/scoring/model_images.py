@@ -17,6 +17,7 @@ from tqdm import tqdm
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
+from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
 from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.output_folder import OutputFolder
@@ -28,12 +29,22 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
     try:
         # A folder is the user's own; code from the Hub runs only where it was allowed.
         trusted = trust_remote_code or Path(path_or_id).is_dir()
-        pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=trusted)
+        pipeline = _load(path_or_id, trusted)
     except (OSError, TypeError, ValueError) as problem:  # TypeError: a part's code is missing
         raise ValueError(f"--model {path_or_id!r} is not a pipeline folder or Hub id: {problem}") from problem
     pipeline = as_ours(pipeline, OutputFolder(Path(path_or_id)).read_run().get("family"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _load(path_or_id: str, trusted: bool) -> DiffusionPipeline:
+    """Nothing is loaded before the names in the folder are checked; no pickle is."""
+    index, options = index_path(path_or_id), {"trust_remote_code": trusted, "use_safetensors": True}
+    if not Path(path_or_id).is_dir():
+        read_index(index)
+        index = Path(DiffusionPipeline.download(path_or_id, **options)) / index.name
+    check_loadable(index)
+    return DiffusionPipeline.from_pretrained(index.parent, **options)
 
 
 @dataclass

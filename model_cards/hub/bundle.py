@@ -15,6 +15,8 @@ and no imports except what a stranger has. The families' pipelines write their c
 import ast
 import importlib
 import json
+import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -23,12 +25,14 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 
+from trilemma.pipelines.files.reading import FileError
+from trilemma.pipelines.files.saved import INDEX, PICKLES, parts, read_index
 from trilemma.pipelines.shared import ship_code
-from trilemma.training.output_folder import OutputFolder, read_json
+from trilemma.training.output_folder import read_json
 
-INDEX = OutputFolder(Path()).index.name
+logger = logging.getLogger(__name__)
+
 IMPORTABLE = {"torch", "numpy", "PIL", "diffusers", "transformers"}  # what someone with diffusers has
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
 def save_bundle(pipeline: DiffusionPipeline, folder: str | Path) -> Path:
@@ -129,16 +133,25 @@ def _move_into_place(new: Path, folder: Path, replaced: Path) -> None:
     entries = {entry.name for entry in new.iterdir()}
     outgoing = sorted((_bundled(folder) | entries) - {INDEX})
     for name in [INDEX, *outgoing]:
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):  # a link is moved, and not what it leads to
             (folder / name).rename(replaced / name)
     for name in [*sorted(entries - {INDEX}), INDEX]:
         (new / name).rename(folder / name)
 
 
 def _bundled(folder: Path) -> set[str]:
-    """What the bundle in `folder`, if any, consists of: component folders and the pipeline's file."""
+    """What the bundle in `folder`, if any, consists of: component folders and the pipeline's file.
+
+    Its index may be damaged, or come from somebody else and name what is no part of a pipeline: nothing is
+    taken for a component but a folder that has a configuration of diffusers.
+    """
     if not (folder / INDEX).exists():
         return set()
-    index = read_json(folder / INDEX)
-    lists = {name: value[0] for name, value in index.items() if isinstance(value, list)}
-    return {f"{module}.py" if name == "_class_name" else name for name, module in lists.items()}
+    try:
+        index = read_index(folder / INDEX)
+    except FileError as problem:
+        logger.warning("%s; it is replaced, and what it may have named is left where it is", problem)
+        return set()
+    kind = index["_class_name"]
+    code = {f"{kind[0]}.py"} if isinstance(kind, list) else set()
+    return code | {name for name in parts(index) if any((folder / name).glob("*config.json"))}

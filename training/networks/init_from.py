@@ -7,6 +7,8 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
 from torch import Tensor
 
+from trilemma.pipelines.files.saved import check_weights, index_path, parts, read_index
+
 logger = logging.getLogger(__name__)
 
 _CLASSES = "class_embedding.weight"
@@ -58,7 +60,7 @@ def _load(source: str, kind: type[ModelMixin]) -> ModelMixin:
         name = kind.load_config(source, subfolder=folder)["_class_name"]
         if name == kind.__name__:
             # Not the whole pipeline: a bundle's would run the code in it.
-            return kind.from_pretrained(source, subfolder=folder)
+            return kind.from_pretrained(source, subfolder=folder, use_safetensors=True)
     except (OSError, ValueError) as problem:
         raise _no_model(source, problem) from problem
     raise ValueError(f"--init_from {source!r} has a {name}, and this trains a {kind.__name__}")
@@ -142,6 +144,9 @@ def _shown(classes: tuple[str, ...] | None) -> str:
 
 def network_folder(source: str) -> str:
     """The sub-folder of a saved pipeline, or one on the Hub, that holds its network."""
-    index = DiffusionPipeline.load_config(source)
-    parts = [name for name, value in index.items() if isinstance(value, list | tuple) and name[0] != "_"]
-    return next(name for name in parts if name != "scheduler")
+    path = index_path(source)
+    names = [name for name in parts(read_index(path)) if name != "scheduler"]
+    if not names:
+        raise ValueError(f"{path} names no network")
+    check_weights(path.parent, names[:1])
+    return names[0]
