@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trilemma.pipelines.files.saved import parts
+from trilemma.pipelines.files.reading import FileError
+from trilemma.pipelines.files.saved import parts, read_configuration
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -70,8 +71,17 @@ def stock_family_of_folder(folder: Path, index: dict[str, Any]) -> str | None:
     if library == "diffusers" and (folder / "scheduler").is_dir():
         scheduler_class = getattr(diffusers, name, None)
         if _is_class(scheduler_class, diffusers.SchedulerMixin):
-            scheduler = scheduler_class.from_pretrained(folder, subfolder="scheduler")
+            scheduler = _load_scheduler(scheduler_class, folder / "scheduler")
     return stock_family(kind, scheduler) if _is_class(kind, diffusers.DiffusionPipeline) else None
+
+
+def _load_scheduler(kind: "type[SchedulerMixin]", folder: Path) -> "SchedulerMixin":
+    path = folder / "scheduler_config.json"
+    read_configuration(path)
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as problem:  # whatever a class raises for values that are none
+        raise FileError(f"{path} describes no {kind.__name__}: {problem}") from problem
 
 
 def _is_class(value: Any, base: type) -> bool:

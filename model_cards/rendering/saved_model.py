@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trilemma.training.output_folder import OutputFolder, read_json
+from trilemma.pipelines.files.saved import read_configuration
+from trilemma.training.output_folder import OutputFolder
 
 FEW = 50
 """The most steps of DDIM that a card recommends."""
@@ -65,4 +66,4 @@ def read_saved_model(folder: OutputFolder, network: str) -> SavedModel:
 def _configuration(folder: OutputFolder, component: str, name: str) -> Mapping[str, Any]:
     """A component's configuration, as diffusers saves it; {} if there is no such component."""
     path = folder.path / component / name
-    return read_json(path) if path.is_file() else {}
+    return read_configuration(path) if path.is_file() else {}

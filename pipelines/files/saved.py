@@ -16,6 +16,13 @@ INDEX = "model_index.json"
 PICKLES = {".bin", ".ckpt", ".joblib", ".msgpack", ".pickle", ".pkl", ".pt", ".pt2", ".pth"}
 """Endings of files that can run code when they are loaded, or that diffusers takes for such weights."""
 
+CONFIGURATIONS = ("config.json", "scheduler_config.json")
+"""What diffusers calls the configuration of a part."""
+
+SIZES = {"sample_size", "in_channels", "out_channels", "num_train_timesteps"}
+"""Entries of a configuration that decide how much memory is taken, and are shown in code on cards."""
+LARGEST = 10**6
+
 STOCK = ("diffusers", "transformers")
 """Libraries whose classes a part may be of; the code of any other class lies in the part's folder."""
 
@@ -47,6 +54,16 @@ def read_index(path: Path) -> dict[str, Any]:
     return index
 
 
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The configuration of a part, as diffusers saves it; FileError for a size that is none."""
+    values = read_json(path)
+    for key in SIZES & values.keys():
+        sizes = values[key] if isinstance(values[key], list) else [values[key]]
+        if not all(type(size) is int and 0 < size <= LARGEST for size in sizes if size is not None):
+            raise FileError(f"{path}: {key} must be a whole number above 0; it is {repr(values[key])[:80]}")
+    return values
+
+
 def parts(index: Mapping[str, Any]) -> dict[str, list]:
     """Name of a component's folder -> [library or file of code, class]."""
     return {
@@ -75,6 +92,10 @@ def check_loadable(path: Path) -> dict[str, Any]:
         if not file.is_file():
             where = file.relative_to(path.parent).as_posix()
             raise FileError(f"{path} names the code {where}, which is not there; get the folder again")
+    for name in parts(index):
+        for configuration in (path.parent / name / file for file in CONFIGURATIONS):
+            if configuration.is_file():
+                read_configuration(configuration)
     check_weights(path.parent, parts(index))
     return index
 
