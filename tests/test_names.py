@@ -50,7 +50,7 @@ def test_paths_below_a_folder(tmp_path, path, parts):
 
 
 @pytest.mark.parametrize(
-    "path", ["../a", "a/../../b", "/a", "a\\..\\..\\b", "\\\\host\\a", "", ".", "//a", None, 1]
+    "path", ["../a", "a/../../b", "/a", "a\\..\\..\\b", "\\\\host\\a", "", ".", "//a", "file:///a", None, 1]
 )
 def test_paths_that_leave_the_folder(tmp_path, path):
     with pytest.raises(FileError, match=r"^metadata\.csv names "):

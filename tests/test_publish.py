@@ -510,6 +510,28 @@ def test_another_reference_and_more_samples_than_seeds_are_refused(copy):
         recheck.recheck(str(copy))
 
 
+def test_code_that_is_not_the_toolkit_s_runs_only_when_it_is_allowed(copy, capsys):
+    """Looked at before anything of the folder is loaded."""
+    file = copy / "pipeline_class_conditional.py"
+    file.write_text(file.read_text() + f"open({str(copy / 'ran')!r}, 'w')\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["--verify", str(copy)])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert str(file) in error
+    assert "--trust_remote_code" in error
+    assert not (copy / "ran").exists()
+    main(["--verify", str(copy), "--trust_remote_code"])
+    assert (copy / "ran").exists()
+
+
+def test_a_pickle_of_a_model_is_not_read_to_check_it(copy):
+    (weights,) = (copy / "unet").glob("*.safetensors")
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"\.bin is a pickle"):
+        recheck.recheck(str(copy), trust_remote_code=True)
+
+
 @pytest.mark.parametrize(("measure", "value", "interval", "all_seeds", "agrees"), [
     ("fd", 10.05, (9.0, 11.0), True, True),
     ("fd", 10.3, (9.0, 11.0), True, False),

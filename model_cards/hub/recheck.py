@@ -89,13 +89,13 @@ def _folder_of(model: str) -> Path:
 
 
 def _check_code(folder: Path, trusted: bool) -> None:
-    """ValueError for code that is not the toolkit's and was not allowed, and for all that is not to be loaded."""
+    """ValueError for code that is not the toolkit's and was not allowed, and for what must not be loaded."""
     index = check_loadable(OutputFolder(folder).index)
     foreign = [] if trusted else foreign_code(index, folder)
     if foreign:
         raise ValueError(
-            f"{foreign[0]} comes with the model and differs from what this version of Trilemma ships under this "
-            "name: read it, and allow it to run with --trust_remote_code"
+            f"{foreign[0]} comes with the model and differs from what this version of Trilemma ships under "
+            "this name: read it, and allow it to run with --trust_remote_code"
         )
 
 

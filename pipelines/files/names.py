@@ -29,9 +29,9 @@ def inside(folder: Path, name: object, file: Path | str) -> Path:
 
 def below(folder: Path, path: object, file: Path | str) -> Path:
     """The same for a relative path of plain names, with / or \\ between them."""
-    text = posixpath.normpath(path.replace("\\", "/")) if isinstance(path, str) and path else ""
-    names = text.split("/")
-    if not all(map(is_plain, names)):
+    text = path.replace("\\", "/") if isinstance(path, str) and path else ".."
+    names = posixpath.normpath(text).split("/")
+    if "://" in text or not all(map(is_plain, names)):
         raise FileError(
             f"{file} names {_shown(path)}, which is not in its folder; move it there, and name it by its "
             "path from that folder"

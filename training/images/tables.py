@@ -6,7 +6,6 @@ has been replaced.
 """
 
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
