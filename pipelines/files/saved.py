@@ -4,6 +4,7 @@ Its index, `model_index.json`, names the folders of its parts and the files of t
 from anyone, so these names are checked, pickled weights are refused, and foreign code is recognised.
 """
 
+import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ LARGEST = 10**6
 STOCK = ("diffusers", "transformers")
 """Libraries whose classes a part may be of; the code of any other class lies in the part's folder."""
 
-OURS = Path(__file__).parents[1]
-SOURCES = {"pipeline_": OURS, "modeling_": OURS / "networks"}
-"""How the name of a shipped file begins -> where the toolkit has it."""
+SOURCES = {"pipeline_": "trilemma.pipelines", "modeling_": "trilemma.pipelines.networks"}
+"""How the name of a shipped file begins -> the package that the toolkit has it in."""
 
 
 def index_path(source: str) -> Path:
@@ -127,10 +127,11 @@ def foreign_code(index: Mapping[str, Any], folder: Path) -> list[Path]:
 def _is_ours(file: Path) -> bool:
     from trilemma.pipelines.single_file import single_file
 
-    for prefix, place in SOURCES.items():
-        source = place / f"{file.stem.removeprefix(prefix)}.py"
-        if file.stem.startswith(prefix) and source.is_file():
-            return file.read_bytes() == single_file(source).encode()
+    for prefix, package in SOURCES.items():
+        name = file.stem.removeprefix(prefix)
+        spec = importlib.util.find_spec(f"{package}.{name}") if name.isidentifier() else None
+        if file.stem.startswith(prefix) and spec is not None:
+            return file.read_bytes() == single_file(Path(spec.origin)).encode()
     return False
 
 
