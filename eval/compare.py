@@ -8,6 +8,7 @@ quality against time per image.
 import sys
 from dataclasses import dataclass
 
+from trilemma.training.loop.stop import ending_quietly
 from trilemma.training.options.flags import option, parse_flags
 
 
@@ -31,14 +32,15 @@ class CompareConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse and compare."""
-    config = parse_flags(CompareConfig, __doc__, sys.argv[1:] if argv is None else argv)
+    with ending_quietly():
+        config = parse_flags(CompareConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
-    from trilemma.eval.studies.model_table import compare
+        from trilemma.eval.studies.model_table import compare
 
-    try:
-        compare(config.comparison)
-    except (ValueError, OSError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+        try:
+            compare(config.comparison)
+        except (ValueError, OSError) as problem:
+            raise SystemExit(f"error: {problem}") from problem
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, check_evaluation
+from trilemma.training.loop.stop import ending_quietly
 from trilemma.training.options.flags import option, parse_flags
 
 
@@ -32,17 +33,18 @@ class GenerateConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, then import what needs torch."""
-    config = parse_flags(GenerateConfig, __doc__, sys.argv[1:] if argv is None else argv)
+    with ending_quietly():
+        config = parse_flags(GenerateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
-    from trilemma.eval.scoring.image_output import draw_to_files
-    from trilemma.training.devices.memory import saying_what_to_lower
-    from trilemma.training.loop.machine import closing_groups
+        from trilemma.eval.scoring.image_output import draw_to_files
+        from trilemma.training.devices.memory import saying_what_to_lower
+        from trilemma.training.loop.machine import closing_groups
 
-    try:
-        with closing_groups(), saying_what_to_lower("lower --batch_size"):
-            draw_to_files(config.model, config.sampling, config.output.output)
-    except (ValueError, OSError, RuntimeError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+        try:
+            with closing_groups(), saying_what_to_lower("lower --batch_size"):
+                draw_to_files(config.model, config.sampling, config.output.output)
+        except (ValueError, OSError, RuntimeError) as problem:
+            raise SystemExit(f"error: {problem}") from problem
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Literal
 from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_evaluation
 from trilemma.eval.studies.questions import SWEEPS
 from trilemma.training import families
+from trilemma.training.loop.stop import ending_quietly
 from trilemma.training.options.flags import option, parse_flags
 
 
@@ -62,14 +63,15 @@ def main(argv: list[str] | None = None) -> None:
     """Split at `--`, parse, sweep."""
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
-    config = parse_flags(SweepConfig, __doc__, argv[:end])
+    with ending_quietly():
+        config = parse_flags(SweepConfig, __doc__, argv[:end])
 
-    from trilemma.eval.studies.grid import sweep
+        from trilemma.eval.studies.grid import sweep
 
-    try:
-        sweep(config, argv[:end], argv[end + 1 :])
-    except (ValueError, OSError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+        try:
+            sweep(config, argv[:end], argv[end + 1 :])
+        except (ValueError, OSError) as problem:
+            raise SystemExit(f"error: {problem}") from problem
 
 
 if __name__ == "__main__":

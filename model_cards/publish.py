@@ -32,10 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--reference", help="with --verify: where the reference data are now, if the place has changed"
     )
     parser.add_argument(
+        "--batch_size", type=int, default=250, help="with --verify: images per process and forward pass"
+    )
+    parser.add_argument(
         "--trust_remote_code", action="store_true", help="with --verify: run whatever code the model brings"
     )
     push = vars(parser.parse_args(arguments))
-    check = {name: push.pop(name) for name in ("verify", "num_samples", "reference", "trust_remote_code")}
+    options = ("verify", "num_samples", "reference", "batch_size", "trust_remote_code")
+    check = {name: push.pop(name) for name in options}
     if (check["verify"] is None) == (push["folder"] is None):
         parser.error("give a folder to publish, or --verify a published model")
     if check["verify"] is None and push["hub_model_id"] is None:
@@ -48,9 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
             return
 
         from trilemma.model_cards.hub.recheck import recheck, report
+        from trilemma.training.devices.memory import saying_what_to_lower
         from trilemma.training.loop.machine import closing_groups
 
-        with closing_groups():
+        with closing_groups(), saying_what_to_lower("lower --batch_size"):
             checks = recheck(check.pop("verify"), **check)
         print(report(checks))
     except (ValueError, OSError, RuntimeError) as problem:  # RuntimeError: PublishError, and torch's

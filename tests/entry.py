@@ -19,6 +19,8 @@ from queue import Empty
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_THREADS = ("model_cards/", "eval/compare.py")
+"""Entry points that have no flag `--cpu_threads`."""
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -41,7 +43,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 def command(script: str, *flags: str) -> list[str]:
     """How a shell would run an entry point of the checkout."""
-    return [sys.executable, str(ROOT / script), "--cpu_threads", "1", *flags]
+    threads = () if script.startswith(WITHOUT_THREADS) else ("--cpu_threads", "1")
+    return [sys.executable, str(ROOT / script), *threads, *flags]
 
 
 @dataclass

@@ -290,13 +290,13 @@ LINE = result(1.0).to_json()
 
 
 @pytest.mark.parametrize(("text", "fault"), [
-    ("[1]", "not a JSON object"),
-    ("null", "not a JSON object"),
+    ("[1]", "must hold an object in JSON"),
+    ("null", "must hold an object in JSON"),
     ('{"metric": ', "not JSON"),
     (json.dumps({k: v for k, v in LINE.items() if k not in ("n", "step")}), "lacks n, step;"),
     (json.dumps(LINE | {"value": "1.0"}), "value '1.0', which is not a number"),
     (json.dumps(LINE | {"value": None}), "value None"),
-    (json.dumps(LINE | {"interval": [1]}), "neither two numbers nor null"),
+    (json.dumps(LINE | {"interval": [1]}), "not a list of the right values or null"),
 ])  # fmt: skip
 def test_a_damaged_line_of_results_is_named(folder, capsys, text, fault):
     append(folder / "results.jsonl", [result(1.0)])
@@ -350,6 +350,8 @@ def test_the_command_gives_the_same_configuration(family):
     asked += [
         ["--preset", name, "--adam_beta1", "0.3", "--no-use_ema", "--seed", "7"] for name in row.presets
     ]
+    for more in ([], ["--lr_warmup_steps", "100"]):  # a run of which recipes' warm-ups are more than half
+        asked += [["--preset", name, "--max_train_steps", "20", *more] for name in row.presets]
     asked += [
         ["--dataset_name", "user/data", "--random_flip"],
         ["--train_data_dir", "x", "--classes", "a b", "'"],

@@ -108,6 +108,16 @@ def test_bare_command_is_the_digits_preset():
     assert read().data.dataset_name == "digits"
 
 
+def test_a_recipe_s_warm_up_is_left_out_where_it_is_more_than_half_of_the_run():
+    def warmup(*flags):
+        return read("--preset", "mnist", *flags).optim.lr_warmup_steps
+
+    assert warmup() == warmup("--max_train_steps", "1000") == 500
+    assert warmup("--max_train_steps", "999") is None
+    assert warmup("--max_train_steps", "20", "--lr_warmup_steps", "500") == 500
+    assert read("--max_train_steps", "20").optim.lr_warmup_steps is None
+
+
 def test_another_data_set_does_not_inherit_the_digits_recipe():
     config = read("--dataset_name", "someone/cats")
     assert (config.net.net, config.optim.train_batch_size, config.optim.learning_rate) == (None, 128, 2e-4)

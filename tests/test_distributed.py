@@ -86,6 +86,7 @@ ENDING = """
 import sys
 from pathlib import Path
 import torch
+from trilemma.training.devices.ranks import agreement
 from trilemma.training.loop.machine import closing_groups, distribute, evaluation_accelerator
 from trilemma.training.loop.stop import StopSignal
 
@@ -94,14 +95,16 @@ def threads():
 
 def work(end):
     accelerator = evaluation_accelerator(1)
-    stop, net = StopSignal(accelerator), distribute(accelerator, torch.nn.Linear(1, 1))
+    stop, net = StopSignal(agreement(accelerator)), distribute(accelerator, torch.nn.Linear(1, 1))
     net(torch.ones(1, 1)).sum().backward()
-    assert not stop.seen() and threads()
-    if end:
-        try:
-            raise KeyError
-        except KeyError as problem:
-            raise end from problem
+    with stop:
+        stop.check()
+        assert threads()
+        if end:
+            try:
+                raise KeyError
+            except KeyError as problem:
+                raise end from problem
 
 end = {"stop": SystemExit(75), "error": RuntimeError("wrong")}.get(sys.argv[1])
 try:

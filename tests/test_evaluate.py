@@ -425,7 +425,8 @@ def test_each_image_is_measured_once_under_the_name_of_its_split(
 
 
 @pytest.mark.parametrize(
-    ("flags", "side"), [([], 4), (["--resolution", "2"], 2), (["--reference", "data"], 8)]
+    ("flags", "side"),
+    [([], 4), (["--resolution", "2"], 2), (["--reference", "data"], 8), (["--reference=~/data"], 8)],
 )
 def test_the_side_of_the_references_images(autoencoder, tmp_path, monkeypatch, capsys, flags, side):
     """As the help says: --resolution, else that of the training, or of the files of --reference."""
@@ -434,6 +435,7 @@ def test_the_side_of_the_references_images(autoencoder, tmp_path, monkeypatch, c
     text = " ".join(capsys.readouterr().out.split())
     assert "side of the reference's images; if not given, that of the training, or with --reference" in text
     monkeypatch.chdir(autoencoder)
+    monkeypatch.setenv("HOME", str(autoencoder))
     values = {"train_data_dir": "data", "resolution": 4, "seed": 0}
     OutputFolder(autoencoder / "out").config.write_text(json.dumps(values))
     flags = ["--model", "out", *flags, "--cache_dir", str(tmp_path)]

@@ -527,9 +527,38 @@ def test_runs_inside_the_folder_are_not_data(tmp_path, load, caplog, second):
     make_run(tmp_path / "p" / "run1", "config.yaml", second)
     make_run(tmp_path / "p" / "outputs" / "test", "config.yaml", second)
     assert load(tmp_path / "p").fingerprint == expected
-    lines = [record.getMessage() for record in caplog.records if "training run" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "toolkit wrote" in record.getMessage()]
     assert len(lines) == 1
     assert "outputs/test, run1" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "plot"),
+    [(["results.jsonl", "ddpm_num_steps.md"], "ddpm_num_steps.png"), (["comparison.md"], "fd-speed.png")],
+)
+def test_figures_of_sweeps_and_comparisons_are_not_data(tmp_path, load, caplog, names, plot):
+    grey(tmp_path / "p", 1, 2)
+    expected = load(tmp_path / "p").fingerprint
+    picture(tmp_path / "p" / "report" / plot, 255)
+    for name in names:
+        (tmp_path / "p" / "report" / name).touch()
+    assert load(tmp_path / "p").fingerprint == expected
+    assert "toolkit wrote it: report" in caplog.text
+
+
+def test_a_cache_inside_the_folder_is_not_data(tmp_path):
+    config = DataConfig(train_data_dir=str(tmp_path / "p"), cache_dir=str(tmp_path / "p" / "cache"))
+    for first in (10, 110):  # of the first, the cache keeps a table
+        parquet(tmp_path / "p" / "data.parquet", [first, first + 10])
+        assert levels(load_images(config)) == [first, first + 10]
+
+
+def test_tables_that_were_saved_as_folders_are_data(tmp_path, load):
+    for split, level in (("train", 1), ("test", 9)):
+        table = datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8), level)]})
+        table.save_to_disk(tmp_path / "p" / split)
+    assert levels(load(tmp_path / "p")) == [1]
+    assert levels(load(tmp_path / "p", "test")) == [9]
 
 
 def test_a_folder_that_only_resembles_a_run_is_data(tmp_path, load):

@@ -230,7 +230,7 @@ def test_a_damaged_shipped_file_is_refused_with_its_name(shipped_copy, digits, t
     with pytest.raises(ValueError, match=rf"{file.name}.*sha256.*install trilemma again"):
         load_extractor("classifier", reference=digits, cache_dir=str(tmp_path))
     file.write_bytes(content[:100])
-    with pytest.raises(ValueError, match=rf"{file.name} is not a classifier"):
+    with pytest.raises(ValueError, match=rf"{file.name} is not a whole"):
         load_extractor("classifier", reference=digits, cache_dir=str(tmp_path))
 
 

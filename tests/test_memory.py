@@ -8,11 +8,14 @@ from pretend_cuda.methods import BATCH, METHODS, batch
 from torch.testing import assert_close
 
 from trilemma.eval import evaluate, generate
-from trilemma.eval.scoring import after_training, image_output, while_training
+from trilemma.eval.scoring import after_training, image_output, model_images, while_training
+from trilemma.model_cards import publish
+from trilemma.model_cards.hub import recheck as hub_recheck
 from trilemma.training import entry, families, run
 from trilemma.training.devices.memory import OutOfMemory, in_parts, saying_what_to_lower
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.loop.sheets import draw
+from trilemma.training.loop.stop import StopSignal
 from trilemma.training.options.flags import build
 
 CPU = torch.device("cpu")
@@ -91,7 +94,7 @@ def config_of(tmp_path, **options):
 def test_sheets_are_bounded_by_the_training_batch_or_the_flag(options, most, accelerator, tmp_path):
     method = METHODS["unconditional"](accelerator)
     sizes = watch(method.net)
-    images = draw(method, accelerator, config_of(tmp_path, **options))
+    images = draw(method, accelerator, config_of(tmp_path, **options), StopSignal())
     assert len(images) == 7
     assert max(sizes) == most
 
@@ -99,15 +102,16 @@ def test_sheets_are_bounded_by_the_training_batch_or_the_flag(options, most, acc
 def test_evaluation_is_bounded_by_the_training_batch(accelerator, tmp_path, monkeypatch):
     class Seen(Exception): ...
 
-    def score(sticks, drawing, *_, **__):
-        raise Seen(drawing.batch_size)
+    def draw_batches(*_, batch_size, **__):
+        raise Seen(batch_size)
 
-    monkeypatch.setattr(while_training, "score", score)
+    monkeypatch.setattr(model_images, "draw_batches", draw_batches)
+    monkeypatch.setattr(while_training, "score", lambda sticks, batches, *_, **__: list(batches))
     pipeline = METHODS["unconditional"](accelerator)
     pipeline = pipeline.pipeline(pipeline.net)
     for options, most in ((dict(train_batch_size=5), 5), (dict(train_batch_size=512), 250)):
         config = config_of(tmp_path, eval_steps=1, **options)
-        evaluation = while_training.Evaluation(config, None, None, accelerator, None)
+        evaluation = while_training.Evaluation(config, None, None, accelerator, None, StopSignal())
         with pytest.raises(Seen, match=f"^{most}$"):
             evaluation(pipeline, pipeline, 1, 1)
 
@@ -150,7 +154,6 @@ def test_running_out_of_memory_in_training_is_one_line(owner, name, flag, error,
         "--eval_feature_extractor", "pixels", "--eval_num_samples", "10",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["train_unconditional.py", *flags])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as stop:
         entry.main("unconditional", "A test.")
     line = stop.value.code  # a text is printed, and the exit code is then 1
@@ -170,6 +173,15 @@ def test_running_out_of_memory_in_an_evaluation_is_one_line(main, owner, name, m
         main(["--model", "x"])
     assert "lower --batch_size" in stop.value.code
     assert "\n" not in stop.value.code
+
+
+def test_running_out_of_memory_in_a_check_of_a_published_model_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(hub_recheck, "recheck", too_much)
+    with pytest.raises(SystemExit):
+        publish.main(["--verify", "x"])
+    line = capsys.readouterr().err
+    assert "lower --batch_size" in line
+    assert line.count("\n") == 1
 
 
 def test_a_gpu_says_how_much_it_lacks():

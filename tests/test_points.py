@@ -384,7 +384,7 @@ def test_a_picture_has_a_dot_for_each_point():
 def test_trackers_see_points_as_a_picture():
     shown = []
     tracker = SimpleNamespace(name="tensorboard", log_images=lambda images, **_: shown.append(images))
-    log = SimpleNamespace(accelerator=SimpleNamespace(trackers=[tracker]))
+    log = SimpleNamespace(accelerator=SimpleNamespace(trackers=[tracker]), _track=lambda call: call())
     RunLog.images(log, "samples", points("swirl"), 1, points=True)
     assert shown[0]["samples"].shape == (1, 512, 512, 3)
 

@@ -50,6 +50,17 @@ def test_what_differs_is_named(seen):
             == "ValueError: processes differ; sow the same: --seed: 0 on process 0, 1 on process 1"
         )
         assert one["same"] == "returned None"
+        assert one["one has more"].endswith("sow the same: --b: None on process 0, 1 on process 1")
+        assert one["same code"] == "returned None"
+        assert one["code"].endswith("versions on all machines: torch: 2.0 on process 0, 2.1 on process 1")
+
+
+@pytest.mark.distributed
+def test_a_signal_to_one_process_abandons_what_all_do_between_two_items(seen):
+    """The one that receives it does not finish its item; the other finishes its own."""
+    main, other = [one["stopped"] for one in seen]
+    assert main == [0, 1, 2, 3, 0, "code 75", "code 75"]
+    assert other == [0, 1, 2, 0, "code 75", "worked", "code 75"]
 
 
 @pytest.mark.distributed

@@ -95,22 +95,6 @@ def test_cache_path_depends_on_all_of_the_protocol(tmp_path):
     assert cache_path(tmp_path, PROTOCOL, 0) in paths
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "reference.safetensors"
-    statistics().save(path)
-    before = path.read_bytes()
-
-    def fail(tensors: dict, temporary, metadata: dict) -> None:
-        temporary.write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr("trilemma.eval.scoring.reference.save_file", fail)
-    with pytest.raises(OSError, match="no space"):
-        statistics().save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_npz_is_that_of_other_tools(tmp_path):
     """{mu, sigma} as pytorch-fid writes it; without a count there is a distance and no floor."""
     path, x = tmp_path / "theirs.npz", features().double().numpy()
@@ -185,7 +169,7 @@ def test_files_that_are_not_ours_are_refused(tmp_path):
         load_reference(path, n=7)
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="not a whole"):
         load_reference(path)
     save_file({"mean": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match="is not a trilemma-reference-1 file"):

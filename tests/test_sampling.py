@@ -141,7 +141,7 @@ SCRIPT = """
 import torch
 from accelerate import Accelerator
 from trilemma.training.loop.machine import closing_groups
-from trilemma.training.sampling import gather_in_order, sample_everywhere
+from trilemma.training.sampling import Share, gather_in_order, sample
 from types import SimpleNamespace
 
 def pipeline(seeds, num_inference_steps, output_type):
@@ -151,7 +151,7 @@ def main():
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     for count in (1, 2, 5, 8):
-        images = sample_everywhere(pipeline, range(count), accelerator, batch_size=2)
+        images = gather_in_order(sample(pipeline, range(count), batch_size=2, share=Share.of(accelerator)))
         assert images.shape == (count, 3, 2, 2), images.shape
         assert images[:, 0, 0, 0].tolist() == list(range(count))
 

@@ -13,6 +13,8 @@ from diffusers import DDPMScheduler, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 from trilemma.eval.bounds.gaussian import process_of
+from trilemma.eval.plots import process
+from trilemma.eval.plots.sheets import Subject
 from trilemma.pipelines.samplers import SAMPLERS, scheduler_for
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.process import SCHEDULES, noise_schedule
@@ -108,6 +110,23 @@ def test_every_combination_samples_the_right_law(name, schedule, steps):
         tolerance = 0.025  # four standard errors of 16,384 pixels
     assert abs(images.std() / deviation - 1) < tolerance
     assert abs(images.mean() - mean) < 0.01
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_picture_of_the_process_is_the_same_noising_for_every_sampler(name, schedule, monkeypatch):
+    seen = []
+    monkeypatch.setattr(process, "both_ways", lambda subject, forward, times: seen.append((forward, times)))
+    x0 = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    pipeline, abar = pipeline_of(schedule, 20)
+    for one in (pipeline, pipeline.with_sampler(name)):
+        process.scheduled_process(Subject(one, x0, 10, None, False))
+    (forward, times), (again, _) = seen
+    torch.testing.assert_close(again, forward, rtol=0, atol=2e-4)
+    assert (times[0], times[-1]) == (0, 1)
+    assert torch.equal(forward[:, 0], x0)
+    noise = (forward[:, -1] - abar[-1].sqrt() * x0) / (1 - abar[-1]).sqrt()
+    assert 0.7 < noise.std() < 1.3
 
 
 @pytest.mark.parametrize("target", ["sample", "v_prediction"])

@@ -23,6 +23,7 @@ from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.networks.vdm_model import VDMModel
 from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.training.diffusion.process import SCHEDULES
+from trilemma.training.loop.stop import CTRL_C, INTERRUPTED
 from trilemma.training.networks.rows import NETS
 
 SCRIPT = "eval/sweep.py"
@@ -106,16 +107,7 @@ place.mkdir(exist_ok=True)
     return Job(Point("unconditional", {"a": name}, name), place, *commands, settings)
 
 
-@pytest.fixture
-def signals():
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
-def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, capsys, signals):
+def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, capsys):
     bad = "import sys\nfor i in range(30): print('line', i)\nsys.exit('the disk is full')"
     jobs = [job(tmp_path, "one", s=1), job(tmp_path, "two", train=bad, s=2), job(tmp_path, "three", s=3)]
     assert make_all(jobs, tmp_path) == ["two"]
@@ -130,7 +122,7 @@ def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, caps
     assert [(tmp_path / name / "ran").read_text() for name in ("one", "two", "three")] == ["x"] * 3
 
 
-def test_other_settings_are_measured_anew_and_only_new_lines_are_taken(tmp_path, signals):
+def test_other_settings_are_measured_anew_and_only_new_lines_are_taken(tmp_path):
     make_all([job(tmp_path, "one", value=1.0, num_samples=10)], tmp_path)
     make_all([job(tmp_path, "one", value=2.0, num_samples=20)], tmp_path)
     found = read(tmp_path / "results.jsonl")
@@ -140,7 +132,7 @@ def test_other_settings_are_measured_anew_and_only_new_lines_are_taken(tmp_path,
     ]
 
 
-def test_a_point_that_has_lost_a_line_is_measured_anew_and_its_old_lines_are_left_out(tmp_path, signals):
+def test_a_point_that_has_lost_a_line_is_measured_anew_and_its_old_lines_are_left_out(tmp_path):
     path, both = tmp_path / "results.jsonl", ("fd_pixels", "coverage_pixels")
     make_all([job(tmp_path, "one", metrics=both, s=1)], tmp_path)
     again = job(tmp_path, "one", metrics=both, value=2.0, s=1)
@@ -166,8 +158,8 @@ def test_every_point_of_a_curve_is_within_its_axis(places, scale):
     assert low <= min(places) < max(places) <= high
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_training_as_sigterm_and_nothing_else_is_begun(tmp_path, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, CTRL_C), (signal.SIGTERM, INTERRUPTED)])
+def test_a_signal_reaches_the_training_as_sigterm_and_nothing_else_is_begun(tmp_path, number, code):
     """A stand-in for a training: it says that it runs, waits for SIGTERM, and ends as a training does."""
     training = f"""
 import os, pathlib, signal, time
@@ -193,7 +185,7 @@ make_all(jobs, folder)
         assert sweep.poll() is None
         time.sleep(0.01)
     os.kill(sweep.pid, number)
-    assert sweep.wait() == 75
+    assert sweep.wait() == code
     assert (tmp_path / "checkpoint").read_text() == str(int(signal.SIGTERM))
     assert {path.name for path in tmp_path.iterdir()} == {"started", "checkpoint", "a.log"}
 

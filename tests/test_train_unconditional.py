@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trilemma.training.loop.checkpoints import checkpoint_steps, find_checkpoint
-from trilemma.training.loop.loop import INTERRUPTED
+from trilemma.training.loop.stop import CTRL_C, INTERRUPTED
 
 SCRIPT = "training/train_unconditional.py"
 
@@ -110,8 +110,13 @@ def test_killed_at_any_step_and_resumed_ends_with_the_same_weights(tmp_path, tin
     assert steps == list(range(1, 25))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_scheduler_s_notice_writes_a_checkpoint_and_exits_with_the_documented_code(tmp_path, tiny, number):
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, INTERRUPTED), (signal.SIGUSR1, INTERRUPTED), (signal.SIGINT, CTRL_C)],
+)
+def test_a_signal_writes_a_checkpoint_says_so_and_exits_with_the_documented_code(
+    tmp_path, tiny, number, code
+):
     out = tmp_path / "out"
     flags = [
         *tiny,
@@ -122,9 +127,12 @@ def test_a_scheduler_s_notice_writes_a_checkpoint_and_exits_with_the_documented_
         "--output_dir",
         str(out),
     ]
-    assert start(SCRIPT, *flags, signal_at=(3, number)).wait() == INTERRUPTED
+    stopped = start(SCRIPT, *flags, signal_at=(3, number))
+    assert stopped.wait() == code, stopped.output
     (step,) = checkpoint_steps(out / "checkpoints")
     assert step >= 3
+    assert stopped.output.endswith(f"\nCheckpoint at step {step}; run the same command again.\n")
+    assert "Traceback" not in stopped.output
     assert json.loads((out / "run.json").read_text())["steps"] == step
 
 

@@ -18,9 +18,11 @@ from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.scoring import results, while_training
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.training import entry
-from trilemma.training.devices.ranks import decided, on_all, require_same, share_folder
+from trilemma.training.devices import ranks
+from trilemma.training.devices.ranks import agreement, decided, on_all, require_same, share_folder
 from trilemma.training.loop import machine
 from trilemma.training.loop.checkpoints import find_same, save_checkpoint
+from trilemma.training.loop.stop import Stopped, StopSignal
 from trilemma.training.options.command_line import parse
 
 SCORES = {1: 3.0, 2: 2.0, 3: 5.0, 4: 1.0}
@@ -55,7 +57,8 @@ def evaluations_that_were_kept(accelerator) -> list[int]:
     config = parse(
         "unconditional", "", ["--preset", "digits", "--output_dir", "evaluated", "--eval_steps", "1"]
     )
-    evaluate = while_training.Evaluation(config, None, None, accelerator, lambda *_: kept.append(step))
+    keep, stop = lambda *_: kept.append(step), StopSignal(agreement(accelerator))
+    evaluate = while_training.Evaluation(config, None, None, accelerator, keep, stop)
     Path("evaluated").mkdir()
     for step in SCORES:
         evaluate(None, SimpleNamespace(steps=lambda number: 1), step, 10 * step)
@@ -73,6 +76,45 @@ def resumed(accelerator) -> tuple[int, str]:
     return state["step"], outcome(lambda: find_same(Path("one less"), "latest", accelerator))
 
 
+def stopped(accelerator) -> list:
+    """What each process did when process 1 alone was told to stop, while it made its second item of three.
+
+    The other has one item more. Then in work that is not split: process 0 is told before it.
+    """
+    rank, seen = accelerator.process_index, []
+
+    def make(item: int) -> int:
+        if rank == 1 and item == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            seen.append("went on")
+        return item
+
+    with StopSignal(agreement(accelerator)) as stop:
+        seen += list(stop.each(range(4 - rank)))
+        try:
+            for item in stop.each(make(item) for item in range(4 - rank)):
+                seen.append(item)
+        except Stopped as problem:
+            seen.append(f"code {problem.code}")
+    with StopSignal(agreement(accelerator)) as stop:
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            stop.attempt(lambda: seen.append("worked"))
+        except Stopped as problem:
+            seen.append(f"code {problem.code}")
+    return seen
+
+
+def other_code(accelerator) -> str:
+    versions = ranks.versions
+    ranks.versions = lambda: {**versions(), "torch": f"2.{accelerator.process_index}"}
+    try:
+        return outcome(lambda: ranks.require_same_code(accelerator))
+    finally:
+        ranks.versions = versions
+
+
 def check(accelerator, shared: Path) -> dict:
     rank = accelerator.process_index
     seen = {
@@ -81,6 +123,10 @@ def check(accelerator, shared: Path) -> dict:
         "one fails": outcome(lambda: on_all(accelerator, lambda: fail(rank == 1), local_main_first=True)),
         "none fails": outcome(lambda: on_all(accelerator, lambda: fail(False), local_main_first=True)),
         "differ": outcome(lambda: require_same(accelerator, {"--a": 1, "--seed": rank}, "sow the same")),
+        "one has more": outcome(lambda: require_same(accelerator, dict([("--b", 1)][:rank]), "sow the same")),
+        "code": other_code(accelerator),
+        "same code": outcome(lambda: ranks.require_same_code(accelerator)),
+        "stopped": stopped(accelerator),
         "same": outcome(lambda: require_same(accelerator, {"--a": 1}, "sow the same")),
         "shared": outcome(lambda: share_folder(shared / "both", accelerator, "--output")),
         "apart": outcome(lambda: share_folder(Path("a", "b"), accelerator, "--output")),

@@ -4,16 +4,18 @@ May look upward, since some choices are those of evaluation.
 """
 
 from trilemma.eval.options import check_choices
+from trilemma.training.loop.stop import NOTICES, ending_quietly
 from trilemma.training.options.command_line import parse
 
 
 def main(family: str, description: str) -> None:
     """Train a model of a family as the command line asks for."""
-    config = parse(family, description, check=check)
+    with ending_quietly(NOTICES):  # until training begins, when a signal leads to a checkpoint
+        config = parse(family, description, check=check)
 
-    from trilemma.training.run import run
+        from trilemma.training.run import run
 
-    run(config, family)
+        run(config, family)
 
 
 def check(config) -> None:

@@ -1,30 +1,30 @@
-"""The output folder of a run: what its files are called, who may fill it, and how they are read and written.
+"""The output folder of a run: what its files are called, and readers of those that describe the run.
 
 No other file has these names. Reading needs no torch (but see `family`), so reports are printed at once.
 """
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
+from typing import Any, get_type_hints
 
 from trilemma.pipelines import stock_family_of_folder
+from trilemma.pipelines.files.reading import (
+    FileError,
+    check_types,
+    fits,
+    read_json,
+    read_json_lines,
+    read_yaml,
+)
 from trilemma.pipelines.files.saved import INDEX, read_index
-from trilemma.training.options.groups import RunConfig
-from trilemma.training.options.text import as_path, as_text
-from trilemma.training.options.yaml_file import read_values
+from trilemma.training.options.groups import Config
+from trilemma.training.options.text import as_path
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-LOCK = ".lock"
-"""Held by the run that fills the folder, until its process ends, however it ends."""
+USED_OF_INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
+"""Types of entries of model_index.json that are used, and of run.json."""
+RUN = {"family": str | None, "steps": int, "images_seen": int, "seconds": float}
+RUN |= {"hardware": dict, "versions": dict}
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,37 @@ class OutputFolder:
 
     def read_config(self) -> dict[str, Any]:
         """Flag -> value."""
-        return read_values(self.config) if self.config.is_file() else {}
+        if not self.config.exists():
+            return {}
+        return _checked(self.config, read_yaml(self.config), _types_of_flags())
 
     def read_run(self) -> dict[str, Any]:
         """What run.json says."""
-        return read_json(self.run) if self.run.is_file() else {}
+        if not self.run.exists():
+            return {}
+        return _checked(self.run, read_json(self.run), RUN)
 
     def read_index(self) -> dict[str, Any]:
         """What model_index.json says; ValueError without that file."""
-        if not self.index.is_file():
+        if not self.index.exists():
             raise ValueError(
                 f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
             )
-        return read_index(self.index)
+        index = _checked(self.index, read_index(self.index), USED_OF_INDEX)
+        names = index.get("class_names") or {}
+        if names.keys() != set(map(str, range(len(names)))):
+            raise FileError(self.index, 'has class_names that are not numbered "0", "1", ...')
+        return index
+
+    def read_scalars(self) -> list[dict[str, float]]:
+        """The numbers that were logged, a step each."""
+        lines = []
+        for number, line in read_json_lines(self.scalars):
+            if not fits(line, dict[str, float]) or "step" not in line:
+                place = f"{self.scalars}, line {number}"
+                raise FileError(place, "is no step with numbers", "delete the line")
+            lines.append(line)
+        return lines
 
     @property
     def family(self) -> str | None:
@@ -136,94 +154,17 @@ class OutputFolder:
         return stock_family_of_folder(self.path, index)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError that names the file."""
+@cache
+def _types_of_flags() -> dict[str, Any]:
+    """Of the flags that all families have."""
+    groups = get_type_hints(Config).values()
+    return {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+
+
+def _checked(path: Path, values: dict[str, Any], types_of: dict[str, Any]) -> dict[str, Any]:
+    """The values; FileError that names the first of another type."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise ValueError(f"{path} cannot be read: {problem}") from problem
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object; it holds {type(values).__name__}")
+        check_types(values, types_of)
+    except ValueError as problem:
+        raise FileError(path, problem) from problem
     return values
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace a JSON file at once."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: whoever reads it sees the old text or the new."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(as_text(text, "replace"), encoding="utf-8")
-    os.replace(aside, path)
-
-
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep the objects of a JSON-lines file for which `keep(line)` holds, and drop a half-written last one.
-
-    A line that is no object stays, so that whoever reads the file reports it.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            parsed = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(parsed, dict) or keep(parsed):
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
-
-
-@contextmanager
-def own_folder(run: RunConfig, accelerator: "Accelerator") -> Iterator[OutputFolder]:
-    """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
-    from trilemma.training.devices.ranks import decided, share_folder  # which imports torch
-
-    folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
-
-    def take() -> None:
-        held.callback(_take(folder.path).release)
-        if run.overwrite_output_dir:
-            _empty(folder.path)
-
-    with held:
-        decided(accelerator, lambda: _refuse_foreign(folder))
-        share_folder(folder.path, accelerator, "--output_dir")
-        decided(accelerator, take)
-        yield folder
-
-
-def _refuse_foreign(folder: OutputFolder) -> None:
-    """ValueError for a folder that has files, but none that a run writes."""
-    names = {path.name for path in folder.path.iterdir()} - {LOCK} if folder.path.exists() else set()
-    ours = {path.name for path in (folder.checkpoints, folder.config, folder.run, folder.index)}
-    if names and names.isdisjoint(ours):
-        raise ValueError(
-            f"--output_dir {str(folder.path)!r} holds files but no run of this toolkit; name another folder"
-        )
-
-
-def _take(folder: Path) -> FileLock:
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as taken:
-        raise ValueError(
-            f"--output_dir {str(folder)!r} is being filled by another run; stop it, or name another folder"
-        ) from taken
-    except NotImplementedError:
-        pass  # a network disk without locks, where nothing is locked
-    return lock
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

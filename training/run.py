@@ -3,7 +3,6 @@
 The one place beside `training/entry.py` that may look upward, to what draws, scores and publishes.
 """
 
-import json
 import logging
 import math
 import os
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from trilemma.eval.plots import curves
 from trilemma.eval.plots.sheets import Subject
@@ -24,9 +24,18 @@ from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.render import write_card
+from trilemma.pipelines.files.writing import written
 from trilemma.training import families
 from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
-from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags, seed_noise
+from trilemma.training.devices.ranks import (
+    agreement,
+    decided,
+    on_all,
+    require_same,
+    require_same_code,
+    require_same_flags,
+    seed_noise,
+)
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
 from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
@@ -35,8 +44,10 @@ from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import RunLog
 from trilemma.training.loop.sheets import draw, sampling_pipeline
+from trilemma.training.loop.stop import StopSignal
 from trilemma.training.options.groups import Config, HubConfig
-from trilemma.training.output_folder import OutputFolder, own_folder
+from trilemma.training.output_folder import OutputFolder
+from trilemma.training.own_folder import own_folder
 from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)
@@ -64,6 +75,8 @@ def train_and_save(config: Config, family: str) -> None:
     """Fill the output folder."""
     accelerator = make_accelerator(config)
     require_same_flags(accelerator, config)
+    require_same_code(accelerator, family=family)
+    stop = StopSignal(agreement(accelerator))
     with own_folder(config.run, accelerator) as folder:
         images, held_out = load_data(config, accelerator)
         budget = budget_of(config, images, accelerator)
@@ -84,18 +97,21 @@ def train_and_save(config: Config, family: str) -> None:
 
         def finish(pipeline: DiffusionPipeline) -> None:
             save(pipeline)
-            draw_pictures(method, images, config, accelerator, folder)
+            sheet = draw(method, accelerator, config, stop)
+            if accelerator.is_main_process:
+                stop.at_once(lambda: draw_pictures(sheet, method, images, config, folder))
+                report(folder.path, config.hub, stop)
 
         evaluate = None
         if config.evaluation.eval_steps:
-            evaluate = Evaluation(config, images, held_out, accelerator, save)
+            evaluate = Evaluation(config, images, held_out, accelerator, save, stop)
             evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
             evaluate.check_metrics(conditional=method.num_classes is not None)
         data = data_of(config, images, held_out, budget, accelerator)
         runlog = RunLog(accelerator, folder, config, family)
-        train(method, data, Hooks(save, finish, evaluate), runlog, accelerator, config, budget.total)
-        if accelerator.is_main_process:
-            report(folder.path, config.hub)
+        with stop:
+            hooks = Hooks(save, finish, stop, evaluate)
+            train(method, data, hooks, runlog, accelerator, config, budget.total)
 
 
 class Budget(NamedTuple):
@@ -116,7 +132,8 @@ def budget_of(config: Config, images: Images, accelerator: Accelerator) -> Budge
 
 def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
     """The configuration with a number of steps of warm-up: where none is given, that of the run to resume."""
-    optim, before = config.optim, folder.read_config() if folder.checkpoints.is_dir() else {}
+    optim = config.optim
+    before = decided(accelerator, lambda: folder.read_config() if folder.checkpoints.is_dir() else {})
     if optim.lr_warmup_steps is None:
         optim = replace(optim, lr_warmup_steps=before.get("lr_warmup_steps"))
     if remark := warmup_remark(optim, total_steps):
@@ -167,8 +184,9 @@ def read_data(config: Config) -> tuple[Images, Images | None]:
 def check_publishable(config: Config, total_steps: int) -> None:
     """ValueError, before the training, where --push_to_hub would fail after it without results."""
     hub, folder = config.hub, OutputFolder(Path(config.run.output_dir))
-    measured = config.evaluation.eval_steps or shown(results.read(folder.results), total_steps)
-    if hub.push_to_hub and not (measured or hub.allow_unevaluated):
+    if not hub.push_to_hub or hub.allow_unevaluated or config.evaluation.eval_steps:
+        return
+    if not shown(results.read(folder.results), total_steps):
         raise ValueError(
             "--push_to_hub publishes results with the model: measure it with --eval_steps, or give "
             "--allow_unevaluated"
@@ -176,18 +194,17 @@ def check_publishable(config: Config, total_steps: int) -> None:
 
 
 def draw_pictures(
-    method: Method, images: Images, config: Config, accelerator: Accelerator, folder: OutputFolder
+    sheet: Tensor, method: Method, images: Images, config: Config, folder: OutputFolder
 ) -> None:
-    """The pictures of the finished model; every rank draws its share of the samples."""
-    sheet = draw(method, accelerator, config)
-    if not accelerator.is_main_process:
-        return
-    sheet_of(sheet, columns=method.num_classes, points=images.points).save(folder.samples)
-    lines = folder.scalars.read_text(encoding="utf-8").splitlines()
-    curves.losses([json.loads(line) for line in lines]).savefig(folder.losses)
+    """The pictures of the finished model; sheet: uint8 samples (N, C, H, W)."""
+    with written(folder.samples) as file:
+        sheet_of(sheet, columns=method.num_classes, points=images.points).save(file, format="png")
+    with written(folder.losses) as file:
+        curves.losses(folder.read_scalars()).savefig(file, format="png")
     scores = results.read(folder.results)
     if len({line.step for line in scores}) > 1:
-        curves.scores(scores).savefig(folder.scores)
+        with written(folder.scores) as file:
+            curves.scores(scores).savefig(file, format="png")
     pipeline = sampling_pipeline(method, config.sheet)
     steps = pipeline.steps(config.sheet.ddpm_num_inference_steps)
     rows = min(POINTS_SHOWN if images.points else IMAGES_SHOWN, len(images))
@@ -196,21 +213,25 @@ def draw_pictures(
     subject = Subject(pipeline, to_float(real), steps, labels, images.points)
     pictures = families.column("trilemma.eval.pictures", pipeline.family)
     for name, picture in (pictures.PICTURES if pictures else {}).items():
-        picture(subject).savefig(folder.path / name, dpi=150)
+        figure = picture(subject)
+        with written(folder.path / name) as file:
+            figure.savefig(file, format="png", dpi=150)
 
 
-def report(folder: Path, hub: HubConfig) -> None:
+def report(folder: Path, hub: HubConfig, stop: StopSignal) -> None:
     """Write the card and, if the flags ask for it, publish the folder."""
     card = write_card(folder)
     print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
     if hub.push_to_hub:
-        url = publish(
-            folder,
-            hub.hub_model_id or folder.name,
-            private=hub.hub_private_repo,
-            create_pr=hub.hub_create_pr,
-            tag=hub.hub_tag,
-            allow_unevaluated=hub.allow_unevaluated,
-            token=hub.hub_token,
+        url = stop.at_once(
+            lambda: publish(
+                folder,
+                hub.hub_model_id or folder.name,
+                private=hub.hub_private_repo,
+                create_pr=hub.hub_create_pr,
+                tag=hub.hub_tag,
+                allow_unevaluated=hub.allow_unevaluated,
+                token=hub.hub_token,
+            )
         )
         print(f"Published at {url}", flush=True)

@@ -64,6 +64,13 @@ def draw_batches(
         output = pipeline(
             **per_image, **(options or {}), num_inference_steps=num_inference_steps, output_type="pt"
         )
+        finite = output.images.flatten(1).isfinite().all(1).cpu()
+        if not finite.all():
+            seed = per_image["seeds"][int(finite.logical_not().nonzero()[0])]
+            raise ValueError(
+                f"the image of seed {seed} is not finite: the model's training has diverged, or its numbers "
+                "exceed this precision or this sampler. Nothing is made of it; take an earlier model"
+            )
         yield torch.tensor(rows), to_uint8(output.images).cpu()
 
 
@@ -108,26 +115,3 @@ def gather_in_order(share: Tensor) -> Tensor:
     for rank, part in enumerate(shares):
         whole[rank :: len(shares)] = part
     return whole
-
-
-def sample_everywhere(
-    pipeline: DiffusionPipeline,
-    seeds: Sequence[int],
-    accelerator: Accelerator,
-    *,
-    batch_size: int = 64,
-    num_inference_steps: int | None = None,
-    class_labels: Sequence[int] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Tensor:
-    """Each process draws its share; returns all images on every process, uint8 (N, C, H, W)."""
-    images = sample(
-        pipeline,
-        seeds,
-        batch_size=batch_size,
-        num_inference_steps=num_inference_steps,
-        class_labels=class_labels,
-        options=options,
-        share=Share.of(accelerator),
-    )
-    return gather_in_order(images)

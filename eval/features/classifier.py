@@ -16,7 +16,7 @@ The network is a VGG-like stack (Simonyan & Zisserman 2015, arXiv:1409.1556) wit
 global average pool, trained with AdamW under a one-cycle learning rate (Smith & Topin, arXiv:1708.07120).
 """
 
-import os
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 from tqdm.auto import tqdm
@@ -44,6 +43,8 @@ from trilemma.eval.features.judge_files import (
     judge_names,
     read_trained,
 )
+from trilemma.pipelines.files.arrays import read_safetensors
+from trilemma.pipelines.files.writing import written
 from trilemma.training.images.image_set import Images
 
 SEED = 20240229
@@ -118,11 +119,12 @@ def classifier_file(images: Images | None, cache: Path, choice: JudgeChoice = BY
 
 def save_classifier(net: "ClassifierNet", trained: Trained, folder: Path, stem: str) -> Path:
     """Write `<stem>-<first digits of its sha256>.safetensors`: no reader sees half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{stem}.{os.getpid()}"
     # One key, as safetensors does not keep the order of several: the bytes must be a function of the network.
-    aside.write_bytes(save(net.state_dict(), {"trained": trained.to_json()}))
-    return aside.replace(folder / f"{stem}-{file_sha256(aside)[:DIGITS_OF_SHA256]}.safetensors")
+    content = save(net.state_dict(), {"trained": trained.to_json()})
+    target = folder / f"{stem}-{hashlib.sha256(content).hexdigest()[:DIGITS_OF_SHA256]}.safetensors"
+    with written(target) as file:
+        file.write(content)
+    return target
 
 
 def load_classifier(file: Path) -> tuple[ClassifierNet, Trained, str]:
@@ -139,8 +141,7 @@ def load_classifier(file: Path) -> tuple[ClassifierNet, Trained, str]:
         )
     trained = read_trained(file)
     net = ClassifierNet(trained.channels, trained.num_classes)
-    with safe_open(file, framework="pt") as opened:
-        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
+    state, _ = read_safetensors(file)
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

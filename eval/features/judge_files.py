@@ -10,22 +10,26 @@ that it has measured, and published with it.
 model's folder, among the shipped ones and in the cache, one that was trained on these images.
 """
 
+import hashlib
 import json
-import os
-import shutil
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_type_hints
 
-from safetensors import SafetensorError, safe_open
-
+from trilemma.pipelines.files.arrays import open_safetensors
+from trilemma.pipelines.files.reading import FileError, check_types
+from trilemma.pipelines.files.writing import written
 from trilemma.training.options.flags import nearest
 from trilemma.training.output_folder import OutputFolder
 
 if TYPE_CHECKING:
     from trilemma.training.images.image_set import Images
 
+logger = logging.getLogger(__name__)
+
+RESTORE = "restore it, or delete it"
 SHIPPED = Path(__file__).with_name("judges")
 VERSION = 1
 """Of the classifier's architecture and recipe; files of another version in the cache are not used."""
@@ -63,8 +67,9 @@ class Trained(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str) -> "Trained":
-        """TypeError if an entry is missing or has another name."""
+        """ValueError or TypeError if an entry is missing or has another name or type."""
         values = json.loads(text)
+        check_types(values, get_type_hints(cls))
         values["other_fingerprints"] = tuple(values.get("other_fingerprints", ()))
         return cls(**values)
 
@@ -131,16 +136,28 @@ def find_judge(images: "Images | None", cache: Path, choice: JudgeChoice = BY_DA
     for file in (*of_model, *_shipped()):
         if read_trained(file).is_of(images):
             return file
-    return next(iter(sorted(classifiers_folder(cache).glob(f"{cache_stem(images)}-*.safetensors"))), None)
+    for file in sorted(classifiers_folder(cache).glob(f"{cache_stem(images)}-*.safetensors")):
+        if is_whole(file):
+            return file
+        logger.warning("%s is not the classifier that was kept there; it is trained again", file)
+        file.unlink(missing_ok=True)
+    return None
 
 
 def read_trained(file: Path) -> Trained:
     """What a judge's file says; ValueError names a file that is no judge."""
+    with open_safetensors(file, "np", RESTORE) as opened:
+        metadata = opened.metadata() or {}
     try:
-        with safe_open(file, framework="np") as opened:
-            return Trained.from_json((opened.metadata() or {})["trained"])
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is not a classifier of this toolkit: {error}") from error
+        return Trained.from_json(metadata["trained"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise FileError(file, f"is not a classifier of this toolkit: {error}", RESTORE) from error
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a judge's file is the one that was saved under this name."""
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    return sha256[:DIGITS_OF_SHA256] == file.stem.rpartition("-")[2]
 
 
 def judge_folder(model: str | None) -> Path | None:
@@ -165,9 +182,8 @@ def keep_judges(folder: OutputFolder, files: Iterable[Path | None]) -> None:
             continue
         target = folder.judge(file.stem.rpartition("-")[2])
         if not target.exists():
-            aside = target.with_name(f".{target.name}.partial")
-            shutil.copyfile(file, aside)
-            os.replace(aside, target)
+            with written(target) as copy:
+                copy.write(file.read_bytes())
 
 
 def classifiers_folder(cache: Path) -> Path:

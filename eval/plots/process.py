@@ -66,11 +66,10 @@ def both_ways(subject: Subject, forward: Tensor, times: list[float]) -> Figure:
 
 def scheduled_process(subject: Subject) -> Figure:
     """The process of a pipeline with a scheduler: its images noised, and new images in its steps."""
-    scheduler, x0 = subject.pipeline.scheduler, subject.x0
-    last = scheduler.config.num_train_timesteps
+    # Not by `add_noise` of the sampler's scheduler, which may know no other times than those of its steps.
+    abar, x0 = subject.pipeline.scheduler.alphas_cumprod.cpu(), subject.x0
+    abar = torch.cat([torch.ones(1), abar])
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    times = torch.linspace(0, last, states_shown(subject.steps)).round().long()  # in 0..T, 0 is the image
-    forward = torch.stack(
-        [x0 if t == 0 else scheduler.add_noise(x0, noise, (t - 1).expand(len(x0))) for t in times], dim=1
-    )
-    return both_ways(subject, forward, (times / last).tolist())
+    times = torch.linspace(0, len(abar) - 1, states_shown(subject.steps)).round().long()
+    forward = torch.stack([abar[t].sqrt() * x0 + (1 - abar[t]).sqrt() * noise for t in times], dim=1)
+    return both_ways(subject, forward, (times / times[-1]).tolist())

@@ -3,6 +3,7 @@
 import pkgutil
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
-from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_flags
+from trilemma.pipelines.files.reading import FileError
+from trilemma.training.devices.ranks import (
+    decided,
+    on_all,
+    require_same,
+    require_same_code,
+    require_same_flags,
+)
+from trilemma.training.images.folders import existing_folder
 from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
 from trilemma.training.loop.machine import commit, evaluation_accelerator
 from trilemma.training.options.groups import DataConfig
@@ -41,8 +50,11 @@ def evaluate(config) -> None:
     path = Path(config.output.output or default_output(config.model.model))
     accelerator = evaluation_accelerator(config.model.cpu_threads)
     require_same_flags(accelerator, config)
+    require_same_code(accelerator)
     decided(accelerator, lambda: results.check_writable(path))  # an error now, not when all is measured
-    drawing = open_drawing(config.model, config.sampling, accelerator) if config.model.model else None
+    drawing = None
+    if config.model.model:
+        drawing = on_all(accelerator, lambda: open_drawing(config.model, config.sampling, accelerator))
     likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
     reference = open_reference(config, accelerator)
     if drawing:
@@ -53,15 +65,15 @@ def evaluate(config) -> None:
     save_reference(config.reference.save_reference, sticks, accelerator)
 
     def record(lines: list[ResultLine]) -> None:
-        if accelerator.is_main_process:
-            results.append(path, lines)
-            print(results.table(lines), flush=True)
+        accelerator.print(results.table(lines), flush=True)  # first, so that no disk can take it away
+        decided(accelerator, lambda: results.append(path, lines))
 
     if sticks:
         record(sample_lines(config, drawing, sticks, accelerator))
         beside_model = config.model.model and path == OutputFolder(Path(config.model.model)).results
-        if beside_model and accelerator.is_main_process:
-            keep_judges(OutputFolder(path.parent), (stick.extractor.file for stick in sticks))
+        if beside_model:
+            judges = [stick.extractor.file for stick in sticks]
+            decided(accelerator, lambda: keep_judges(OutputFolder(path.parent), judges))
     for likelihood in likelihoods:
         record(likelihood_lines(config, drawing, likelihood, reference, accelerator))
     accelerator.print(f"added to {path}")
@@ -106,10 +118,11 @@ def choose_judge(config, reference: Reference, accelerator: Accelerator) -> Judg
 
 
 def save_reference(place: str | None, sticks: list[Yardstick], accelerator: Accelerator) -> None:
-    """Write the statistics of the first yardstick where --save_reference says."""
-    if place and accelerator.is_main_process:
+    """Write the statistics of the first yardstick where --save_reference says; collective."""
+    if place:
         target, statistics = Path(place), sticks[0].reference
-        (statistics.save_npz if target.suffix == ".npz" else statistics.save)(target)
+        save = statistics.save_npz if target.suffix == ".npz" else statistics.save
+        decided(accelerator, lambda: save(target))
 
 
 def sample_lines(
@@ -121,7 +134,7 @@ def sample_lines(
         scores = score(sticks, drawing, config.sampling.num_samples, accelerator, force)
         origin = drawing.origin(*training_so_far(config.model.model))
     else:
-        images = open_images(config.images.images)
+        images = on_all(accelerator, lambda: open_images(config.images.images))
         scores = score(sticks, own_share(images, accelerator), len(images), accelerator, force)
         origin = Origin(source=images.path.resolve().name, n=len(images))
     return result_lines(scores, origin, force)
@@ -132,8 +145,11 @@ def open_reference(config, accelerator: Accelerator) -> Reference:
     flags = config.reference
     is_file = flags.reference and not Path(flags.reference).is_dir()
     if is_file and Path(flags.reference).suffix in READERS:
-        return Reference(None, statistics=load_reference(flags.reference, flags.reference_n))
-    data, seed = trained_on(config.model.model) if flags.reference is None else (DataConfig(), 0)
+        read = partial(load_reference, flags.reference, flags.reference_n)
+        return Reference(None, statistics=on_all(accelerator, read))
+    data, seed = DataConfig(), 0
+    if flags.reference is None:
+        data, seed = on_all(accelerator, lambda: trained_on(config.model.model))
     changes = {
         "resolution": flags.resolution,
         "image_column": flags.image_column,
@@ -155,7 +171,7 @@ def load_images_of(
     """
     trained = split in (None, data.train_split)
     data = data if trained else replace(data, train_split=split)
-    if place and Path(place).is_dir():
+    if place and existing_folder(place).is_dir():
         data = replace(data, train_data_dir=place)
     elif place:
         data = replace(data, train_data_dir=None, dataset_name=place)
@@ -188,6 +204,8 @@ def trained_on(model: str | None) -> tuple[DataConfig, int]:
         )
     names = DataConfig.__dataclass_fields__
     options = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in names}
+    if "seed" not in values:
+        raise FileError(OutputFolder(Path(model)).config, "lacks the seed")
     return DataConfig(**options), values["seed"]
 
 

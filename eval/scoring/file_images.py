@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from trilemma.eval.scoring.yardsticks import BATCH, Batch
+from trilemma.pipelines.files.arrays import open_npy, read_npz
+from trilemma.pipelines.files.reading import FileError
 from trilemma.training.images.folders import existing_folder, list_folder, suffix_of
 from trilemma.training.images.pixels import SEVERAL, raw_mode
 
@@ -40,17 +42,17 @@ class ImageFolder:
             self.array = self._load()
         else:
             raise ValueError(f"--images must be a folder of images, an .npy or an .npz; got {path!r}")
+        self.size: tuple[int, int] | None = None
         self.shape = self._one(0).shape
+        self.size = self.shape[1::-1]
 
     def _load(self) -> np.ndarray:
         try:
-            opened = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            array = opened[opened.files[0]] if self.path.suffix == ".npz" else opened
-        except (ValueError, OSError, EOFError, IndexError) as problem:
-            raise ValueError(
-                f"--images {str(self.path)!r} is not an array of images; pickles are never read: {problem}"
-            ) from None
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in (1, 3):
+            is_npz = self.path.suffix == ".npz"
+            array = next(iter(read_npz(self.path).values())) if is_npz else open_npy(self.path)
+        except FileError as problem:
+            raise ValueError(f"--images: {problem}; pickles are never read") from problem
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
             raise ValueError(
                 f"--images {str(self.path)!r} must be uint8 (N, H, W, 1 or 3), rounded to nearest; "
                 f"got {array.dtype} {array.shape}"
@@ -63,7 +65,7 @@ class ImageFolder:
     def _one(self, i: int) -> np.ndarray:
         if self.array is not None:
             return np.asarray(self.array[i])
-        return _pixels(self.files[i])
+        return _pixels(self.files[i], self.size)
 
     def read(self, indices: range) -> torch.Tensor:
         """uint8 (B, C, H, W)."""
@@ -77,10 +79,18 @@ class ImageFolder:
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
-def _pixels(file: Path) -> np.ndarray:
-    """uint8 (H, W, 1 or 3), as they were saved; ValueError for what is not."""
+def _pixels(file: Path, size: tuple[int, int] | None) -> np.ndarray:
+    """uint8 (H, W, 1 or 3), as they were saved; ValueError for what is not.
+
+    size: width and height, if they are known; a picture of another size is not decoded.
+    """
     try:
         with Image.open(file) as image:
+            if size is not None and image.size != size:
+                raise ValueError(
+                    f"--images: all must have one size; {file} is {image.width}x{image.height}, the first is "
+                    f"{size[0]}x{size[1]}"
+                )
             compression = image.info.get("compression")
             if image.format not in LOSSLESS or compression in LOSSY_IN_TIFF:
                 _refuse(file, compression if image.format == "TIFF" else image.format)
@@ -90,8 +100,10 @@ def _pixels(file: Path) -> np.ndarray:
             if image.format in SEVERAL and image.is_animated:
                 raise ValueError(f"{file} holds several pictures; save each as a file")
             array = np.asarray(image)
-    except (OSError, SyntaxError) as problem:
-        raise ValueError(f"{file} cannot be read: {problem}") from problem
+    except Exception as problem:  # Pillow raises anything, and an error of its own for huge pictures
+        if str(file) in str(problem):
+            raise
+        raise FileError(file, f"cannot be read: {problem}") from problem
     return array[..., None] if array.ndim == 2 else array
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing
-from trilemma.training.devices.ranks import decided, on_all, require_same, share_folder
+from trilemma.pipelines.files.writing import naming, sync_to_disk, target_of, write_all, write_text, written
+from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_code, share_folder
 from trilemma.training.loop.machine import evaluation_accelerator
-from trilemma.training.output_folder import write_text
 
 READ_AT_ONCE = 256
 """Images of a part that are read at once."""
@@ -29,10 +29,12 @@ def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> 
     accelerator = evaluation_accelerator(model.cpu_threads)
     require_same(
         accelerator,
-        {f"--{name}": value for name, value in asdict(sampling).items()},
+        {f"--{name}": value for name, value in asdict(sampling).items()}
+        | {"--output ends in .npy": output.endswith(".npy")},
         "start all of them with the same flags",
     )
-    drawing = open_drawing(model, sampling, accelerator)
+    require_same_code(accelerator)
+    drawing = on_all(accelerator, lambda: open_drawing(model, sampling, accelerator))
     drawing.labels = labels_like(drawing, None)
     (draw_to_array if output.endswith(".npy") else draw_to_folder)(drawing, Path(output))
     accelerator.wait_for_everyone()
@@ -54,14 +56,21 @@ def claim(drawing: Drawing, path: Path, **more: Any) -> None:
     text = json.dumps(facts, indent=2)
 
     def write() -> None:
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        same = path.exists() and path.read_bytes() == text.encode()
+        if not same and path.exists() and has_images(path.parent):
             raise ValueError(
                 f"--output: {path.parent} holds images that were drawn with other settings (see "
                 f"{path.name}); name another folder, or delete them"
             )
-        write_text(path, text)
+        if not same:
+            write_text(path, text)
 
     decided(drawing.accelerator, write)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether anything was drawn into a folder."""
+    return any(path.stat().st_size for kind in ("*.png", "*.part") for path in folder.glob(kind))
 
 
 def draw_to_folder(drawing: Drawing, folder: Path) -> None:
@@ -70,11 +79,30 @@ def draw_to_folder(drawing: Drawing, folder: Path) -> None:
     share_folder(folder, accelerator, "--output")
     decided(accelerator, lambda: refuse_foreign(folder))
     claim(drawing, folder / "drawing.json", seed=None)
+    share = range(first, first + drawing.sampling.num_samples)
+    decided(accelerator, lambda: clear_up(folder, {png_of(folder, seed).name for seed in share}))
     drawing.done = decided(
         accelerator,
-        lambda: frozenset(int(p.stem) - first for p in folder.glob("*.png") if p.stem.isdigit()),
+        lambda: frozenset(seed - first for seed in share if is_there(png_of(folder, seed))),
     )
     on_all(accelerator, lambda: write_pngs(drawing, folder))
+
+
+def png_of(folder: Path, seed: int) -> Path:
+    """The file of the image of a seed."""
+    return folder / f"{seed:08d}.png"
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file has content; a machine that lost its power may leave an empty one."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def clear_up(folder: Path, names: set[str]) -> None:
+    """Delete what a killed run wrote aside for files of these names, and for no other."""
+    for path in list(folder.iterdir()):
+        if target_of(path.name) in names or (path.suffix == ".partial" and f"{path.stem}.png" in names):
+            path.unlink()
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -88,10 +116,8 @@ def write_pngs(drawing: Drawing, folder: Path) -> None:
     first = drawing.sampling.seed
     for index, images, _ in drawing:
         for i, image in zip(index.tolist(), images.permute(0, 2, 3, 1).numpy(), strict=True):
-            target = folder / f"{first + i:08d}.png"
-            aside = target.with_suffix(".partial")
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(aside, format="png")
-            aside.replace(target)
+            with written(png_of(folder, first + i), sync=False) as file:
+                Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="png")
 
 
 def draw_to_array(drawing: Drawing, path: Path) -> None:
@@ -104,8 +130,8 @@ def draw_to_array(drawing: Drawing, path: Path) -> None:
     share_folder(parts.folder, accelerator, "--output")
     claim(drawing, parts.folder / "drawing.json", n=n)
     drawing.done = decided(accelerator, lambda: parts.begin(accelerator.num_processes))
-    written = on_all(accelerator, lambda: parts.write(drawing, accelerator.process_index))
-    by_process = gather_object([written])
+    rows = on_all(accelerator, lambda: parts.write(drawing, accelerator.process_index))
+    by_process = gather_object([rows])
     decided(accelerator, lambda: parts.assemble(path, n, by_process))
 
 
@@ -126,25 +152,27 @@ class Parts:
 
     def begin(self, world: int) -> frozenset[int]:
         """Make each process's file, without a half-written end; the rows that are there."""
+        for path in [path for path in self.folder.iterdir() if target_of(path.name)]:
+            path.unlink()
         for path in {*self.folder.glob("*.part"), *map(self.file_of, range(world))}:
-            with open(path, "ab") as file:
+            with naming(path), open(path, "ab") as file:
                 file.truncate(file.tell() // self.record.itemsize * self.record.itemsize)
         return frozenset(row for row, _ in self.rows())
 
     def write(self, drawing: Drawing, rank: int) -> list[int]:
         """Draw this process's share into its file; the rows that were written."""
-        written: list[int] = []
-        with open(self.file_of(rank), "ab") as file:
+        rows: list[int] = []
+        path = self.file_of(rank)
+        with naming(path), open(path, "ab", buffering=0) as file:
             for index, images, _ in drawing:
                 records = np.zeros(len(index), self.record)
                 records["row"] = index.numpy()
                 records["image"] = images.permute(0, 2, 3, 1).numpy()
                 records["checksum"] = [_checksum(one) for one in records]
-                file.write(records.tobytes())
-                file.flush()
-                written += index.tolist()
-            os.fsync(file.fileno())
-        return written
+                write_all(file, records.tobytes())
+                rows += index.tolist()
+        sync_to_disk(path)
+        return rows
 
     def rows(self) -> Iterator[tuple[int, np.ndarray]]:
         """Row and image of every whole record in any of the files."""
@@ -154,31 +182,31 @@ class Parts:
                     whole = (one for one in records if one["checksum"] == _checksum(one))
                     yield from ((int(one["row"]), one["image"]) for one in whole)
 
-    def assemble(self, target: Path, n: int, written: list[list[int]]) -> None:
+    def assemble(self, target: Path, n: int, by_process: list[list[int]]) -> None:
         """Write all n rows to `target` at once and delete the parts; ValueError if a row is missing.
 
-        written: the rows that each process says it has written.
+        by_process: the rows that each process says it has written.
         """
-        aside, missing = self.folder / target.name, set(range(n))
+        whole, missing = self.folder / target.name, set(range(n))
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, *self.shape)}
-        with open(aside, "wb") as file:
+        with written(whole) as file:  # in plain writes: through a memory map, a full disk kills the process
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
             for row, image in self.rows():
                 file.seek(start + row * image.size)
                 file.write(image.tobytes())
                 missing.discard(row)
-            file.flush()
-            os.fsync(file.fileno())
-        if missing:
-            aside.unlink()
-            names = [self.file_of(r).name for r, rows in enumerate(written) if missing.intersection(rows)]
-            raise ValueError(
-                f"--output: {len(missing)} of {n} images are missing from {self.folder}, such as number "
-                f"{min(missing)}; not whole: {', '.join(names) or 'files of an earlier run'}. Run the same "
-                "command again to draw them"
-            )
-        os.replace(aside, target)
+            if missing:
+                names = [
+                    self.file_of(r).name for r, rows in enumerate(by_process) if missing.intersection(rows)
+                ]
+                raise ValueError(
+                    f"--output: {len(missing)} of {n} images are missing from {self.folder}, such as number "
+                    f"{min(missing)}; not whole: {', '.join(names) or 'files of an earlier run'}. Run the "
+                    "same command again to draw them"
+                )
+        with naming(target):
+            os.replace(whole, target)
         shutil.rmtree(self.folder)
 
 

@@ -8,23 +8,36 @@ given. Nothing can check that it fits the evaluation.
 
 import hashlib
 import json
-import os
-import zipfile
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from trilemma.eval.metrics.frechet import Gaussian, add_outer_, packed_size
 from trilemma.eval.metrics.sample_metric import FixedSubset, SampleMetric
 from trilemma.eval.scoring.protocol import ReferenceProtocol
+from trilemma.pipelines.files.arrays import read_npz, read_safetensors
+from trilemma.pipelines.files.reading import FileError, check_types
+from trilemma.pipelines.files.writing import written
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "trilemma-reference-1"
+DAMAGED = "delete it, or restore it from a copy"
+PARTS = {
+    "mean": torch.float64,
+    "covariance": torch.float64,
+    "features": torch.float32,
+    "heldout": torch.float32,
+    "class_counts": torch.float64,
+}
+"""The tensors of a file and their types."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +77,15 @@ class ReferenceStatistics:
         tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"format": FORMAT, "protocol": json.dumps(asdict(self.protocol))}
-        _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+        metadata["sha256"] = _sha256(tensors)
+        with written(path) as file:
+            file.write(save(tensors, metadata))
 
     def save_npz(self, path: str | Path) -> None:
         """Write {mu, sigma} for other tools; the protocol is lost."""
         mu, sigma = self.gaussian.mean.cpu().numpy(), self.gaussian.covariance.cpu().numpy()
-
-        def write(temporary: Path) -> None:
-            with open(temporary, "wb") as file:  # given a name, numpy would append .npz to it
-                np.savez(file, mu=mu, sigma=sigma)
-
-        _replace(path, write)
+        with written(path) as file:
+            np.savez(file, mu=mu, sigma=sigma)
 
 
 class ReferenceCollector(SampleMetric):
@@ -127,6 +138,21 @@ def cache_path(cache_dir: str | Path, protocol: ReferenceProtocol, keep: int) ->
     return Path(cache_dir) / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
 
 
+def cached_reference(path: Path, protocol: ReferenceProtocol, keep: int) -> ReferenceStatistics | None:
+    """Statistics from the cache; None, with a warning that names a file which is not what was kept there."""
+    if not path.exists():
+        return None
+    try:
+        statistics = _load_safetensors(path, None, checked=True)
+        rows = 0 if statistics.features is None else len(statistics.features)
+        if statistics.protocol != protocol or rows != keep:
+            raise FileError(path, "holds other statistics than its name says")
+    except FileError as fault:
+        logger.warning("%s; the statistics are computed again", fault)
+        return None
+    return statistics
+
+
 def load_reference(path: str | Path, n: int | None = None) -> ReferenceStatistics:
     """Read a statistics file, ours or an .npz; n: the number of images behind an .npz, if it is recorded."""
     path = Path(path)
@@ -137,36 +163,56 @@ def load_reference(path: str | Path, n: int | None = None) -> ReferenceStatistic
     return READERS[path.suffix](path, n)
 
 
-def _load_safetensors(path: Path, n: int | None) -> ReferenceStatistics:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and it is computed again") from error
+def _load_safetensors(path: Path, n: int | None, checked: bool = False) -> ReferenceStatistics:
+    """checked: refuse a file without a checksum, as version 0.1 wrote it."""
+    tensors, metadata = read_safetensors(path, DAMAGED)
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a {FORMAT} file; its format is {metadata.get('format')!r}")
-    protocol = ReferenceProtocol(**json.loads(metadata["protocol"]))
+        raise FileError(path, f"is not a {FORMAT} file; its format is {metadata.get('format')!r}")
+    if metadata.get("sha256", None if checked else _sha256(tensors)) != _sha256(tensors):
+        what = "does not match its checksum" if "sha256" in metadata else "has no checksum"
+        raise FileError(path, what, DAMAGED)
+    try:
+        values = json.loads(metadata["protocol"])
+        check_types(values, get_type_hints(ReferenceProtocol))
+        protocol = ReferenceProtocol(**values)
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise FileError(path, f"has no protocol that can be read: {problem}", DAMAGED) from problem
     if n is not None and n != protocol.n:
         raise ValueError(f"{path} holds the statistics of {protocol.n} images; got n={n}")
+    _check_parts(path, tensors)
     gaussian = Gaussian(tensors.pop("mean"), tensors.pop("covariance"), protocol.n)
     _check_moments(path, gaussian)
     return ReferenceStatistics(gaussian, protocol, **tensors)
 
 
+def _check_parts(path: Path, tensors: dict[str, Tensor]) -> None:
+    """FileError unless these are the tensors of a statistics file, of their types and shapes."""
+    for name in tensors.keys() | {"mean", "covariance"}:
+        tensor, dtype = tensors.get(name), PARTS.get(name)
+        if tensor is None or dtype is None:
+            raise FileError(path, f"{'lacks' if tensor is None else 'has a'} tensor {name}", DAMAGED)
+        fits = tensor.dtype == dtype and tensor.isfinite().all()
+        if name in ("features", "heldout"):
+            fits = fits and tensor.ndim == 2 and tensor.shape[1:] == tensors["mean"].shape
+        if not fits:
+            raise FileError(path, f"has a {name} of other values or another shape than statistics", DAMAGED)
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _load_npz(path: Path, n: int | None) -> ReferenceStatistics:
+    arrays = read_npz(path, ("mu", "sigma"))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in ("mu", "sigma") if key not in file]
-            if missing:
-                raise KeyError(*missing)
-            mu, sigma = (torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in ("mu", "sigma"))
-    except KeyError as error:
-        raise ValueError(f"{path} has no array named {' or '.join(map(repr, error.args))}") from error
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not an .npz of plain arrays mu and sigma; pickled contents are never read ({error})"
-        ) from error
+        mu, sigma = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
+    except (ValueError, TypeError) as problem:
+        raise FileError(path, f"is not an .npz of plain arrays of numbers: {problem}") from problem
     gaussian = Gaussian(mu, sigma, n)
     _check_moments(path, gaussian)
     return ReferenceStatistics(Gaussian(mu, (sigma + sigma.T) / 2, n), None)
@@ -180,26 +226,15 @@ READERS: dict[str, Callable[[Path, int | None], ReferenceStatistics]] = {
 
 def _check_moments(path: Path, gaussian: Gaussian) -> None:
     mean, covariance = gaussian.mean, gaussian.covariance
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
+        raise FileError(
             f"{path}: mean and covariance must have shapes (D,) and (D, D); "
             f"got {tuple(mean.shape)} and {tuple(covariance.shape)}"
         )
     if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise ValueError(f"{path}: mean or covariance is not finite")
+        raise FileError(f"{path}: mean or covariance is not finite")
     # Some tools write float32, where the two triangles differ by rounding.
     if (covariance - covariance.T).abs().max() > 1e-5 * covariance.abs().max():
-        raise ValueError(f"{path}: the covariance is not symmetric")
+        raise FileError(f"{path}: the covariance is not symmetric")
     if covariance.diag().min() < 0:
-        raise ValueError(f"{path}: the covariance has a negative variance")
-
-
-def _replace(path: str | Path, write: Callable[[Path], None]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise FileError(f"{path}: the covariance has a negative variance")

@@ -5,14 +5,16 @@
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.naming import SCHEDULERS, measure_of, metric_name, whole_of
+from trilemma.pipelines.files.reading import FileError, check_types, read_json_lines
+from trilemma.pipelines.files.writing import append_lines
 
 if TYPE_CHECKING:  # whoever only reads results need not wait for torch
     from trilemma.eval.metrics.sample_metric import Measurement
@@ -86,12 +88,8 @@ class ResultLine:
         values = dict(line)
         if missing := REQUIRED - values.keys():
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
-        if not _is_number(values["value"]):
-            raise ValueError(f"has the value {values['value']!r}, which is not a number")
-        interval = values["interval"]
-        if interval is not None and not _is_pair(interval):
-            raise ValueError(f"has the interval {interval!r}, which is neither two numbers nor null")
-        values["interval"] = None if interval is None else tuple(interval)
+        check_types(values, TYPES)
+        values["interval"] = values["interval"] and tuple(values["interval"])
         name = values["metric"]
         if "measure" not in values:  # a line of an older file
             values["measure"] = measure_of(name, values["feature_extractor"])
@@ -119,6 +117,7 @@ class ResultLine:
 ENTRIES = tuple(entry.name for entry in fields(ResultLine) if entry.name != "extra")
 REQUIRED = {*ENTRIES} - {"measure", "whole"}
 """What every line has, those of older files too."""
+TYPES = {name: hint for name, hint in get_type_hints(ResultLine).items() if name in ENTRIES}
 
 
 def lines(
@@ -166,36 +165,24 @@ def lines(
 
 def append(path: Path, lines: Iterable[ResultLine]) -> None:
     """Add lines to a results file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line.to_json()) + "\n" for line in lines)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
+    append_lines(path, "".join(json.dumps(line.to_json()) + "\n" for line in lines))
 
 
-def read(path: Path) -> list[ResultLine]:
-    """The lines of a results file, oldest first; [] if there is none, ValueError names a damaged line."""
+def read(path: Path, damaged: Callable[[FileError], None] | None = None) -> list[ResultLine]:
+    """The lines of a results file, oldest first; [] if there is none, FileError names a damaged line.
+
+    damaged: called with the error of a damaged line, which is then left out.
+    """
     lines = []
-    for number, values in read_objects(path).items():
+    for number, values in read_json_lines(path, damaged=damaged):
         try:
             lines.append(ResultLine.from_json(values))
-        except ValueError as fault:
-            raise ValueError(f"{path}, line {number} {fault}; delete the line") from fault
+        except ValueError as problem:
+            fault = FileError(f"{path}, line {number}", problem, "delete the line")
+            if damaged is None:
+                raise fault from problem
+            damaged(fault)
     return lines
-
-
-def read_objects(path: Path) -> dict[int, dict[str, Any]]:
-    """The JSON objects of a file by the number of their line, without blank ones; {} if there is no file."""
-    objects = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
-        try:
-            values = json.loads(text) if text.strip() else None
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"{path}, line {number} is not JSON: {problem}; delete the line") from problem
-        if text.strip() and not isinstance(values, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object; delete the line")
-        if values is not None:
-            objects[number] = values
-    return objects
 
 
 def check_writable(path: Path) -> None:
@@ -203,14 +190,6 @@ def check_writable(path: Path) -> None:
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not os.access(nearest, os.W_OK) or (path.exists() and not path.is_file()):
         raise OSError(f"cannot write results to {path}; name another file with --output")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def table(lines: Iterable[ResultLine]) -> str:

@@ -4,6 +4,7 @@ Numbers go to the trackers by way of the loop and to `results.jsonl`. The pipeli
 the first metric is kept in `best/`.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,10 @@ from trilemma.eval.scoring.yardsticks import (
 )
 from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, cache_folder
+from trilemma.training.loop.stop import StopSignal
 from trilemma.training.output_folder import OutputFolder
+
+logger = logging.getLogger(__name__)
 
 ALIKE = ("metric", "n", "seeds", *results.SAMPLING, "extractor_sha256")
 """What must agree before an evaluation can beat an earlier one."""
@@ -40,7 +44,8 @@ LEAST_REFERENCE = 4
 class Evaluation:
     """Scores a pipeline during training, with the same seeds each time; the reference is measured once.
 
-    save(pipeline, folder) is called on every rank.
+    save(pipeline, folder) is called on every rank. stop: the signals that abandon an evaluation between two
+    batches, on every rank.
     """
 
     def __init__(
@@ -50,8 +55,9 @@ class Evaluation:
         held_out: Images | None,
         accelerator: Accelerator,
         save: Callable[[DiffusionPipeline, Path], None],
+        stop: StopSignal,
     ):
-        self.config, self.accelerator, self.save = config, accelerator, save
+        self.config, self.accelerator, self.save, self.stop = config, accelerator, save, stop
         self.reference = Reference(images, held_out)
         self.folder = OutputFolder(Path(config.run.output_dir))
         self.sticks: list[Yardstick] = []
@@ -100,7 +106,8 @@ class Evaluation:
         drawing = Drawing(sampled, self.folder.path.name, sampling, at_once, self.accelerator)
         drawing.labels = labels_like(drawing, self.reference.images)
         # During training even a number of few samples is of use; its line is marked as forced.
-        scores = score(self.sticks, drawing, options.eval_num_samples, self.accelerator, force=True)
+        batches = self.stop.each(drawing)
+        scores = score(self.sticks, batches, options.eval_num_samples, self.accelerator, force=True)
         new = result_lines(scores, drawing.origin(step, images_seen), forced=True)
         if decided(self.accelerator, lambda: self._record(new)):
             self.save(pipeline, self.folder.best)
@@ -110,9 +117,8 @@ class Evaluation:
         """Add these lines to the results; whether they beat all earlier ones that were measured alike."""
         line = next(line for line in new if line.measure == self.best)
         better = max if measure_row(self.best).better == "higher" else min
-        earlier = [
-            other.value for other in results.read(self.folder.results) if other.key(ALIKE) == line.key(ALIKE)
-        ]
+        before = results.read(self.folder.results, damaged=lambda fault: logger.warning("%s", fault))
+        earlier = [other.value for other in before if other.key(ALIKE) == line.key(ALIKE)]
         results.append(self.folder.results, new)
         keep_judges(self.folder, (stick.extractor.file for stick in self.sticks))
         return not earlier or better(line.value, *earlier) == line.value

@@ -27,7 +27,7 @@ from trilemma.eval.scoring.reference import (
     ReferenceCollector,
     ReferenceStatistics,
     cache_path,
-    load_reference,
+    cached_reference,
 )
 from trilemma.eval.scoring.results import Origin, ResultLine, lines
 from trilemma.pipelines.shared import exact_device
@@ -165,8 +165,9 @@ def reference_statistics(
         n=len(images),
         whole=images.whole,
     )
-    path = cache_path(cache / "references", protocol, min(keep, len(images)))
-    cached = on_all(accelerator, lambda: load_reference(path) if path.exists() else None)
+    keep = min(keep, len(images))
+    path = cache_path(cache / "references", protocol, keep)
+    cached = on_all(accelerator, lambda: cached_reference(path, protocol, keep))
     if all(gather_object([cached is not None])):
         return cached
     collector = ReferenceCollector(len(images), extractor.dim, extractor.num_classes or 0, keep)
@@ -176,9 +177,7 @@ def reference_statistics(
         logits = None if logits is None else logits.to(collector.device)
         collector.update(index, features.to(collector.device), logits)
     statistics = collector.statistics(protocol)
-    if accelerator.is_local_main_process:
-        statistics.save(path)
-    accelerator.wait_for_everyone()
+    on_all(accelerator, lambda: statistics.save(path) if accelerator.is_local_main_process else None)
     return statistics
 
 

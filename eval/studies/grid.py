@@ -20,10 +20,9 @@ from trilemma.eval.studies.jobs import Job, check_scoring, chosen, plan, run_ide
 from trilemma.eval.studies.processes import Children, last_lines
 from trilemma.eval.studies.questions import Sweep, check_free
 from trilemma.eval.studies.tables import cell, markdown, protocol, with_interval
-from trilemma.training.output_folder import OutputFolder, write_text
-
-INTERRUPTED = 75
-"""Exit code after a signal, as that of a training: run the same command again."""
+from trilemma.pipelines.files.writing import write_text, written
+from trilemma.training.loop.stop import CTRL_C, INTERRUPTED
+from trilemma.training.output_folder import OutputFolder
 
 MORE_COLUMNS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")
 """Columns of the table after the metrics, by the name of the entry of a line."""
@@ -68,19 +67,20 @@ def lines_of(job: Job, folder: Path) -> list[ResultLine]:
 
 def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
     """Make what is not done, one after another; the names of those that failed. SystemExit after a signal."""
-    children, failed = Children(), []
-    for number, job in enumerate(jobs, 1):
-        where = f"[{number}/{len(jobs)}] {job.point.name}"
-        if lines_of(job, folder):
-            print(f"{where}: done before", flush=True)
-            continue
-        print(f"{where}: {'training' if job.train else 'scoring'}, log in {job.log}", flush=True)
-        problem = make(job, folder, children)
-        if problem:
-            failed.append(job.point.name)
-            print(f"{where} FAILED: {problem}", flush=True)
-        else:
-            print(results.table(lines_of(job, folder)), flush=True)
+    failed = []
+    with Children() as children:
+        for number, job in enumerate(jobs, 1):
+            where = f"[{number}/{len(jobs)}] {job.point.name}"
+            if lines_of(job, folder):
+                print(f"{where}: done before", flush=True)
+                continue
+            print(f"{where}: {'training' if job.train else 'scoring'}, log in {job.log}", flush=True)
+            problem = make(job, folder, children)
+            if problem:
+                failed.append(job.point.name)
+                print(f"{where} FAILED: {problem}", flush=True)
+            else:
+                print(results.table(lines_of(job, folder)), flush=True)
     return failed
 
 
@@ -90,9 +90,9 @@ def make(job: Job, folder: Path, children: Children) -> str | None:
     for command in filter(None, (job.train, job.score)):
         before = len(results.read(own))
         code = children.run(command, job.log)
-        if children.stopped or code == INTERRUPTED:
+        if children.stopped or code in (INTERRUPTED, CTRL_C):
             print("interrupted; run the same command again to go on", flush=True)
-            raise SystemExit(INTERRUPTED)
+            raise SystemExit(children.stopped or code)
         if code:
             return f"exit code {code} from\n  {shlex.join(command)}\n{last_lines(job.log)}"
     trained = run_identity(job.folder) if job.train else job.settings["training"]
@@ -122,7 +122,8 @@ def report(name: str, row: Sweep, jobs: Sequence[Job], folder: Path) -> None:
     page, figure = folder / f"{name}.md", folder / f"{name}.png"
     write_text(page, f"# {row.about}\n\n{table}\n{protocol(done[0][1])}\n")
     panels = [column for column, charted in columns.items() if charted] or list(columns)[:1]
-    charts.sweep(done, panels, row.x, row.about).savefig(figure, dpi=150)
+    with written(figure) as file:
+        charts.sweep(done, panels, row.x, row.about).savefig(file, format="png", dpi=150)
     print(f"{table}\nin {page}, figure in {figure}", flush=True)
 
 

@@ -16,7 +16,7 @@ from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
 from trilemma.eval.studies import targets
 from trilemma.eval.studies.models import Model, read_models
 from trilemma.eval.studies.tables import Marks, cell, markdown, with_interval
-from trilemma.training.output_folder import write_text
+from trilemma.pipelines.files.writing import write_text, written
 
 MACHINE = ("name", "processes", "threads", "mixed_precision")
 """What of the hardware in run.json the seconds of training depend on."""
@@ -44,7 +44,8 @@ def compare(config) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures(models, standards).items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        with written(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=150)
         parts.append(f"![{name}]({name}.png)")
     text = "\n\n".join(part.strip("\n") for part in parts) + "\n"
     page = folder / "comparison.md"

@@ -1,6 +1,5 @@
 """Models as their output folders describe them, for tables and charts of several; no torch here."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.results import ResultLine
+from trilemma.pipelines.files.arrays import tensor_shapes
 from trilemma.training.output_folder import OutputFolder
 
 
@@ -44,9 +44,8 @@ def read_model(folder: OutputFolder, name: str) -> Model:
         raise ValueError(
             f"--models: {str(folder.path)!r} is not an output folder: it has no {folder.index.name}"
         )
-    scalars = list(results.read_objects(folder.scalars).values())
     run = folder.read_run() | {"parameters": parameters(folder)}
-    return Model(name, results.read(folder.results), run, scalars)
+    return Model(name, results.read(folder.results), run, folder.read_scalars())
 
 
 def parameters(folder: OutputFolder) -> int | None:
@@ -54,7 +53,5 @@ def parameters(folder: OutputFolder) -> int | None:
     parts = [name for name, value in folder.read_index().items() if isinstance(value, list)]
     count = 0
     for path in (file for part in parts for file in folder.path.glob(f"{part}/*.safetensors")):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        count += sum(math.prod(shape) for shape in tensor_shapes(path).values())
     return count or None

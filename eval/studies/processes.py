@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from trilemma.training.loop.stop import CTRL_C, INTERRUPTED, NOTICES
+
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+"""Windows has no SIGKILL."""
+
 SHOWN_LOG_LINES = 10
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 """Variables by which a launcher of this process would mislead the processes that it starts."""
-
-
-NOTICES = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-"""Windows has no SIGUSR1."""
 
 
 def last_lines(log: Path) -> str:
@@ -28,14 +29,22 @@ def last_lines(log: Path) -> str:
 class Children:
     """Runs commands one at a time, each in a session of its own, and passes on the signals that end this one.
 
-    So Ctrl-C reaches a training as the SIGTERM after which it writes a checkpoint, and not as an interrupt.
+    So Ctrl-C reaches a training as the SIGTERM after which it writes a checkpoint, and not as an interrupt; a
+    second Ctrl-C kills it. Signals are received inside the `with` block; stopped: the exit code that they ask
+    for, 0 without any.
     """
 
     def __init__(self):
-        self.stopped = False
+        self.stopped = 0
         self.process: subprocess.Popen | None = None
-        for number in NOTICES:
-            signal.signal(number, self._pass_on)
+
+    def __enter__(self) -> "Children":
+        self.before = {number: signal.signal(number, self._pass_on) for number in NOTICES}
+        return self
+
+    def __exit__(self, *problem) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def run(self, command: Sequence[str], log: Path) -> int:
         """Exit code of a command whose output is added to `log`."""
@@ -48,15 +57,20 @@ class Children:
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
         if self.stopped:  # by a signal that came before there was anyone to pass it on to
-            self._pass_on()
+            self._end(signal.SIGTERM)
         return self.process.wait()
 
-    def _pass_on(self, *_) -> None:
-        self.stopped = True
-        if self.process is not None and self.process.returncode is None:
-            with suppress(ProcessLookupError):  # it has just ended
-                to_group = getattr(os, "killpg", None)  # Windows has no process groups
-                if to_group:
-                    to_group(self.process.pid, signal.SIGTERM)
-                else:
-                    self.process.terminate()
+    def _pass_on(self, number: int, frame) -> None:
+        again = number == signal.SIGINT and self.stopped == CTRL_C
+        self.stopped = max(self.stopped, CTRL_C if number == signal.SIGINT else INTERRUPTED)
+        self._end(KILL if again else signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        if self.process is None or self.process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):  # it has just ended
+            to_group = getattr(os, "killpg", None)  # Windows has no process groups
+            if to_group:
+                to_group(self.process.pid, number)
+            else:
+                self.process.terminate()

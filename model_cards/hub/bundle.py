@@ -16,19 +16,18 @@ import ast
 import importlib
 import json
 import logging
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
+from safetensors import SafetensorError
 
-from trilemma.pipelines.files.reading import FileError
+from trilemma.pipelines.files.reading import FileError, read_json
 from trilemma.pipelines.files.saved import INDEX, PICKLES, parts, read_index
+from trilemma.pipelines.files.staging import NEW, put_in_place, stage_in
+from trilemma.pipelines.files.writing import naming
 from trilemma.pipelines.shared import ship_code
-from trilemma.training.output_folder import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -38,24 +37,22 @@ IMPORTABLE = {"torch", "numpy", "PIL", "diffusers", "transformers"}  # what some
 def save_bundle(pipeline: DiffusionPipeline, folder: str | Path) -> Path:
     """Save `pipeline` with its code into `folder`, which may hold other files (results, logs, checkpoints).
 
-    All is written beside the folder first and then moved, `model_index.json` last: a folder that has one is
-    whole. What an earlier bundle put there is replaced.
+    All is written to a stage inside the folder first and then moved, `model_index.json` last: a folder that
+    has one is whole. What an earlier bundle put there is replaced.
     """
     folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        pipeline.save_pretrained(stage / "new", safe_serialization=True)
-        _check_index(pipeline, stage / "new")
-        if not isinstance(read_json(stage / "new" / INDEX)["_class_name"], list):
-            ship_code(pipeline, stage / "new")
-        _forget_paths(stage / "new")
-        _check_files(stage / "new")
-    except BaseException:
-        shutil.rmtree(stage)
-        raise
-    _move_into_place(stage / "new", folder, replaced=stage / "old")
-    shutil.rmtree(stage)
+    with naming(folder), stage_in(folder.resolve()) as stage:
+        new = stage / NEW
+        try:
+            pipeline.save_pretrained(new, safe_serialization=True)
+        except SafetensorError as problem:  # how a full disk is reported for weights
+            raise OSError(str(problem)) from problem
+        _check_index(pipeline, new)
+        if not isinstance(read_json(new / INDEX)["_class_name"], list):
+            ship_code(pipeline, new)
+        _forget_paths(new)
+        _check_files(new)
+        put_in_place(stage, leaving=_bundled(folder), last=INDEX)
     return folder
 
 
@@ -123,20 +120,6 @@ def _check_files(folder: Path) -> None:
     pickles = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in PICKLES]
     if pickles:
         raise ValueError(f"only safetensors are shipped, a pickle can run code: {', '.join(pickles)}")
-
-
-def _move_into_place(new: Path, folder: Path, replaced: Path) -> None:
-    if not folder.exists():
-        new.rename(folder)
-        return
-    replaced.mkdir()
-    entries = {entry.name for entry in new.iterdir()}
-    outgoing = sorted((_bundled(folder) | entries) - {INDEX})
-    for name in [INDEX, *outgoing]:
-        if os.path.lexists(folder / name):  # a link is moved, and not what it leads to
-            (folder / name).rename(replaced / name)
-    for name in [*sorted(entries - {INDEX}), INDEX]:
-        (new / name).rename(folder / name)
 
 
 def _bundled(folder: Path) -> set[str]:

@@ -56,13 +56,14 @@ def recheck(
     model: str,
     num_samples: int | None = None,
     reference: str | None = None,
+    batch_size: int = 250,
     trust_remote_code: bool = False,
 ) -> list[Check]:
     """Check every result on the card of a Hub id or folder, over all its seeds or the first `num_samples`.
 
-    `reference` is where the reference data are, if not where config.yaml says. ValueError if the card differs
-    from the files of the model, the reference from the one that was used, or, unless `trust_remote_code`, the
-    model's code from that of this toolkit.
+    `reference` is where the reference data are, if not where config.yaml says; `batch_size` is the number of
+    images that a process draws at once. ValueError if the card differs from the files of the model, the
+    reference from the one that was used, or, unless `trust_remote_code`, the model's code from the toolkit's.
     """
     accelerator = evaluation_accelerator()
     folder = on_all(accelerator, lambda: _folder_of(model), local_main_first=True)
@@ -74,7 +75,9 @@ def recheck(
     return [
         check
         for lines in draws.values()
-        for check in _check_draw(str(folder), lines, num_samples, reference, accelerator)
+        for check in _check_draw(
+            ModelConfig(str(folder), batch_size=batch_size), lines, num_samples, reference, accelerator
+        )
     ]
 
 
@@ -114,7 +117,7 @@ def _lines_of(folder: Path, model: str) -> list[ResultLine]:
 
 
 def _check_draw(
-    model: str,
+    model: ModelConfig,
     lines: list[ResultLine],
     num_samples: int | None,
     reference: str | None,
@@ -126,7 +129,7 @@ def _check_draw(
     if not measured:
         return checks
     sampling, stored = _sampling_of(measured[0], num_samples)
-    images = _open_reference(model, reference, measured[0], accelerator)
+    images = _open_reference(model.model, reference, measured[0], accelerator)
     cache = Path(os.environ.get("TRILEMMA_CACHE") or "~/.cache/trilemma").expanduser()
     groups: dict[tuple, list[ResultLine]] = {}
     for line in measured:
@@ -134,9 +137,9 @@ def _check_draw(
     sticks = {}
     for (extractor, sha256), lines_of_it in groups.items():
         names = tuple(dict.fromkeys(metric_of(line.measure) for line in lines_of_it))
-        judge = JudgeChoice(sha256=sha256, folder=Path(model))
+        judge = JudgeChoice(sha256=sha256, folder=Path(model.model))
         (sticks[extractor, sha256],) = yardsticks(names, extractor, images, accelerator, cache, judge=judge)
-    drawing = open_drawing(ModelConfig(model=model), sampling, accelerator)
+    drawing = open_drawing(model, sampling, accelerator)
     drawing.labels = labels_like(drawing, images.images)
     scores = score([*sticks.values()], drawing, sampling.num_samples, accelerator, force=True)
     for key, lines_of_it in groups.items():

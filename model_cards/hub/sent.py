@@ -10,8 +10,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from safetensors import SafetensorError, safe_open
-
+from trilemma.pipelines.files.arrays import tensor_shapes
 from trilemma.pipelines.files.names import leaves
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import PICKLES, code_of, parts, refusal
@@ -94,8 +93,4 @@ def _check(root: Path, name: str) -> None:
             "copy in its place (cp -rL), or remove it"
         )
     if path.suffix == WEIGHTS:
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except (SafetensorError, OSError) as problem:
-            raise FileError(f"{path} holds no whole weights ({problem}); save the model again") from problem
+        tensor_shapes(path, "save the model again")

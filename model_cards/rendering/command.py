@@ -72,7 +72,10 @@ def _nearest_preset(family: str, config: Mapping[str, Any]) -> tuple[str | None,
     values, defaults = _values(family, config)
     presets = families.family(family).presets
     default = next(iter(presets.values())).options.get("dataset_name")
-    candidates: dict[str | None, Mapping[str, Any]] = {name: row.options for name, row in presets.items()}
+    steps = values.get("max_train_steps")
+    candidates: dict[str | None, Mapping[str, Any]] = {
+        name: row.options_for(steps) for name, row in presets.items()
+    }
     if values["train_data_dir"] or values["dataset_name"] not in (None, default):
         candidates[None] = {}  # without a preset, the command line takes the first one for its data
     possible = {}

@@ -13,9 +13,7 @@ from trilemma.eval.scoring.results import ResultLine
 from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.saved_model import SavedModel, read_saved_model
 from trilemma.model_cards.wording import wording
-from trilemma.pipelines.files.reading import FileError
 from trilemma.training import families
-from trilemma.training.options.flags import PLACES
 from trilemma.training.output_folder import OutputFolder
 
 
@@ -43,15 +41,7 @@ def read_contents(path: str | Path, model_id: str | None = None) -> Contents:
     folder = OutputFolder(Path(path))
     family = folder.family if folder.family in families.names() else None
     saved = read_saved_model(folder, wording(family).network)
-    config, run = _checked(folder.read_config(), folder), folder.read_run()
+    config, run = folder.read_config(), folder.read_run()
     lines = shown(results.read(folder.results), run.get("steps"))
     model_id = model_id or config.get("hub_model_id") or folder.path.resolve().name
     return Contents(folder, str(model_id), family, saved, config, run, lines)
-
-
-def _checked(config: Mapping[str, Any], folder: OutputFolder) -> Mapping[str, Any]:
-    """The flags; FileError for a place or a name that is no text."""
-    for name in (*PLACES, "hub_model_id"):
-        if not isinstance(config.get(name), str | None):
-            raise FileError(f"{folder.config}: {name} must be text; it is {config[name]!r:.80}")
-    return config

@@ -21,8 +21,9 @@ from trilemma.model_cards.rendering.credits import DATA, TRILEMMA, UNKNOWN
 from trilemma.model_cards.rendering.limitations import limitations
 from trilemma.model_cards.rendering.text import characters, escape, shell_word
 from trilemma.model_cards.wording import Wording, wording
+from trilemma.pipelines.files.writing import write_text
 from trilemma.training.options.flags import HUB_ID, public_name
-from trilemma.training.output_folder import OutputFolder, write_text
+from trilemma.training.output_folder import OutputFolder
 
 TEMPLATE = Path(__file__).with_name("template.md")
 WORDS = 2

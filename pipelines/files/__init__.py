@@ -1,1 +1,1 @@
-"""Files: how they are named, read and written, for all floors; no torch here."""
+"""Files on a disk: the names that may be joined to a folder, how files are read, and how they are written."""

@@ -184,6 +184,8 @@ def fits(value: object, hint: Any) -> bool:
         return True
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False
@@ -203,6 +205,8 @@ def _words(hint: Any) -> str:
     """What a type of these annotations is called in an error."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(map(_words, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return "a list of the right values"
     words = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}

@@ -5,6 +5,7 @@ others waiting for it. So what is read from a disk, which may differ between mac
 process and sent to all; and work that may fail on one process fails on all.
 """
 
+import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
+from trilemma.training.loop.machine import commit, versions
+from trilemma.training.loop.stop import of_one_process
 from trilemma.training.options.flags import flatten
 
 T = TypeVar("T")
@@ -78,13 +82,31 @@ def on_all(accelerator: Accelerator, work: Callable[[], T], local_main_first: bo
     return result
 
 
+def agreement(accelerator: Accelerator) -> Callable[..., list[int]]:
+    """A function that takes numbers and returns the largest of all processes for each of them.
+
+    Collective, to make as to call. It has a group of its own on the CPU, so that asking does not wait for the
+    GPU.
+    """
+    if accelerator.num_processes == 1:
+        return of_one_process
+    group = torch.distributed.new_group(backend="gloo")
+
+    def largest(*numbers: int) -> list[int]:
+        of_all = torch.tensor(numbers)
+        torch.distributed.all_reduce(of_all, op=torch.distributed.ReduceOp.MAX, group=group)
+        return of_all.tolist()
+
+    return largest
+
+
 def require_same(accelerator: Accelerator, values: Mapping[str, Any], remedy: str) -> None:
     """ValueError, on every process, that names each value that is not the same on all; collective."""
     if accelerator.num_processes == 1:
         return
     everywhere = gather_object([dict(values)])
     different = []
-    for name in values:
+    for name in dict.fromkeys(name for one in everywhere for name in one):  # so that all see the same
         of_all = [one.get(name) for one in everywhere]
         if any(value != of_all[0] for value in of_all):
             rank = next(r for r, value in enumerate(of_all) if value != of_all[0])
@@ -96,8 +118,15 @@ def require_same(accelerator: Accelerator, values: Mapping[str, Any], remedy: st
 def require_same_flags(accelerator: Accelerator, config: Any) -> None:
     """ValueError unless all processes were started with the same flags, except places; collective."""
     values = {f"--{name}": value for name, value in flatten(config).items() if name not in OF_ONE_MACHINE}
-    values["mixed precision"] = accelerator.mixed_precision
+    values |= {"configuration": type(config).__name__, "mixed precision": accelerator.mixed_precision}
     require_same(accelerator, values, "start all of them with the same flags")
+
+
+def require_same_code(accelerator: Accelerator, **more: Any) -> None:
+    """ValueError unless all processes run the same code, versions and commit, and `more`; collective."""
+    if accelerator.num_processes > 1:
+        values = {**more, **versions(), "commit": commit()}
+        require_same(accelerator, values, "install the same versions on all machines")
 
 
 def share_folder(folder: Path, accelerator: Accelerator, flag: str) -> None:
@@ -122,18 +151,19 @@ def share_folder(folder: Path, accelerator: Accelerator, flag: str) -> None:
 
     name = decided(accelerator, write)
     try:
-        seen = gather_object([(socket.gethostname(), (folder / name).is_file())])
+        # Not Path.is_file, which raises where this process may not look.
+        seen = gather_object([(socket.gethostname(), str(folder), os.path.isfile(folder / name))])
     finally:
         if token is not None:
             token.unlink(missing_ok=True)
-    blind = [f"process {rank} on {host}" for rank, (host, sees) in enumerate(seen) if not sees]
+    blind = [f"process {rank} on {host} ({place!r})" for rank, (host, place, ok) in enumerate(seen) if not ok]
     if blind:
         with suppress(OSError):
             for place in made:  # the innermost first
                 place.rmdir()
         raise ValueError(
             f"all machines must share {flag}: {', '.join(blind)} does not see what process 0 on {seen[0][0]} "
-            f"writes to {str(folder)!r}. Give a folder on a shared disk, by its full path"
+            f"writes to {seen[0][1]!r}. Give all processes one folder on a shared disk, by its full path"
         )
 
 

@@ -30,6 +30,16 @@ class Preset(NamedTuple):
     options: Mapping[str, Any]
     source: str
 
+    def options_for(self, max_train_steps: int | None) -> dict[str, Any]:
+        """The options for a run of this length; None: the recipe's.
+
+        A warm-up longer than half of the run is left out, and then fits its length as if none were given.
+        """
+        options = dict(self.options)
+        if max_train_steps and 2 * options.get("lr_warmup_steps", 0) > max_train_steps:
+            del options["lr_warmup_steps"]
+        return options
+
 
 def never(config: Any) -> bool:
     """For a family none of whose models is class-conditional."""

@@ -3,9 +3,10 @@
 `decode_once` decodes every row before training starts, and writes (N, C, H, W) uint8 to a folder of the
 cache, which is opened read-only ever after. The folder is written aside and renamed, so that it is whole or
 absent: a process that is killed leaves nothing that is taken for data, and of two that race the second drops
-its own copy. The folder's name is a hash of what decides the pixels: version of this file, source, rows,
-channels, resolution. Data too large for the disk are read and checked in the same way, but decoded again on
-access. What comes as pixels, such as points of the plane, is taken as it is.
+its own copy. What is there is checked (`decoded.py`), and decoded again where it is damaged. The folder's
+name is a hash of what decides the pixels: version of this file, source, rows, channels, resolution. Data too
+large for the disk are read and checked in the same way, but decoded again on access. What comes as pixels,
+such as points of the plane, is taken as it is.
 """
 
 import hashlib
@@ -16,15 +17,27 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from trilemma.pipelines.files.reading import FileError
+from trilemma.pipelines.files.writing import sync_to_disk, write_json, written
+from trilemma.training.images.decoded import (
+    ABOUT,
+    DIGESTS,
+    PIXELS,
+    Decoded,
+    all_digests,
+    digest,
+    open_decoded,
+)
 from trilemma.training.images.pixels import (
     GREY_MODES,
     SEVERAL,
@@ -46,41 +59,6 @@ TWELVE_BITS = 4095
 """Of 65,535: 16-bit data that stay below hold values of 12 bits or fewer."""
 
 
-class MemoryMap:
-    """Decoded images in a file: `maps[positions]` -> uint8 (B, C, H, W)."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]):
-        self.path, self.shape = path, tuple(shape)
-        self.array = np.memmap(path, dtype=np.uint8, mode="r", shape=self.shape)
-
-    def __reduce__(self):  # to a reader process goes the path, not a copy of the images
-        return MemoryMap, (self.path, self.shape)
-
-    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        return np.asarray(self.array[positions])
-
-
-class Stream:
-    """Images that are decoded at every access: `stream[positions]` -> uint8 (B, C, H, W)."""
-
-    def __init__(self, read: Callable[[Sequence[int]], list], rows: np.ndarray, shape: tuple[int, ...]):
-        self.read, self.rows, self.shape = read, rows, tuple(shape)
-
-    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        _, channels, resolution, _ = self.shape
-        encoded = self.read(self.rows[positions])
-        pixels = [to_pixels(open_picture(image), channels, resolution) for image in encoded]
-        return np.stack(pixels) if pixels else np.zeros((0, *self.shape[1:]), np.uint8)
-
-
-class Decoded(NamedTuple):
-    """Pixels, their digests, and what was wrong with the rows that could not be read."""
-
-    pixels: MemoryMap | Stream | np.ndarray
-    digests: np.ndarray  # (N, 32) uint8: sha256 of each image's pixels
-    bad: dict[int, str]  # position -> row, file and what is wrong with it
-
-
 def decode_once(source: Source, channels: int | None, resolution: int | None, cache: Path) -> Decoded:
     """All images at this number of channels and resolution (None: the images' own), from the cache if there.
 
@@ -88,37 +66,40 @@ def decode_once(source: Source, channels: int | None, resolution: int | None, ca
     """
     if source.pixels is not None:
         pixels = source.pixels[source.rows]
-        return Decoded(pixels, np.stack([_digest(image) for image in pixels]), {})
+        return Decoded(pixels, np.stack([digest(image) for image in pixels]), {})
     rows = hashlib.sha256(source.rows.astype("<i8").tobytes()).hexdigest()
     key = json.dumps([VERSION, source.key, source.split, rows, channels, resolution])
     name = re.sub(r"\W+", "-", f"{source.name[-30:]}-{source.split}")[:40]
     folder = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+    if folder.is_dir():
+        try:
+            decoded, about = open_decoded(folder, source.read, source.rows)
+        except (FileError, OSError) as fault:
+            logger.warning("%s; the images are decoded again", fault)
+            _set_aside(folder)
     if not folder.is_dir():
         _write(folder, source, channels, resolution)
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        decoded, about = open_decoded(folder, source.read, source.rows)
     _warn_of_unused(about)
-    pixels = folder / "images.uint8"
-    shape = about["shape"]
-    return Decoded(
-        MemoryMap(pixels, shape) if pixels.is_file() else Stream(source.read, source.rows, shape),
-        np.load(folder / "digests.npy"),
-        {int(position): problem for position, problem in about["bad"].items()},
-    )
+    return decoded
+
+
+def _set_aside(folder: Path) -> None:
+    """Delete a folder of the cache that another process may be making again meanwhile."""
+    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
+    with suppress(FileNotFoundError):
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(folder: Path, source: Source, channels: int | None, resolution: int | None) -> None:
-    try:
+    with _naming(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f"{folder.name}.*.part"):
             if left.stat().st_mtime < time.time() - STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
         aside.mkdir()
-    except OSError as error:
-        raise OSError(
-            f"the cache of decoded images, {folder.parent}, cannot be written: {error}; choose another place "
-            "with --cache_dir or the environment variable TRILEMMA_CACHE"
-        ) from error
     try:
         _decode_all(aside, source, channels, resolution)
         try:
@@ -130,12 +111,24 @@ def _write(folder: Path, source: Source, channels: int | None, resolution: int |
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def _naming(cache: Path) -> Iterator[None]:
+    """An OSError inside the block becomes one that names the cache and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the cache of decoded images, {cache}, cannot be written: {error}; free some space, or choose "
+            "another place with --cache_dir or the environment variable TRILEMMA_CACHE"
+        ) from error
+
+
 def _decode_all(aside: Path, source: Source, channels: int | None, resolution: int | None) -> None:
     """Read every image; write the pixels where there is room, the digests, and which images are bad."""
     count = len(source.rows)
     shape, threads = _look(source, channels, resolution)
     size = int(np.prod(shape))
-    path = aside / "images.uint8" if _fits(count * size, aside) else None
+    path = aside / PIXELS if _fits(count * size, aside) else None
     digests, notes = np.zeros((count, 32), np.uint8), _Notes()
     if path:
         path.touch()
@@ -154,9 +147,9 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
                 continue
             if mismatch:
                 raise ValueError(f"{source.name}, split '{source.split}', {where} {mismatch}")
-            digests[start + index] = _digest(pixels[index])
+            digests[start + index] = digest(pixels[index])
         if path:  # not through a memory map, where a full disk would kill the process
-            with path.open("r+b") as file:
+            with _naming(aside.parent), path.open("r+b") as file:
                 file.seek(start * size)
                 file.write(pixels)
         return len(rows)
@@ -166,12 +159,14 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
     with ThreadPoolExecutor(threads) as pool, tqdm(total=count, desc=what, unit="image", disable=None) as bar:
         for done in pool.map(decode, range(0, count, chunk)):
             bar.update(done)
-    if path:
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
-    np.save(aside / "digests.npy", digests)
     about = {"source": source.name, "split": source.split, "shape": [count, *shape], **notes.as_json()}
-    (aside / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    about |= {"stored": path is not None, "digests": all_digests(digests)}
+    with _naming(aside.parent):
+        if path:
+            sync_to_disk(path)
+        with written(aside / DIGESTS) as file:
+            np.save(file, digests)
+        write_json(aside / ABOUT, about)
 
 
 class _Notes:
@@ -219,10 +214,6 @@ def _warn_of_unused(about: dict[str, Any]) -> None:
             "%s: of files that hold several pictures, such as %s (%d in all), only the first is used",
             place, example[0], count,
         )  # fmt: skip
-
-
-def _digest(pixels: np.ndarray) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(pixels).digest(), np.uint8)
 
 
 def _look(source: Source, channels: int | None, resolution: int | None) -> tuple[tuple[int, int, int], int]:

@@ -1,10 +1,11 @@
 """What a folder holds: which files are images, and which split and class each of them belongs to.
 
 The folder is walked and never globbed, so all names are taken literally. Hidden files and the folders that
-programs leave behind are not data, and neither is a folder that holds a training run of ours. Splits and
-classes follow the conventions of `datasets`: folders or files named train, test, validation and the like make
-splits, and where all images of a split lie in folders of one depth, the innermost folder is the class. Files
-are in the order of their paths, compared by code point, on every machine.
+programs leave behind are not data, and neither is a folder that a training, a sweep or a comparison of ours
+has filled, or a cache of tables. Splits and classes follow the conventions of `datasets`: folders or files
+named train, test, validation and the like make splits, and where all images of a split lie in folders of one
+depth, the innermost folder is the class. Files are in the order of their paths, compared by code point, on
+every machine.
 """
 
 import hashlib
@@ -66,34 +67,40 @@ def walk(folder: Path) -> list[str]:
 
     Links are followed. What is passed over is not hidden files alone: see the top of this file.
     """
-    runs: list[str] = []
-    paths = sorted(_walk(str(folder), "", frozenset(), runs))
-    if runs:
-        logger.warning("not data, since a training run filled it: %s in %s", ", ".join(sorted(runs)), folder)
+    ours: list[str] = []
+    paths = sorted(_walk(str(folder), "", frozenset(), ours))
+    if ours:
+        logger.warning("not data, since this toolkit wrote it: %s in %s", ", ".join(sorted(ours)), folder)
     return paths
 
 
-def _walk(folder: str, prefix: str, parents: frozenset, runs: list[str]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, parents: frozenset, ours: list[str]) -> Iterator[str]:
     about = os.stat(folder)
     here = (about.st_dev, about.st_ino)
     if here in parents:  # a link to a folder that it lies in
         return
     with os.scandir(folder) as entries:
         entries = [e for e in entries if not (e.name.startswith(".") or e.name in LEFT_BY_PROGRAMS)]
-    if prefix and _is_run({entry.name for entry in entries}):
-        runs.append(prefix.rstrip("/"))
+    if prefix and _is_ours({entry.name for entry in entries}):
+        ours.append(prefix.rstrip("/"))
         return
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", parents | {here}, runs)
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", parents | {here}, ours)
         elif entry.is_file() or entry.is_symlink():  # a link to nothing is a file that cannot be read
             yield prefix + entry.name
 
 
-def _is_run(names: set[str]) -> bool:
-    ours = OutputFolder(Path())
-    return ours.config.name in names and not names.isdisjoint(
-        path.name for path in (ours.run, ours.checkpoints, ours.index)
+def _is_ours(names: set[str]) -> bool:
+    """Whether a folder with these names holds a training run, a sweep, a comparison or a cache of tables."""
+    file = OutputFolder(Path())
+    of_run = {path.name for path in (file.run, file.checkpoints, file.index)}
+    pictures = [name for name in names if name.endswith(".png")]
+    return (
+        (file.config.name in names and not names.isdisjoint(of_run))
+        or (file.results.name in names and any(f"{Path(name).stem}.md" in names for name in pictures))
+        or "comparison.md" in names
+        or ("dataset_info.json" in names and "state.json" not in names)  # `save_to_disk` writes both
     )
 
 

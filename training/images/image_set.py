@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from trilemma.training.images.columns import warn_of_empty_classes
-from trilemma.training.images.decode import MemoryMap, Stream, decode_once
+from trilemma.training.images.decode import decode_once
+from trilemma.training.images.decoded import MemoryMap, Stream
 from trilemma.training.images.sources import Source, open_source
 from trilemma.training.options.groups import DataConfig
 

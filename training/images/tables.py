@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trilemma.pipelines.files.names import below
+from trilemma.pipelines.files.reading import FileError, parse_yaml, read_text
 from trilemma.training.images.columns import is_image
 from trilemma.training.images.folders import TABLES, Listing, file_mark, splits_of, suffix_of
 
@@ -67,7 +66,7 @@ def _unreadable(root: Path, paths: Sequence[str]) -> str | None:
     for path in paths:
         try:
             names = set(_schema(root / path).names)
-        except (OSError, ValueError):
+        except Exception:  # whatever Arrow raises for a damaged file
             return path
         if names != (first := first or names):
             return path
@@ -93,7 +92,7 @@ def holds_images(path: Path) -> bool:
 
     try:
         features = datasets.Features.from_arrow_schema(_schema(path))
-    except (OSError, ValueError):
+    except Exception:  # whatever Arrow and `datasets` raise for a damaged file, which is read and named later
         return True
     return any(is_image(feature) for feature in features.values())
 
@@ -105,8 +104,10 @@ def declared(
     listing: Listing, config_name: str | None, place: str
 ) -> tuple[dict[str, list[str]], Any] | None:
     """(split -> files, features or None) as the folder's README.md has them; None where it has none."""
-    header = _header(listing.folder / "README.md")
-    configs = [c for c in header.get("configs") or [] if isinstance(c, dict) and "config_name" in c]
+    readme = listing.folder / "README.md"
+    header = _header(readme)
+    configs = header.get("configs") if isinstance(header.get("configs"), list) else []
+    configs = [c for c in configs if isinstance(c, dict) and "config_name" in c]
     if not configs:
         return None
     names = [str(c["config_name"]) for c in configs]
@@ -117,22 +118,24 @@ def declared(
             f"{place} has the configurations {', '.join(names)}; choose one: pass the folder as "
             "--dataset_name, with --dataset_config_name"
         )
-    splits = _files_of(configs[names.index(name)], [*listing.tables, *listing.images, *listing.metadata])
+    try:
+        splits = _files_of(configs[names.index(name)], [*listing.tables, *listing.images, *listing.metadata])
+        features = _features(header, name)
+    except Exception as error:  # what `datasets` makes of entries of other types
+        raise FileError(readme, f"describes '{name}' wrongly: {innermost(error)}") from error
     if not splits:
         raise ValueError(f"{place}: the files that README.md names for '{name}' are not there")
-    return splits, _features(header, name)
+    return splits, features
 
 
 def _header(readme: Path) -> dict[str, Any]:
     """The YAML at the top of a README; empty where there is none, or none that can be read."""
     try:
-        text = readme.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        return {}
-    match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text, re.DOTALL)
-    try:
-        values = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError:
+        match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", read_text(readme), re.DOTALL)
+        values = parse_yaml(match[1], readme) if match else {}
+    except FileError as fault:
+        if readme.exists():
+            logger.warning("%s; it is passed over", fault)
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -196,9 +199,9 @@ def _read_metadata(folder: Path, path: str, place: str):
             table = pa.json.read_json(file, blocks)
         else:
             table = pa.parquet.read_table(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{place}: {path} cannot be read: {error}") from error
-    features = dict(datasets.Features.from_arrow_schema(table.schema))
+        features = dict(datasets.Features.from_arrow_schema(table.schema))
+    except Exception as error:  # whatever these readers raise for a damaged file
+        raise ValueError(f"{place}: {path} cannot be read: {innermost(error)}") from error
     names = [name for name in features if name == "file_name" or name.endswith("_file_name")]
     if not names:
         raise ValueError(

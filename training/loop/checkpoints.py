@@ -5,17 +5,19 @@ code) and `manifest.json` with its size and sha256, by which damage is recognise
 """
 
 import hashlib
-import json
 import logging
-import os
+import pickle
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from trilemma.pipelines.files.reading import check_types, read_json
+from trilemma.pipelines.files.writing import aside_of, remove, sync_to_disk, write_json, written
 from trilemma.training.devices.ranks import decided, on_all
 
 logger = logging.getLogger(__name__)
@@ -41,48 +43,68 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write a step's checkpoint, then delete all but the newest `keep`; after an OSError those are whole."""
-    target, aside = checkpoint_path(folder, step), folder / f".partial-{step:08d}"
+    target = checkpoint_path(folder, step)
+    aside = aside_of(target)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        torch.save(state, aside / STATE)
+        aside.mkdir(parents=True)
+        with written(aside / STATE) as file:
+            torch.save(state, file)
         manifest = {"step": step, "size": (aside / STATE).stat().st_size, "sha256": _sha256(aside / STATE)}
-        (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        for path in (aside / STATE, aside / MANIFEST, aside):
-            _sync(path)
-        shutil.rmtree(target, ignore_errors=True)
+        write_json(aside / MANIFEST, manifest)
+        if target.exists():
+            remove(target)
         aside.rename(target)
-        _sync(folder)
-    except (OSError, RuntimeError) as problem:
-        # torch.save reports a full disk as a RuntimeError.
+        sync_to_disk(folder)
+    except BaseException as problem:
         shutil.rmtree(aside, ignore_errors=True)
+        if not isinstance(problem, OSError | RuntimeError):  # torch.save reports a full disk as the latter
+            raise
         older = checkpoint_steps(folder)
         left = f"the checkpoint of step {older[-1]} is whole" if older else "there is no earlier one"
+        cause = problem.__context__ if isinstance(problem, RuntimeError) else problem
+        reason = getattr(cause, "strerror", None) or str(problem).partition("\n")[0]
         raise OSError(
-            f"the checkpoint of step {step} could not be written to {folder} ({problem}); {left}. "
+            f"the checkpoint of step {step} could not be written to {folder} ({reason}); {left}. "
             "Free some space, or lower --checkpoints_total_limit, and run the same command again."
         ) from problem
     for old in checkpoint_steps(folder)[:-keep]:
-        shutil.rmtree(checkpoint_path(folder, old))
+        remove(checkpoint_path(folder, old))
     return target
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state of one checkpoint, on the CPU; DamagedCheckpoint when it is not what was written."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if (path / STATE).stat().st_size != manifest["size"] or _sha256(path / STATE) != manifest["sha256"]:
-            raise DamagedCheckpoint(f"{path / STATE} does not match its {MANIFEST}")
-    except (OSError, ValueError, KeyError) as problem:
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {problem}") from problem
-    return torch.load(path / STATE, map_location="cpu", weights_only=True)
+        manifest = read_json(path / MANIFEST)
+        check_types(manifest, {"size": int, "sha256": str})
+        there = {"size": (path / STATE).stat().st_size, "sha256": _sha256(path / STATE)}
+        if there != {name: manifest.get(name) for name in there}:
+            raise ValueError(f"{path / STATE} does not match its {MANIFEST}")
+    except (OSError, ValueError) as problem:
+        raise damaged(path, problem) from problem
+    try:
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as problem:
+        raise damaged(path, f"{STATE} holds a pickle that could run code; it is not read") from problem
+    except Exception as problem:  # torch raises anything for a file that it has not written
+        raise damaged(path, f"{STATE} cannot be read: {problem}") from problem
+    if not isinstance(state, dict):
+        raise damaged(path, f"{STATE} holds no state of a run")
+    return state
 
 
-def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | None:
+def damaged(path: Path, problem: object) -> DamagedCheckpoint:
+    """The error for a checkpoint."""
+    return DamagedCheckpoint(f"checkpoint {path} is damaged: {' '.join(str(problem).split())[:500]}")
+
+
+def find_checkpoint(
+    folder: Path, name: str, unusable: Collection[Path] = ()
+) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that `--resume_from_checkpoint` names, and its state; None when there is none to resume.
 
-    name: 'latest' (the newest intact one, with a warning for each damaged one), a name, or a path.
+    name: 'latest' (the newest intact one, with a warning for each damaged one), a name, or a path. unusable:
+    those that 'latest' passes over.
     """
     if name != "latest":
         path = folder / name if (folder / name).is_dir() else Path(name)
@@ -93,6 +115,8 @@ def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | No
     steps = checkpoint_steps(folder)
     for step in reversed(steps):
         path = checkpoint_path(folder, step)
+        if path in unusable:
+            continue
         try:
             return path, load_checkpoint(path)
         except DamagedCheckpoint as damage:
@@ -104,13 +128,15 @@ def find_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, Any]] | No
     return None
 
 
-def find_same(folder: Path, name: str, accelerator: Accelerator) -> tuple[Path, dict[str, Any]] | None:
+def find_same(
+    folder: Path, name: str, accelerator: Accelerator, unusable: Collection[Path] = ()
+) -> tuple[Path, dict[str, Any]] | None:
     """`find_checkpoint`, where the main process chooses the one that all read; collective."""
     newest: tuple[Path, dict[str, Any]] | None = None
 
     def choose() -> str | None:
         nonlocal newest
-        newest = find_checkpoint(folder, name)
+        newest = find_checkpoint(folder, name, unusable)
         if newest is None:
             return None
         path = newest[0]
@@ -128,7 +154,8 @@ def set_newer_aside(folder: Path, step: int) -> None:
     for newer in (s for s in checkpoint_steps(folder) if s > step):
         path = checkpoint_path(folder, newer)
         aside = path.with_name(f"left-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            remove(aside)
         path.rename(aside)
 
 
@@ -138,17 +165,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; Windows does so for files that are open for writing."""
-    try:
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    except PermissionError:
-        if path.is_dir():
-            return  # Windows opens no folders
-        raise
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,7 @@ from trilemma.training.loop.method import SKIPPED, Method
 from trilemma.training.loop.records import Means, RunLog
 from trilemma.training.loop.resume import Checkpoints
 from trilemma.training.loop.sheets import draw, sampling_pipeline
-from trilemma.training.loop.stop import INTERRUPTED, StopSignal
+from trilemma.training.loop.stop import Stopped, StopSignal
 from trilemma.training.options.groups import Config
 
 VALIDATION_SEED = 20201216
@@ -59,10 +59,12 @@ class Hooks:
     """What is done with a pipeline over the averaged weights; all are called on every rank.
 
     save: write it to the output folder during training. evaluate: score it. finish: what follows training.
+    stop: the signals that abandon all of these, and the training.
     """
 
     save: Callable[[DiffusionPipeline], None]
     finish: Callable[[DiffusionPipeline], None]
+    stop: StopSignal
     evaluate: Evaluate | None = None
 
 
@@ -77,20 +79,21 @@ def train(
 ) -> None:
     """Train to `total_steps` optimizer steps, from the newest checkpoint if there is one.
 
-    SystemExit(INTERRUPTED) after a signal, FloatingPointError on a loss that is not finite, OSError when a
-    checkpoint cannot be written.
+    SystemExit after a signal, with its exit code and a line that says where to go on; FloatingPointError on a
+    loss that is not finite, OSError when a checkpoint cannot be written.
     """
     loop = Loop(method, data, hooks, runlog, accelerator, config)
     loop.start(total_steps)
-    while loop.step < total_steps:
-        loop.advance()
-        interrupted = loop.stop.seen()
-        loop.report(interrupted)
-        loop.keep(interrupted)
-        if interrupted and loop.step < total_steps:
-            runlog.close()
-            raise SystemExit(INTERRUPTED)
-    loop.end()
+    try:
+        if loop.left:
+            loop.finish_step()
+        while loop.step < total_steps:
+            loop.advance()
+            loop.finish_step()
+        loop.end()
+    except Stopped as stopped:
+        accelerator.print(loop.where_to_go_on(), flush=True)
+        raise SystemExit(stopped.code) from None
 
 
 class Loop:
@@ -111,6 +114,8 @@ class Loop:
         self.images_per_step = optim.train_batch_size * self.micro_batches * accelerator.num_processes
         self.ema = EMA(method.net, ema_decay(config.ema, self.images_per_step))
         self.means, self.step = Means(accelerator.device), 0
+        self.stop = hooks.stop
+        self.kept, self.left = 0, []  # newest checkpoint; what is still to be done after this step
 
     @property
     def images_seen(self) -> int:
@@ -123,7 +128,8 @@ class Loop:
         self.checkpoints = Checkpoints(
             folder.checkpoints, self.method, self.ema, self.accelerator, self.config, data.fingerprint
         )
-        self.step, seconds = self.checkpoints.resume()
+        self.step, seconds, self.left = self.checkpoints.resume()
+        self.kept = self.step
         if self.step > total_steps:
             raise ValueError(
                 f"{folder.path} is already at step {self.step}, past the requested {total_steps}"
@@ -131,8 +137,7 @@ class Loop:
         # A number of steps that the sampler does not have is an error now, not at the first sheet.
         sheet = self.config.sheet
         sampling_pipeline(self.method, sheet).steps(sheet.ddpm_num_inference_steps)
-        self.runlog.start(self.step, total_steps, seconds)
-        self.stop = StopSignal(self.accelerator)
+        self.runlog.start(self.step, total_steps, seconds, self.left)
         evaluates, validates = self.hooks.evaluate is not None, data.held_out is not None
         self.due = Calendar(self.config, data.steps_per_epoch, total_steps, evaluates, validates)
         self.batches = data.stream(self.step * self.micro_batches)
@@ -148,32 +153,59 @@ class Loop:
             self.means.add(logs, self.step)
         self.ema.update(self.step, logs.get(SKIPPED))
         self.runlog.tick()
+        self.left = self.due.tasks(self.step)
 
-    def report(self, interrupted: bool) -> None:
-        """Log, validate, draw, evaluate and save, as far as this step is due for it."""
-        if self.due.log(self.step) or interrupted:
+    def finish_step(self) -> None:
+        """Log, validate, draw, evaluate, save and keep a checkpoint, as far as this step is due for it.
+
+        Stopped, on every rank, after a signal, with a checkpoint that says what is left to do.
+        """
+        tasks = {
+            "validate": self._validate,
+            "sample": self._sample,
+            "evaluate": self._evaluate,
+            "save": self._save,
+        }
+        if self.due.log(self.step) and self.means.sums:
             self._write_means()
-        with saying_what_to_lower(FORWARD_REMEDY):
-            self._score()
-        if self.due.save(self.step):
-            self.means.check(self.accelerator)
-            with published(self.method, self.ema) as pipeline:
-                self.hooks.save(pipeline)
+        try:
+            self.stop.check()
+            while self.left:
+                with saying_what_to_lower(FORWARD_REMEDY):
+                    tasks[self.left[0]]()
+                del self.left[0]
+        except Stopped:
+            if self.means.sums:
+                self._write_means()
+            if self.kept < self.step:
+                self._keep()
+            self.runlog.close()
+            raise
+        if self.kept == self.step:
+            self.checkpoints.finished(self.step)
+        elif self.due.checkpoint(self.step):
+            self._keep()
 
-    def _score(self) -> None:
-        """Validate, draw and evaluate, as far as this step is due for it."""
-        step, method, due = self.step, self.method, self.due
-        if due.validate(step):
-            with published(method, self.ema):
-                self.runlog.write(validate(method, self.data.held_out, self.accelerator), step)
-        if due.sample(step):
-            with published(method, self.ema):
-                images = draw(method, self.accelerator, self.config)
-            self.runlog.images("samples", images, step, self.data.points)
-        if due.evaluate(step):
-            with published(method, self.ema) as pipeline:
-                sampled = sampling_pipeline(method, self.config.sheet)
-                self.runlog.write(self.hooks.evaluate(pipeline, sampled, step, self.images_seen), step)
+    def _validate(self) -> None:
+        with published(self.method, self.ema):
+            values = validate(self.method, self.data.held_out, self.accelerator, self.stop)
+        self.runlog.write(values, self.step)
+
+    def _sample(self) -> None:
+        with published(self.method, self.ema):
+            images = draw(self.method, self.accelerator, self.config, self.stop)
+        self.runlog.images("samples", images, self.step, self.data.points)
+
+    def _evaluate(self) -> None:
+        with published(self.method, self.ema) as pipeline:
+            sampled = sampling_pipeline(self.method, self.config.sheet)
+            values = self.hooks.evaluate(pipeline, sampled, self.step, self.images_seen)
+        self.runlog.write(values, self.step)
+
+    def _save(self) -> None:
+        self.means.check(self.accelerator)
+        with published(self.method, self.ema) as pipeline:
+            self.hooks.save(pipeline)
 
     def _write_means(self) -> None:
         self.means.check(self.accelerator)
@@ -187,14 +219,20 @@ class Loop:
             values["skipped_steps"] = skipped
         self.runlog.write(values, self.step, show=("loss", "images_per_second", "learning_rate"))
 
-    def keep(self, interrupted: bool) -> None:
-        """Write a checkpoint, if one is due and the run shows no sign of failure."""
-        if (self.due.checkpoint(self.step) or interrupted) and self.method.healthy():
+    def _keep(self) -> None:
+        """Write a checkpoint, if the run shows no sign of failure."""
+        if self.method.healthy():
             self.means.check(self.accelerator)  # never keep weights that a bad loss has touched
-            self.checkpoints.save(self.step, self.runlog.seconds)
+            self.checkpoints.save(self.step, self.runlog.seconds, self.left)
+            self.kept = self.step
             self.runlog.write_run(self.step, self.images_seen)
-        elif interrupted:
-            self.accelerator.print(f"No checkpoint of step {self.step}: the run shows a sign of failure.")
+
+    def where_to_go_on(self) -> str:
+        """What to tell the user after a signal."""
+        if self.kept == self.step:
+            return f"Checkpoint at step {self.step}; run the same command again."
+        last = f"the last one is of step {self.kept}" if self.kept else "there is none before it"
+        return f"No checkpoint of step {self.step}, since the run shows a sign of failure; {last}."
 
     def end(self) -> None:
         """Close the records and hand over the finished pipeline."""
@@ -226,21 +264,29 @@ class Calendar:
         sample = log.sample_steps or (log.save_images_epochs or 0) * steps_per_epoch
         self.total = total
         self.log = self._every(log.logging_steps, last=True)
-        self.validate = self._every(log.validation_steps if validates else 0, last=validates)
-        self.sample = self._every(sample)
-        self.evaluate = self._every(config.evaluation.eval_steps if evaluates else 0, last=evaluates)
-        self.save = self._every((log.save_model_epochs or 0) * steps_per_epoch)
+        self.periods = {
+            "validate": self._every(log.validation_steps if validates else 0, last=validates),
+            "sample": self._every(sample),
+            "evaluate": self._every(config.evaluation.eval_steps if evaluates else 0, last=evaluates),
+            "save": self._every((log.save_model_epochs or 0) * steps_per_epoch),
+        }
         self.checkpoint = self._every(run.checkpointing_steps, last=True)
+
+    def tasks(self, step: int) -> list[str]:
+        """What is done after this step, in this order."""
+        return [task for task, due in self.periods.items() if due(step)]
 
     def _every(self, period: int | None, last: bool = False) -> Callable[[int], bool]:
         return lambda step: (bool(period) and step % period == 0) or (last and step == self.total)
 
 
-def validate(method: Method, held_out: Images, accelerator: Accelerator) -> dict[str, float]:
+def validate(
+    method: Method, held_out: Images, accelerator: Accelerator, stop: StopSignal
+) -> dict[str, float]:
     """Held-out means on a fixed set of (t, noise): batch i has the same seed on any number of ranks."""
     means = Means(accelerator.device)
     starts = range(0, len(held_out), VALIDATION_BATCH)
-    for i in range(accelerator.process_index, len(starts), accelerator.num_processes):
+    for i in stop.each(range(accelerator.process_index, len(starts), accelerator.num_processes)):
         images, labels = held_out.__getitems__(
             range(starts[i], min(starts[i] + VALIDATION_BATCH, len(held_out)))
         )

@@ -4,7 +4,11 @@ Means are kept as sums on the device, so that nothing waits for the GPU between 
 """
 
 import json
+import logging
+import threading
 import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +17,25 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from trilemma.pipelines.files.reading import fits
+from trilemma.pipelines.files.writing import (
+    append_lines,
+    keep_lines,
+    naming,
+    write_json,
+    write_text,
+)
 from trilemma.pipelines.shared import exact_device
+from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.images.points import picture
 from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import SKIPPED, Logs
 from trilemma.training.options.flags import flatten, public, to_yaml
 from trilemma.training.options.groups import Config
 from trilemma.training.options.text import as_text
-from trilemma.training.output_folder import OutputFolder, keep_lines, write_json, write_text
+from trilemma.training.output_folder import OutputFolder
+
+logger = logging.getLogger(__name__)
 
 IMAGE_OPTIONS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """accelerate's trackers that show images, and the arguments of their log_images."""
@@ -76,34 +91,61 @@ class Means:
         return {name: total / count for name, (total, count) in sorted(everywhere.items()) if count}
 
 
+def came_before(line: Mapping[str, Any], step: int, left: Collection[str]) -> bool:
+    """Whether a line of scalars or results is older than a checkpoint of `step`, with `left` still to do."""
+    of_line = line.get("step")
+    if not fits(of_line, float):  # of no step, or damaged
+        return True
+    if of_line != step or "images_per_second" in line:  # the means of training, written first
+        return of_line <= step
+    validation = any(name.startswith("validation_") for name in line)
+    return ("validate" if validation else "evaluate") not in left
+
+
 class RunLog:
     """Progress and records of one run. Collective where it says so; only the main process writes."""
 
     def __init__(self, accelerator: Accelerator, folder: OutputFolder, config: Config, family: str):
         self.accelerator, self.folder, self.config = accelerator, folder, config
         self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
-        self.family = family
+        self.family, self.logs = family, folder.path / config.log.logging_dir
 
-    def start(self, step: int, total: int, seconds: float) -> None:
-        """Begin, or go on, at `step` of `total` after `seconds` of earlier training."""
-        main = self.accelerator.is_main_process
-        if main:
-            write_text(self.folder.config, to_yaml(self.config))
-            self.scalars = self.folder.scalars
+    def start(self, step: int, total: int, seconds: float, left: Collection[str] = ()) -> None:
+        """Begin, or go on, at `step` of `total` after `seconds` of earlier training; left: what is done again
+        after this step.
+        """
+        decided(self.accelerator, lambda: self._begin_files(step, left))
         # Logs are published with the model; and TensorBoard takes plain values only.
         values = public(flatten(self.config))
         plain = {
             k: v if isinstance(v, (int, float, bool)) else as_text(str(v), "replace")
             for k, v in values.items()
         }
-        self.accelerator.init_trackers(self.folder.path.name, config=plain)
+        # TensorBoard hides what an earlier run logged after the checkpoint.
+        purge = {"tensorboard": {"purge_step": step + 1}}
+        threading.excepthook = _report
+        init = self.accelerator.init_trackers
+        with naming(self.logs):
+            on_all(self.accelerator, lambda: init(self.folder.path.name, config=plain, init_kwargs=purge))
         self.before, self.began, self.window = seconds, time.perf_counter(), (step, time.perf_counter())
+        main = self.accelerator.is_main_process
         self.bar = tqdm(total=total, initial=step, disable=not main, unit="step", smoothing=0.05)
-        if main:
-            self.scalars.parent.mkdir(parents=True, exist_ok=True)
-            # What came after the checkpoint was of weights that are gone.
-            for path in (self.scalars, self.folder.results):
-                keep_lines(path, lambda line: (line.get("step") or 0) <= step)
+
+    def _begin_files(self, step: int, left: Collection[str]) -> None:
+        """Write config.yaml; drop lines that are of weights that are gone, or of what is done again."""
+
+        def is_before(line: dict[str, Any]) -> bool:
+            return came_before(line, step, left)
+
+        write_text(self.folder.config, to_yaml(self.config))
+        self.scalars, results = self.folder.scalars, self.folder.results
+        keep_lines(self.scalars, is_before)
+        aside = results.with_name("results.dropped.jsonl")
+        if count := keep_lines(results, is_before, aside):
+            logger.warning(
+                "%d lines of %s are damaged or of steps after %d, where this run goes on; moved to %s",
+                count, results.name, step, aside,
+            )  # fmt: skip
 
     @property
     def seconds(self) -> float:
@@ -121,12 +163,13 @@ class RunLog:
         return (step - last) * images_per_step / max(now - then, 1e-9)
 
     def write(self, values: dict[str, float], step: int, show: tuple[str, ...] = ()) -> None:
-        """Send numbers to the trackers and the scalars file; `show` names those for the progress bar."""
-        self.accelerator.log(values, step=step)
-        if not self.accelerator.is_main_process:
-            return
-        with open(self.scalars, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n")
+        """Send numbers to the scalars file and the trackers; `show` names those for the progress bar.
+
+        Collective.
+        """
+        line = json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n"
+        decided(self.accelerator, lambda: append_lines(self.scalars, line, sync=False))
+        self._track(lambda: self.accelerator.log(values, step=step))
         self.bar.set_postfix({n: f"{values[n]:.3g}" for n in show if n in values})
 
     def images(self, name: str, images: Tensor, step: int, points: bool = False) -> None:
@@ -136,17 +179,30 @@ class RunLog:
         pictures = np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
         for tracker in self.accelerator.trackers:
             if tracker.name in IMAGE_OPTIONS:
-                tracker.log_images({name: pictures}, step=step, **IMAGE_OPTIONS[tracker.name])
+                options = IMAGE_OPTIONS[tracker.name]
+                self._track(lambda: tracker.log_images({name: pictures}, step=step, **options))  # noqa: B023
 
     def write_run(self, step: int, images_seen: int) -> None:
-        """Bring run.json up to date."""
-        if self.accelerator.is_main_process:
-            state = {"steps": step, "images_seen": images_seen, "seconds": round(self.seconds, 1)}
-            rate = {"images_per_second": round(images_seen / max(self.seconds, 1e-9), 1)}
-            write_json(self.folder.run, {"family": self.family, **state, **rate, **self.facts})
+        """Bring run.json up to date; collective."""
+        state = {"steps": step, "images_seen": images_seen, "seconds": round(self.seconds, 1)}
+        rate = {"images_per_second": round(images_seen / max(self.seconds, 1e-9), 1)}
+        facts = {"family": self.family, **state, **rate, **self.facts}
+        decided(self.accelerator, lambda: write_json(self.folder.run, facts))
 
     def close(self) -> None:
-        """Flush the trackers."""
+        """Flush the trackers; collective."""
         self.bar.close()
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            self._track(tracker.finish)
+
+    def _track(self, call: Callable[[], None]) -> None:
+        """Call a tracker; what the main process cannot write is an error on all that names the logs."""
+        with naming(self.logs):
+            on_all(self.accelerator, call)
+
+
+def _report(problem: threading.ExceptHookArgs) -> None:
+    """Print an error of a thread; not that of TensorBoard's on a full disk, which its next call raises."""
+    of_tensorboard = type(problem.thread).__module__.startswith("tensorboard.")
+    if not (of_tensorboard and isinstance(problem.exc_value, OSError)):
+        threading.__excepthook__(problem)

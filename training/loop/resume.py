@@ -5,7 +5,8 @@ same, and a checkpoint holds the configuration of its network.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from trilemma.pipelines.files.reading import check_types
 from trilemma.training.devices.ranks import decided
-from trilemma.training.loop.checkpoints import find_same, save_checkpoint, set_newer_aside
+from trilemma.training.loop.checkpoints import (
+    checkpoint_path,
+    damaged,
+    find_same,
+    save_checkpoint,
+    set_newer_aside,
+)
 from trilemma.training.loop.ema import EMA
 from trilemma.training.loop.learning_rate import SHAPES
 from trilemma.training.loop.method import Method
@@ -23,9 +31,19 @@ from trilemma.training.networks.build import load_network_config
 from trilemma.training.options.flags import flags_of, flatten
 from trilemma.training.options.groups import Config
 
+logger = logging.getLogger(__name__)
+
 DATA_PLACES = {"dataset_name", "dataset_config_name", "dataset_revision", "train_data_dir"}
 """Flags that say where the training images are; their fingerprint is compared in place of these."""
 NETWORK = "model_config_name_or_path"
+FINISHED = "finished"
+"""An empty file in the folder of a checkpoint: what was left to do after its step is done."""
+
+ENTRIES = {
+    "step": int, "seconds": float, "config": dict, "network": dict, "num_processes": int, "precision": str,
+    "fingerprint": str, "method": dict, "ema": list, "rng": list,
+}  # fmt: skip
+"""What a state holds; that of version 0.1 has no network."""
 
 
 class Checkpoints:
@@ -44,12 +62,42 @@ class Checkpoints:
         self.accelerator, self.config, self.fingerprint = accelerator, config, fingerprint
         self.network = configuration(method.net)
 
-    def resume(self) -> tuple[int, float]:
-        """Restore the checkpoint that the flags name; its step and seconds, or 0, 0 without one."""
-        newest = find_same(self.folder, self.config.run.resume_from_checkpoint, self.accelerator)
-        if newest is None:
-            return 0, 0.0
-        path, state = newest
+    def resume(self) -> tuple[int, float, list[str]]:
+        """Restore the checkpoint that the flags name: its step, seconds, and what was left to do after that
+        step; 0, 0 and nothing without one.
+
+        With 'latest', one that cannot be restored leads to the one before it.
+        """
+        name, unusable = self.config.run.resume_from_checkpoint, []
+        while newest := find_same(self.folder, name, self.accelerator, unusable):
+            path, state = newest
+            fault = self._attempt(lambda: check_entries(state, path))  # noqa: B023 (called at once)
+            if fault is None:
+                self._refuse_other_settings(path, state)
+                fault = self._attempt(lambda: self._restore(state))  # noqa: B023
+            if fault is None:
+                decided(self.accelerator, lambda: set_newer_aside(self.folder, state["step"]))  # noqa: B023
+                self.accelerator.print(f"Resuming from {path} at step {state['step']}.")
+                done = decided(self.accelerator, (path / FINISHED).exists)
+                return state["step"], state["seconds"], [] if done else list(state.get("left", []))
+            problem = damaged(path, fault)
+            if name != "latest":
+                raise problem
+            logger.warning("%s; trying the one before it", problem)
+            unusable.append(path)
+        return 0, 0.0, []
+
+    def _attempt(self, work: Callable[[], None]) -> str | None:
+        """None, or what went wrong on the first process where it did, the same on all; collective."""
+        fault = None
+        try:
+            work()
+        except Exception as problem:  # what a state with other entries makes of torch and of our code
+            fault = f"{type(problem).__name__} {problem}"
+        return next((one for one in gather_object([fault]) if one is not None), None)
+
+    def _refuse_other_settings(self, path: Path, state: dict[str, Any]) -> None:
+        """ValueError that names every flag and whatever else would change the result."""
         changed = changed_flags(state["config"], self.config)
         if "network" in state:
             changed += changed_network(state["network"], self.network)
@@ -69,15 +117,21 @@ class Checkpoints:
                 + ". Use the old settings, or another --output_dir (with --init_from to start from the "
                 "weights of a finished model), or --overwrite_output_dir to start over."
             )
-        decided(self.accelerator, lambda: set_newer_aside(self.folder, state["step"]))
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
         self.ema.load_state_dict(state["ema"])
         set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
-        self.accelerator.print(f"Resuming from {path} at step {state['step']}.")
-        return state["step"], state["seconds"]
 
-    def save(self, step: int, seconds: float) -> None:
-        """Write the checkpoint of a step; every rank takes part, for its random state."""
+    def finished(self, step: int) -> None:
+        """Note beside the checkpoint of a step that what was left to do after it is done."""
+        if self.accelerator.is_main_process:
+            (checkpoint_path(self.folder, step) / FINISHED).touch()
+
+    def save(self, step: int, seconds: float, left: list[str]) -> None:
+        """Write the checkpoint of a step, and what is left to do after it; every rank takes part, for its
+        random state.
+        """
         rng = gather_object([rng_state(self.accelerator.device)])
 
         def write() -> None:
@@ -92,10 +146,20 @@ class Checkpoints:
                 "method": self.method.state_dict(),
                 "ema": self.ema.state_dict(),
                 "rng": rng,
+                "left": list(left),
             }
             save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
 
         decided(self.accelerator, write)
+
+
+def check_entries(state: dict[str, Any], path: Path) -> None:
+    """ValueError unless a state has the entries of a run, and is of the step that its folder is named for."""
+    if missing := ENTRIES.keys() - {"network"} - state.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    check_types(state, ENTRIES)
+    if path.name.startswith("step-") and path.name != checkpoint_path(path.parent, state["step"]).name:
+        raise ValueError(f"it is of step {state['step']}")
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from trilemma.training.loop.method import Method
+from trilemma.training.loop.stop import StopSignal
 from trilemma.training.options.groups import Config, SheetConfig
-from trilemma.training.sampling import every_class, sample_everywhere
+from trilemma.training.sampling import Share, every_class, gather_in_order, sample
 
 MOST_AT_ONCE = 64
 """Images in one forward pass, unless --eval_forward_batch or the batches of training are smaller."""
@@ -19,15 +20,21 @@ def sampling_pipeline(method: Method, sheet: SheetConfig) -> DiffusionPipeline:
     return pipeline
 
 
-def draw(method: Method, accelerator: Accelerator, config: Config) -> Tensor:
-    """One sheet of images from fixed seeds, every rank its share: uint8 (N, C, H, W), on every rank."""
+def draw(method: Method, accelerator: Accelerator, config: Config, stop: StopSignal) -> Tensor:
+    """One sheet of images from fixed seeds, every rank its share: uint8 (N, C, H, W), on every rank.
+
+    Stopped, on every rank, if any receives a signal.
+    """
     sheet = config.sheet
     pipeline = sampling_pipeline(method, sheet)
-    return sample_everywhere(
-        pipeline,
-        range(sheet.eval_batch_size),
-        accelerator,
-        batch_size=min(MOST_AT_ONCE, config.optim.forward_batch),
-        num_inference_steps=pipeline.steps(sheet.ddpm_num_inference_steps),
-        class_labels=every_class(method.num_classes, sheet.eval_batch_size),
+    share = stop.attempt(
+        lambda: sample(
+            pipeline,
+            range(sheet.eval_batch_size),
+            batch_size=min(MOST_AT_ONCE, config.optim.forward_batch),
+            num_inference_steps=pipeline.steps(sheet.ddpm_num_inference_steps),
+            class_labels=every_class(method.num_classes, sheet.eval_batch_size),
+            share=Share.of(accelerator),
+        )
     )
+    return gather_in_order(share)

@@ -1,36 +1,146 @@
-"""SIGTERM and SIGUSR1: the notice that a scheduler gives before it ends a job."""
+"""Signals that end a program: a scheduler's notice (SIGTERM, SIGUSR1) and Ctrl-C (SIGINT). Needs no torch.
 
+Where there is nothing to keep they end it at once, with one line (`ending_quietly`). While a model trains
+they are noted, and all processes stop together where the run can be taken up again (`StopSignal`).
+"""
+
+import os
 import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
-import torch
-import torch.distributed
-from accelerate import Accelerator
+T = TypeVar("T")
 
 INTERRUPTED = 75
-"""Exit code after SIGTERM or SIGUSR1: a checkpoint was written, unless the run shows a sign of failure; run
-the same command again (EX_TEMPFAIL, which not every system has in `os`)."""
+"""Exit code after SIGTERM or SIGUSR1: run the same command again (EX_TEMPFAIL, which not every system has in
+`os`). A training has written a checkpoint, unless it shows a sign of failure."""
 
-NOTICES = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+CTRL_C = 130
+"""Exit code after SIGINT, as shells write it; otherwise the same."""
+
+NOTICES = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 """Windows has no SIGUSR1."""
+
+END = object()
+
+
+class Stopped(BaseException):
+    """A signal ended the work; the program shall end with this exit code."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
+
+
+class Notice:
+    """The exit code of what was received, 0 without any; at_once: whether a signal raises Stopped."""
+
+    def __init__(self, at_once: bool = False):
+        self.code, self.at_once = 0, at_once
+
+    def receive(self, number: int, frame=None) -> None:
+        """Note a signal. After a Ctrl-C the next one ends the process, whatever it does."""
+        self.code = max(self.code, CTRL_C if number == signal.SIGINT else INTERRUPTED)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        if self.at_once:
+            raise Stopped(self.code)
+
+    @contextmanager
+    def listening(self, numbers: Iterable[int]) -> Iterator[None]:
+        """Receive these signals inside the block."""
+        before = {number: signal.signal(number, self.receive) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                if signal.getsignal(number) == self.receive:  # not after a Ctrl-C
+                    signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def ending_quietly(numbers: Iterable[int] = (signal.SIGINT,)) -> Iterator[None]:
+    """These signals end the program inside the block: one line, no traceback, the exit code of the signal."""
+    if int(os.environ.get("RANK", 0)):
+        # The main process speaks for all. This one may be waiting for it, where a handler would not run.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        yield
+        return
+    try:
+        with Notice(at_once=True).listening(numbers):
+            yield
+    except Stopped as stopped:
+        print("Interrupted.", file=sys.stderr, flush=True)
+        raise SystemExit(stopped.code) from None
+
+
+def of_one_process(*numbers: int) -> list[int]:
+    """`agree` of a program that runs alone."""
+    return list(numbers)
 
 
 class StopSignal:
-    """SIGTERM or SIGUSR1, noticed on any rank and agreed on by all at the same step."""
+    """The signals that any process receives inside the `with` block, agreed on by all.
 
-    def __init__(self, accelerator: Accelerator):
-        received: list[int] = []
-        self.received = received
-        # A group of its own on the CPU, so that asking does not wait for the GPU.
-        alone = accelerator.num_processes == 1
-        self.group = None if alone else torch.distributed.new_group(backend="gloo")
-        for number in NOTICES:
-            # Not a method: handlers stay to the interpreter's end, and would keep the group's threads alive.
-            signal.signal(number, lambda number, frame: received.append(number))
+    agree(a, b, ...): the largest a, the largest b, ... of all processes; collective (see `ranks.agreement`).
+    """
 
-    def seen(self) -> bool:
-        """Whether any rank received a signal; collective."""
-        if self.group is None:
-            return bool(self.received)
-        flag = torch.tensor([int(bool(self.received))])
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self.group)
-        return bool(flag)
+    def __init__(self, agree: Callable[..., list[int]] = of_one_process):
+        # The handlers know the notice alone: they may outlive the group of processes that `agree` holds.
+        self.agree, self.notice = agree, Notice()
+
+    def __enter__(self) -> "StopSignal":
+        self.listening = self.notice.listening(NOTICES)
+        self.listening.__enter__()
+        return self
+
+    def __exit__(self, *problem) -> None:
+        self.listening.__exit__(*problem)
+
+    def check(self) -> None:
+        """Stopped, on every process, if any has received a signal; collective."""
+        (code,) = self.agree(self.notice.code)
+        if code:
+            raise Stopped(code)
+
+    def at_once(self, work: Callable[[], T]) -> T:
+        """`work()`; Stopped as soon as this process receives a signal, or has received one."""
+        self.notice.at_once = True
+        try:
+            if self.notice.code:
+                raise Stopped(self.notice.code)
+            return work()
+        finally:
+            self.notice.at_once = False
+
+    def attempt(self, work: Callable[[], T]) -> T:
+        """`work()` on every process; Stopped on all if any receives a signal, which ends its work at once.
+
+        Collective, and `work` must not be.
+        """
+        result = None
+        with suppress(Stopped):
+            result = self.at_once(work)
+        self.check()
+        return result
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """The items of this process; Stopped on all between two of them if any receives a signal.
+
+        Collective, and making an item must not be. Processes may have different numbers of items. A process
+        that receives a signal while it makes one does not finish it.
+        """
+        iterator, item = iter(items), None
+        while True:
+            if item is not END:
+                with suppress(Stopped):
+                    item = self.at_once(lambda: next(iterator, END))
+            code, more = self.agree(self.notice.code, int(item is not END))
+            if code:
+                raise Stopped(code)
+            if not more:
+                return
+            if item is not END:
+                yield item

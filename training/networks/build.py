@@ -5,7 +5,6 @@ Each is called as `net(x_t, t, class_labels).sample` with x_t (B, C, H, W) and t
 
 import difflib
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from trilemma.pipelines.files.reading import FileError, read_json
 from trilemma.pipelines.networks.plain_unet import NoShortcut, PlainUNet2DModel
 from trilemma.pipelines.networks.vdm_model import PointMLP
 from trilemma.training.images.image_set import Images
@@ -158,12 +158,9 @@ def _check_resolution(resolution: int, levels: int) -> None:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as problem:
-        raise ValueError(f"--model_config_name_or_path: {file} is not JSON: {problem}") from problem
-    if not isinstance(config, dict):
-        raise ValueError(f"--model_config_name_or_path: {file} must map names to values")
-    return config
+        return read_json(file)
+    except FileError as fault:
+        raise ValueError(f"--model_config_name_or_path: {fault}") from fault
 
 
 def load_network_config(path_or_id: str) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def parse(
         preset = default
     if preset and preset not in family.presets:
         parser.error(f"--preset must be one of {names}; got {preset!r}.{nearest(preset, family.presets)}")
-    base = parser.read_file(file) if file else dict(family.presets[preset].options) if preset else {}
+    base = parser.read_file(file) if file else {}
+    if preset:
+        base = family.presets[preset].options_for(typed.get("max_train_steps"))
     for flag, replaced in INSTEAD_OF.items():
         if typed.get(flag) and replaced not in typed:
             base.pop(replaced, None)

@@ -1,0 +1,1 @@
+"""What `benchmarks/campaign.py` does to the toolkit: bad inputs, kills, full disks."""

@@ -1,0 +1,30 @@
+"""Whether the weights of a saved network are all there, and are numbers."""
+
+from pathlib import Path
+
+from torch import nn
+
+from trilemma.pipelines.files.arrays import tensor_shapes
+from trilemma.pipelines.files.reading import FileError, read_json
+
+AGAIN = "restore it from a copy, or download or save it again"
+
+
+def check_files(folder: Path) -> None:
+    """FileError that names a configuration or a file of weights of a saved pipeline which cannot be read."""
+    for path in sorted(folder.glob("*/*.json")):
+        read_json(path, remedy=AGAIN)
+    for path in sorted(folder.glob("*/*.safetensors")):
+        tensor_shapes(path, AGAIN)
+
+
+def check_weights(net: nn.Module, where: Path | str) -> None:
+    """FileError unless every weight of a loaded network was in its file, and all are finite.
+
+    where: the folder with the file. diffusers loads what is there and leaves the others without values.
+    """
+    for name, value in net.state_dict().items():
+        if value.is_meta:
+            raise FileError(where, f"lacks the weights {name}", AGAIN)
+        if not value.isfinite().all():
+            raise FileError(where, f"has weights that are not finite, such as {name}", AGAIN)
