@@ -41,7 +41,8 @@ HOSTILE = [
 ]
 RUN = {
     "steps": 60, "images_seen": 7680, "seconds": 3725.2, "images_per_second": 2.1,
-    "hardware": {"device": "cpu", "name": "A <Processor>", "processes": 1, "mixed_precision": "no"},
+    "hardware": {"device": "cpu", "name": "A <Processor>", "processes": 1, "threads": 1,
+                 "mixed_precision": "no"},
     "versions": {"python": "3.11", "torch": "2.13.0"}, "commit": "0123456789ab+",
 }  # fmt: skip
 

@@ -399,12 +399,16 @@ class Boom:
     def __reduce__(self):
         return pytest.fail, ("a pickle was executed",)
 
+    def __repr__(self):
+        return "Boom()"
+
 
 @pytest.mark.parametrize(
     "change",
     [
         *({name: None} for name in ("step", "seconds", "config", "method", "ema", "rng", "fingerprint")),
         {"step": "2"}, {"step": 7}, {"method": {}}, {"method": {"value": "x"}}, {"rng": []}, {"rng": [{}]},
+        {"left": 5}, {"left": [5]},
         {"extra": Boom()}, [], 5,
     ],
     ids=str,
@@ -413,7 +417,7 @@ def test_a_checkpoint_with_a_right_hash_and_wrong_contents_leads_to_the_one_befo
     saved = checkpoints(tmp_path)
     for step in (1, 2):
         saved.method.value = step
-        saved.save(step, 0.5)
+        saved.save(step, 0.5, [])
     state = torch.load(checkpoint_path(tmp_path, 2) / "state.pt", weights_only=True)
     if isinstance(change, dict):
         state |= change
@@ -422,7 +426,7 @@ def test_a_checkpoint_with_a_right_hash_and_wrong_contents_leads_to_the_one_befo
         state = change
     save_checkpoint(tmp_path, 2, state, 5)
     resumed = checkpoints(tmp_path)
-    assert resumed.resume() == (1, 0.5)
+    assert resumed.resume() == (1, 0.5, [])
     assert resumed.method.value == 1
     assert "step-00000002 is damaged" in caplog.text
     assert "trying the one before it" in caplog.text

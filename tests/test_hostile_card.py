@@ -51,7 +51,7 @@ def write_hostile(folder, draw):  # noqa: F811
         config[name] = draw()
     config["classes"] = [draw(), draw()]
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    hardware = {**RUN["hardware"], "name": draw(), "mixed_precision": draw(), "processes": draw()}
+    hardware = {**RUN["hardware"], "name": draw(), "mixed_precision": draw()}
     run = {**RUN, "hardware": hardware, "versions": {draw(): draw()}, "commit": draw()}
     (folder / "run.json").write_text(json.dumps({**run, "family": "class_conditional"}))
     names = {str(k): draw() for k in range(4)}

@@ -42,8 +42,9 @@ FINISHED = "finished"
 ENTRIES = {
     "step": int, "seconds": float, "config": dict, "network": dict, "num_processes": int, "precision": str,
     "fingerprint": str, "method": dict, "ema": list, "rng": list,
+    "left": tuple[str, ...],
 }  # fmt: skip
-"""What a state holds; that of version 0.1 has no network."""
+"""What a state holds; that of an earlier version has no network, or nothing that was left to do."""
 
 
 class Checkpoints:
@@ -155,7 +156,7 @@ class Checkpoints:
 
 def check_entries(state: dict[str, Any], path: Path) -> None:
     """ValueError unless a state has the entries of a run, and is of the step that its folder is named for."""
-    if missing := ENTRIES.keys() - {"network"} - state.keys():
+    if missing := ENTRIES.keys() - {"network", "left"} - state.keys():
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     check_types(state, ENTRIES)
     if path.name.startswith("step-") and path.name != checkpoint_path(path.parent, state["step"]).name:
