@@ -413,7 +413,7 @@ def test_a_checkpoint_with_a_right_hash_and_wrong_contents_leads_to_the_one_befo
     saved = checkpoints(tmp_path)
     for step in (1, 2):
         saved.method.value = step
-        saved.save(step, 0.5)
+        saved.save(step, 0.5, [])
     state = torch.load(checkpoint_path(tmp_path, 2) / "state.pt", weights_only=True)
     if isinstance(change, dict):
         state |= change
@@ -422,7 +422,7 @@ def test_a_checkpoint_with_a_right_hash_and_wrong_contents_leads_to_the_one_befo
         state = change
     save_checkpoint(tmp_path, 2, state, 5)
     resumed = checkpoints(tmp_path)
-    assert resumed.resume() == (1, 0.5)
+    assert resumed.resume() == (1, 0.5, [])
     assert resumed.method.value == 1
     assert "step-00000002 is damaged" in caplog.text
     assert "trying the one before it" in caplog.text
@@ -431,7 +431,7 @@ def test_a_checkpoint_with_a_right_hash_and_wrong_contents_leads_to_the_one_befo
 def test_without_another_checkpoint_damage_is_an_error_with_a_way_out(tmp_path):
     saved = checkpoints(tmp_path)
     saved.method.value = "x"
-    saved.save(1, 0.5)
+    saved.save(1, 0.5, [])
     with pytest.raises(ValueError, match="--overwrite_output_dir"):
         checkpoints(tmp_path).resume()
 

@@ -22,12 +22,14 @@ from trilemma.training.options.text import as_path
 
 INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
 HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}
+NAMED = ("name", "processes")
 RUN = {"steps": int, "images_seen": int, "seconds": float, "images_per_second": float}
 RUN_MORE = {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
 CONFIG = get_type_hints(DataConfig) | {"seed": int, "logging_dir": str, "lr_warmup_steps": int | None}
-CONFIG |= {"hub_model_id": str | None}
-"""Types of the entries that are read: of model_index.json; of run.json, where those of RUN and HARDWARE are
-always; and of config.yaml, whose other flags only the card repeats."""
+CONFIG |= {"hub_model_id": str | None, "max_train_steps": int | None, "num_epochs": int | None}
+CONFIG |= {"init_from": str | None, "model_config_name_or_path": str | None}
+"""Types of the entries that are read: of model_index.json; of run.json, where those of RUN, and NAMED of the
+hardware, are always; and of config.yaml, whose other flags only the card repeats."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class OutputFolder:
         if not self.run.exists():
             return {}
         values = _checked(self.run, read_json(self.run), RUN | RUN_MORE, required=RUN)
-        _checked(self.run, values.get("hardware", {}), HARDWARE, required=values.get("hardware") and HARDWARE)
+        _checked(self.run, values.get("hardware", {}), HARDWARE, required=NAMED if "hardware" in values else ())
         return values
 
     def read_index(self) -> dict[str, Any]:

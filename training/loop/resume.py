@@ -41,9 +41,9 @@ FINISHED = "finished"
 
 ENTRIES = {
     "step": int, "seconds": float, "config": dict, "network": dict, "num_processes": int, "precision": str,
-    "fingerprint": str, "method": dict, "ema": list, "rng": list,
+    "fingerprint": str, "method": dict, "ema": list, "rng": list, "left": tuple[str, ...],
 }  # fmt: skip
-"""What a state holds; that of version 0.1 has no network."""
+"""What a state holds; that of version 0.1 has no network and nothing left."""
 
 
 class Checkpoints:
@@ -155,7 +155,7 @@ class Checkpoints:
 
 def check_entries(state: dict[str, Any], path: Path) -> None:
     """ValueError unless a state has the entries of a run, and is of the step that its folder is named for."""
-    if missing := ENTRIES.keys() - {"network"} - state.keys():
+    if missing := ENTRIES.keys() - {"network", "left"} - state.keys():
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     check_types(state, ENTRIES)
     if path.name.startswith("step-") and path.name != checkpoint_path(path.parent, state["step"]).name:
