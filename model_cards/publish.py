@@ -3,8 +3,8 @@
 `python -m trilemma.model_cards.publish <folder> --hub_model_id user/model` pushes an output folder.
 
 `python -m trilemma.model_cards.publish --verify user/model` downloads a model, draws images from the same
-seeds again, scores them in the same way, and fails if a number differs from the one on the card. It runs the
-Python file that comes with the model.
+seeds again, scores them in the same way, and fails if a number differs from the one on the card. Python files
+that come with the model run only if they are this toolkit's, or with `--trust_remote_code`.
 """
 
 import argparse
@@ -34,8 +34,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch_size", type=int, default=250, help="with --verify: images per process and forward pass"
     )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="with --verify: run whatever code the model brings"
+    )
     push = vars(parser.parse_args(arguments))
-    check = {name: push.pop(name) for name in ("verify", "num_samples", "reference", "batch_size")}
+    options = ("verify", "num_samples", "reference", "batch_size", "trust_remote_code")
+    check = {name: push.pop(name) for name in options}
     if (check["verify"] is None) == (push["folder"] is None):
         parser.error("give a folder to publish, or --verify a published model")
     if check["verify"] is None and push["hub_model_id"] is None:

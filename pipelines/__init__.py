@@ -16,6 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from trilemma.pipelines.files.reading import FileError
+from trilemma.pipelines.files.saved import parts, read_configuration
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
@@ -63,13 +66,29 @@ def stock_family_of_folder(folder: Path, index: dict[str, Any]) -> str | None:
     """`stock_family` of a saved pipeline, without its weights; `index` is what its model_index.json says."""
     import diffusers  # not above: it brings torch with it
 
-    kind, scheduler = getattr(diffusers, index.get("_class_name") or "", None), None
-    if (folder / "scheduler").is_dir() and index.get("scheduler", [None])[0] == "diffusers":
-        scheduler_class = getattr(diffusers, index["scheduler"][1], None)
-        scheduler = scheduler_class and scheduler_class.from_pretrained(folder, subfolder="scheduler")
-    return None if kind is None else stock_family(kind, scheduler)
+    kind, scheduler = getattr(diffusers, index["_class_name"], None), None
+    library, name = parts(index).get("scheduler", (None, None))
+    if library == "diffusers" and (folder / "scheduler").is_dir():
+        scheduler_class = getattr(diffusers, name, None)
+        if _is_class(scheduler_class, diffusers.SchedulerMixin):
+            scheduler = _load_scheduler(scheduler_class, folder / "scheduler")
+    return stock_family(kind, scheduler) if _is_class(kind, diffusers.DiffusionPipeline) else None
+
+
+def _load_scheduler(kind: "type[SchedulerMixin]", folder: Path) -> "SchedulerMixin":
+    path = folder / "scheduler_config.json"
+    read_configuration(path)
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as problem:  # whatever a class raises for values that are none
+        raise FileError(f"{path} describes no {kind.__name__}: {problem}") from problem
+
+
+def _is_class(value: Any, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base)
 
 
 def _module(name: str | None) -> ModuleType | None:
     path = f"{__name__}.{name}"
-    return importlib.import_module(path) if name and importlib.util.find_spec(path) else None
+    known = isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(path)
+    return importlib.import_module(path) if known else None

@@ -62,6 +62,9 @@ class Repo:
         return self.commits[self.resolve(revision)]
 
 
+SILENT = -1
+
+
 @dataclass
 class Failure:
     """Requests whose "METHOD /path" matches go through `after` times; the next `times` are cut."""
@@ -69,7 +72,7 @@ class Failure:
     pattern: re.Pattern
     after: int
     times: int
-    status: int | None  # None drops the connection without an answer
+    status: int | None  # None drops the connection without an answer, SILENT keeps it open without one
 
     def strikes(self, request: str) -> bool:
         if not self.pattern.search(request) or self.times == 0:
@@ -91,7 +94,7 @@ class LoopbackHub:
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []  # "METHOD /path", in order of arrival
         self.failures: list[Failure] = []
-        self.lock = threading.Lock()
+        self.lock, self.closing = threading.Lock(), threading.Event()
         handler = type("BoundHandler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -102,6 +105,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_):
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -365,14 +369,17 @@ class _Handler(BaseHTTPRequestHandler):
             line = f"{self.command} {unquote(urlsplit(self.path).path)}"
             self.hub.requests.append(line)
             cut = next((f for f in self.hub.failures if f.strikes(line)), None)
-            if cut and cut.status is None:
-                self.close_connection = True
-                return
+            silent = cut is not None and cut.status in (None, SILENT)
             try:
                 reply = Reply({"error": "injected failure"}, cut.status) if cut else self._answer(body)
             except HubError as error:
                 headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
                 reply = Reply({"error": str(error)}, error.status, headers)
+        if silent:
+            self.close_connection = True
+            if cut.status == SILENT:
+                self.hub.closing.wait()
+            return
         content = reply.content if isinstance(reply.content, bytes) else json.dumps(reply.content).encode()
         self.send_response(reply.status)
         for key, value in ({"Content-Type": "application/json"} | reply.headers).items():

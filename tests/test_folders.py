@@ -446,12 +446,27 @@ def test_metadata_must_describe_every_image(tmp_path, load):
     (tmp_path / "p" / "metadata.csv").write_text("file_name,label\n0.png,1\n1.png,0\n./2.png,0\n9.png,1\n")
     with pytest.raises(ValueError, match=r"1 of 4 images(?s:.*)row 3 \(.*9\.png\)"):
         load(tmp_path / "p")
-    for name in ("../x.png", "/etc/x.png", "file:///x.png"):
+    for name in ("../x.png", "/etc/x.png", "file:///x.png", "a/../../x.png", r"a\..\..\x.png"):
         (tmp_path / "p" / "metadata.csv").write_text(f"file_name,label\n{name},1\n")
         with pytest.raises(ValueError, match="which is not in its folder"):
             load(tmp_path / "p")
     (tmp_path / "p" / "metadata.csv").write_text("image,label\n0.png,1\n")
     with pytest.raises(ValueError, match=r"metadata\.csv has no column file_name"):
+        load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("path", ["../x.png", r"a\..\..\x.png", "a/../../x.png"])
+def test_a_table_names_no_images_outside_its_folder(tmp_path, load, path):
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    (tmp_path / "p").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    features = datasets.Features({"image": datasets.Image()})
+    rows = {"image": [{"bytes": None, "path": path}]}
+    pa.parquet.write_table(pa.Table.from_pydict(rows, features.arrow_schema), tmp_path / "p" / "rows.parquet")
+    with pytest.raises(ValueError, match="which is not in its folder"):
         load(tmp_path / "p")
 
 

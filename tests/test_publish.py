@@ -5,16 +5,20 @@ And whether a number that is not the published model's own is found.
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import yaml
 from diffusers import DDPMScheduler
 from huggingface_hub import HfApi, constants, snapshot_download
-from loopback_hub import LoopbackHub
+from loopback_hub import SILENT, LoopbackHub
+from safetensors.numpy import save
 from test_card import as_of_wording_1, fill, network, result
 
 from trilemma.eval.evaluate import EvaluateConfig
@@ -58,16 +62,20 @@ def hub(monkeypatch, tmp_path):
 def folder(tmp_path):
     folder = tmp_path / "out"
     contents = {
-        "model_index.json": b'{"_class_name": "DDPMPipeline"}',
+        "model_index.json": b'{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}',
         "README.md": b"---\nlicense: mit\n---\n# A model\n",
         "results.jsonl": json.dumps(result(3.2, "fid").to_json()).encode() + b"\n",
         "logs/events.out.tfevents.1": b"log",
-        "unet/diffusion_pytorch_model.safetensors": bytes(1000),
+        "unet/diffusion_pytorch_model.safetensors": save({"w": np.zeros(250, np.float32)}),
         "checkpoints/step-00000001/state.safetensors": b"not for the Hub",
         "unet/__pycache__/x.pyc": b"not for the Hub",
         ".cache/x": b"not for the Hub",
         ".out-stage/unet/x": b"not for the Hub",
         "unet/.DS_Store": b"not for the Hub",
+        "unet/notes.py": b"not for the Hub",
+        "mine.txt": b"not for the Hub",
+        "state.pt": b"not for the Hub",
+        "logs/state.pkl": b"not for the Hub",
     }
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +190,139 @@ def test_a_push_that_is_cut_is_run_again(hub, folder, cut):
     assert set(hub.repos[NAME].files()) == PUBLISHED
     assert hub.repos[NAME].tags == {"v1": hub.repos[NAME].refs["main"]}
     assert len(hub.repos[NAME].log) == 2, "the initial commit and one push"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "POST /api/repos/create",
+        "GET /api/models/",
+        "POST .*/preupload/",
+        "POST .*/objects/batch",
+        "PUT /lfs/",
+        "POST .*/verify",
+        "POST .*/commit/",
+        "GET .*/refs",
+        "POST .*/tag/",
+    ],
+)
+def test_a_hub_that_does_not_answer_is_an_error(hub, folder, monkeypatch, request_):
+    """Whatever the request; and the same call goes through when it answers."""
+    monkeypatch.setattr(upload, "PATIENCE", 0.2)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    before = state(folder)
+    hub.fail_after(0, request_, times=100, status=SILENT)
+    with pytest.raises(PublishError, match="run the same command again") as failure:
+        publish(folder, NAME, private=True, tag="v1")
+    assert "Timeout" in str(failure.value)
+    assert state(folder) == before
+    hub.failures.clear()
+    publish(folder, NAME, private=True, tag="v1")
+    assert set(hub.repos[NAME].files("v1")) == PUBLISHED
+
+
+PUSH = """
+import signal, sys
+from trilemma.model_cards.hub.upload import publish
+
+class Stopped(BaseException):
+    pass
+
+def stop(number, frame):
+    raise Stopped
+
+signal.signal(signal.SIGTERM, stop)
+try:
+    publish({folder!r}, "tester/model")
+except Stopped:
+    print("stopped", flush=True)
+    sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("request_", ["PUT /lfs/", "POST .*/commit/"])
+def test_a_signal_ends_a_push_at_once(hub, folder, tmp_path, request_):
+    """Also while several files are sent to a Hub that does not answer."""
+    (folder / "logs" / "events.out.tfevents.2").write_bytes(b"another")
+    hub.fail_after(0, request_, times=100, status=SILENT)
+    environment = hub.environment(tmp_path / "hf", hub.token)
+    command = [sys.executable, "-c", PUSH.format(folder=str(folder))]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        while not any(re.search(request_, line) for line in hub.requests):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 75
+        assert process.stdout.read() == "stopped\n"
+
+
+def link(path, target):
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        path.unlink()
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", [
+    "samples.png", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "logs/notes", "LICENSE",
+])  # fmt: skip
+@pytest.mark.parametrize("target", ["../id_rsa", "/nowhere", "{root}/id_rsa", "../private"])
+def test_a_link_out_of_the_folder_is_not_followed(hub, folder, tmp_path, name, target):
+    (tmp_path / "id_rsa").write_text("a secret")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "file").write_text("a secret")
+    target = target.format(root=tmp_path)
+    link(folder / name, f"../{target}" if "/" in name and target[0] == "." else target)
+    with pytest.raises(ValueError, match="is not followed") as refused:
+        publish(folder, NAME)
+    assert str(folder / name) in str(refused.value)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["unet", "logs"])
+def test_a_linked_folder_is_refused(hub, folder, tmp_path, name):
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is not followed"):
+        publish(folder, NAME)
+    assert hub.requests == []
+
+
+def test_what_is_not_the_model_s_stays_here(hub, folder, tmp_path, caplog):
+    """A link that nothing needs is no reason to refuse, and its content is not sent."""
+    (tmp_path / "id_rsa").write_text("a secret")
+    (folder / "extra.txt").symlink_to("../id_rsa")
+    (folder / "private").symlink_to(tmp_path)
+    (folder / "LICENSE").write_text("mine")
+    (folder / "logs" / "latest").symlink_to("events.out.tfevents.1")
+    publish(folder, NAME)
+    assert set(hub.repos[NAME].files()) == PUBLISHED | {"LICENSE", "logs/latest"}
+    assert "extra.txt" in caplog.text
+    assert not any(b"secret" in content for content in hub.lfs.values())
+
+
+def test_a_linked_output_folder_is_published(hub, folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    publish(tmp_path / "link", NAME)
+    assert set(hub.repos[NAME].files()) == PUBLISHED
+
+
+@pytest.mark.parametrize("name", ["unet/weights.bin", "unet/model.PT", "unet/old/weights.ckpt"])
+def test_pickled_weights_are_refused(hub, folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"a pickle")
+    with pytest.raises(ValueError, match=r"is a pickle.*safe_serialization=True.*delete it"):
+        publish(folder, NAME)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("content", [b"", bytes(1000), b"\x80\x04}.", save({"w": np.zeros(9)})[:-1]])
+def test_weights_that_are_cut_or_something_else_are_refused(hub, folder, content):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole"):
+        publish(folder, NAME)
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("results", [
@@ -367,6 +508,28 @@ def test_another_reference_and_more_samples_than_seeds_are_refused(copy):
     write_card(copy)
     with pytest.raises(ValueError, match="--reference"):
         recheck.recheck(str(copy))
+
+
+def test_code_that_is_not_the_toolkit_s_runs_only_when_it_is_allowed(copy, capsys):
+    """Looked at before anything of the folder is loaded."""
+    file = copy / "pipeline_class_conditional.py"
+    file.write_text(file.read_text() + f"open({str(copy / 'ran')!r}, 'w')\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["--verify", str(copy)])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert str(file) in error
+    assert "--trust_remote_code" in error
+    assert not (copy / "ran").exists()
+    main(["--verify", str(copy), "--trust_remote_code"])
+    assert (copy / "ran").exists()
+
+
+def test_a_pickle_of_a_model_is_not_read_to_check_it(copy):
+    (weights,) = (copy / "unet").glob("*.safetensors")
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"\.bin is a pickle"):
+        recheck.recheck(str(copy), trust_remote_code=True)
 
 
 @pytest.mark.parametrize(("measure", "value", "interval", "all_seeds", "agrees"), [

@@ -173,7 +173,8 @@ def test_what_is_no_model_is_refused_by_the_name_of_the_option(tmp_path, load):
 def saved_net(folder, num_class_embeds):
     net = tiny_net(num_class_embeds)
     net.save_pretrained(folder / "unet")
-    (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
     return net
 
 

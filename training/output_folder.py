@@ -17,11 +17,12 @@ from trilemma.pipelines.files.reading import (
     read_json_lines,
     read_yaml,
 )
+from trilemma.pipelines.files.saved import INDEX, read_index
 from trilemma.training.options.flags import PLACES
 from trilemma.training.options.groups import DataConfig
 from trilemma.training.options.text import as_path
 
-INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
+USED_OF_INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
 HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}
 RUN = {"steps": int, "images_seen": int, "seconds": float, "images_per_second": float}
 RUN |= {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
@@ -44,7 +45,7 @@ class OutputFolder:
     @property
     def index(self) -> Path:
         """Which pipeline and components the folder holds."""
-        return self.path / "model_index.json"
+        return self.path / INDEX
 
     @property
     def config(self) -> Path:
@@ -129,9 +130,7 @@ class OutputFolder:
             raise ValueError(
                 f"{self.path} holds no pipeline ({self.index.name}): give a training's output folder"
             )
-        index = _checked(self.index, read_json(self.index), INDEX)
-        if "_class_name" not in index:
-            raise FileError(self.index, "names no pipeline: it lacks _class_name")
+        index = _checked(self.index, read_index(self.index), USED_OF_INDEX)
         names = index.get("class_names") or {}
         if names.keys() != set(map(str, range(len(names)))):
             raise FileError(self.index, 'has class_names that are not numbered "0", "1", ...')

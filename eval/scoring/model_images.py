@@ -18,6 +18,7 @@ from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.files.reading import FileError
+from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
 from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_weights
@@ -28,13 +29,12 @@ from trilemma.training.sampling import Share, draw_batches
 def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = False) -> DiffusionPipeline:
     """A pipeline of one of the families, from a folder or the Hub."""
     folder = OutputFolder(Path(path_or_id))
-    if folder.index.is_file():
-        folder.read_index()
-        check_files(folder.path)
     try:
         # A folder is the user's own; code from the Hub runs only where it was allowed.
         trusted = trust_remote_code or Path(path_or_id).is_dir()
-        pipeline = DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=trusted)
+        pipeline = _load(path_or_id, trusted)
+    except FileError:
+        raise
     except Exception as problem:  # diffusers and the model's own code raise anything for a damaged folder
         text = f"is not a pipeline folder or Hub id: {type(problem).__name__} {problem}"
         raise FileError(f"--model {path_or_id!r}", text) from problem
@@ -44,6 +44,19 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
     pipeline = as_ours(pipeline, folder.read_run().get("family"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _load(path_or_id: str, trusted: bool) -> DiffusionPipeline:
+    """Nothing is loaded before the files are looked at; no pickle is."""
+    index, options = index_path(path_or_id), {"trust_remote_code": trusted, "use_safetensors": True}
+    if not Path(path_or_id).is_dir():
+        read_index(index)
+        index = Path(DiffusionPipeline.download(path_or_id, **options)) / index.name
+    if index.is_file():
+        OutputFolder(index.parent).read_index()
+        check_loadable(index)
+        check_files(index.parent)
+    return DiffusionPipeline.from_pretrained(index.parent, **options)
 
 
 @dataclass

@@ -15,6 +15,7 @@ and no imports except what a stranger has. The families' pipelines write their c
 import ast
 import importlib
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -22,14 +23,15 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from safetensors import SafetensorError
 
+from trilemma.pipelines.files.reading import FileError, read_json
+from trilemma.pipelines.files.saved import INDEX, PICKLES, parts, read_index
 from trilemma.pipelines.files.staging import NEW, put_in_place, stage_in
 from trilemma.pipelines.files.writing import naming
 from trilemma.pipelines.shared import ship_code
-from trilemma.training.output_folder import OutputFolder, read_json
 
-INDEX = OutputFolder(Path()).index.name
+logger = logging.getLogger(__name__)
+
 IMPORTABLE = {"torch", "numpy", "PIL", "diffusers", "transformers"}  # what someone with diffusers has
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
 def save_bundle(pipeline: DiffusionPipeline, folder: str | Path) -> Path:
@@ -121,9 +123,18 @@ def _check_files(folder: Path) -> None:
 
 
 def _bundled(folder: Path) -> set[str]:
-    """What the bundle in `folder`, if any, consists of: component folders and the pipeline's file."""
+    """What the bundle in `folder`, if any, consists of: component folders and the pipeline's file.
+
+    Its index may be damaged, or come from somebody else and name what is no part of a pipeline: nothing is
+    taken for a component but a folder that has a configuration of diffusers.
+    """
     if not (folder / INDEX).exists():
         return set()
-    index = read_json(folder / INDEX)
-    lists = {name: value[0] for name, value in index.items() if isinstance(value, list)}
-    return {f"{module}.py" if name == "_class_name" else name for name, module in lists.items()}
+    try:
+        index = read_index(folder / INDEX)
+    except FileError as problem:
+        logger.warning("%s; it is replaced, and what it may have named is left where it is", problem)
+        return set()
+    kind = index["_class_name"]
+    code = {f"{kind[0]}.py"} if isinstance(kind, list) else set()
+    return code | {name for name in parts(index) if any((folder / name).glob("*config.json"))}

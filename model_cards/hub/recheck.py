@@ -28,6 +28,7 @@ from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
 from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import compare_card
+from trilemma.pipelines.files.saved import check_loadable, foreign_code
 from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.loop.machine import evaluation_accelerator
 from trilemma.training.options.flags import public_name
@@ -52,16 +53,21 @@ class Check:
 
 
 def recheck(
-    model: str, num_samples: int | None = None, reference: str | None = None, batch_size: int = 250
+    model: str,
+    num_samples: int | None = None,
+    reference: str | None = None,
+    batch_size: int = 250,
+    trust_remote_code: bool = False,
 ) -> list[Check]:
     """Check every result on the card of a Hub id or folder, over all its seeds or the first `num_samples`.
 
     `reference` is where the reference data are, if not where config.yaml says; `batch_size` is the number of
-    images that a process draws at once. ValueError if the card differs from the files of the model, or the
-    reference from the one that was used.
+    images that a process draws at once. ValueError if the card differs from the files of the model, the
+    reference from the one that was used, or, unless `trust_remote_code`, the model's code from the toolkit's.
     """
     accelerator = evaluation_accelerator()
     folder = on_all(accelerator, lambda: _folder_of(model), local_main_first=True)
+    decided(accelerator, lambda: _check_code(folder, trust_remote_code))
     lines = decided(accelerator, lambda: _lines_of(folder, model))
     draws: dict[tuple, list[ResultLine]] = {}
     for line in lines:
@@ -83,6 +89,17 @@ def _folder_of(model: str) -> Path:
     folder = OutputFolder(Path(snapshot_download(model, allow_patterns=[config])))
     logs = os.path.relpath(folder.logs, folder.path)
     return Path(snapshot_download(model, ignore_patterns=[f"{logs}/*"]))
+
+
+def _check_code(folder: Path, trusted: bool) -> None:
+    """ValueError for code that is not the toolkit's and was not allowed, and for what must not be loaded."""
+    index = check_loadable(OutputFolder(folder).index)
+    foreign = [] if trusted else foreign_code(index, folder)
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]} comes with the model and differs from what this version of Trilemma ships under "
+            "this name: read it, and allow it to run with --trust_remote_code"
+        )
 
 
 def _lines_of(folder: Path, model: str) -> list[ResultLine]:

@@ -1,24 +1,30 @@
-"""Pushing an output folder to the Hub: what is sent, what is refused.
+"""Pushing an output folder to the Hub.
 
-The bundled pipeline, the card, the results and the logs are sent; checkpoints, caches and hidden files are
-not. The folder is only read. Files that the Hub has already are not sent again, and a push without changes
-makes no commit, so an interrupted push is simply repeated.
+What is sent is in `sent.py`. The folder is only read. Files that the Hub has already are not sent again,
+and a push without changes makes no commit, so an interrupted push is simply repeated.
 """
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import get_session
 
+from trilemma.model_cards.hub.sent import WEIGHTS, sent
 from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import REMEDY, compare_card
 from trilemma.model_cards.rendering.render import render_card, words_of
 from trilemma.training.options.flags import public
 from trilemma.training.output_folder import OutputFolder
 
-IGNORED = ("*__pycache__/*", ".*", "*/.*")
-WEIGHTS = ".safetensors"
+PATIENCE = 60
+"""Seconds without any answer to a request; the client tries some requests up to six times."""
+
+T = TypeVar("T")
 
 
 class PublishError(RuntimeError):
@@ -41,19 +47,25 @@ def publish(
     `token` is by default the one of `HF_TOKEN` or `hf auth login`. `tag` names the pushed commit. A card that
     was rendered is rendered again with the model's id, and config.yaml is sent without the paths of this
     machine. Refused are: a model without a card, a model without results (unless `allow_unevaluated`), a card
-    that differs from the files, and, if `private`, a repository that exists and is public.
+    that differs from the files, a link out of the folder, and, if `private`, a repository that exists and is
+    public. A Hub that does not answer is an error, and a signal's exception ends the push at once.
     """
     folder, token = OutputFolder(Path(folder)), token or get_token()
     if create_pr and tag:
         raise ValueError("--tag names a commit of the main branch and cannot be combined with --create_pr")
+    names = sent(folder)
     _check_folder(folder, allow_unevaluated)
-    _check_token_stays_here(folder, token)
+    _check_token_stays_here(folder, names, token)
+    api = HfApi(token=token)
     try:
-        return _push(HfApi(token=token), folder, hub_model_id, private, create_pr, tag)
+        with _patience():
+            return _abandonable(
+                lambda: _push(api, folder, names, hub_model_id, private=private, create_pr=create_pr, tag=tag)
+            )
     except PublishError:
         raise
     except Exception as error:  # the client has dozens of errors for a network or a Hub that refuses
-        reason = f"{type(error).__name__}: {error}"
+        reason = _reason(error)
         raise PublishError(
             f"{hub_model_id} was not published: {reason.replace(token, '***') if token else reason}\n"
             f"{folder.path} is unchanged; run the same command again when the Hub can be reached (after a "
@@ -61,23 +73,71 @@ def publish(
         ) from error
 
 
+def _reason(error: BaseException) -> str:
+    """What an error of the client says, and what lies behind it."""
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"{said} ({_reason(error.__cause__)})" if error.__cause__ else said
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Requests end where the Hub does not answer; the client would wait for ever."""
+    session = get_session()
+    before, session.timeout = session.timeout, PATIENCE
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+def _abandonable(work: Callable[[], T]) -> T:
+    """`work()`, in a thread that nobody waits for when an exception, such as a signal's, comes meanwhile."""
+    outcome: list[T] = []
+    problem: list[BaseException] = []
+    ended = threading.Event()
+
+    def attempt() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            problem.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=attempt, daemon=True).start()
+    ended.wait()
+    if problem:
+        raise problem[0]
+    return outcome[0]
+
+
 def _push(
-    api: HfApi, folder: OutputFolder, model_id: str, private: bool, create_pr: bool, tag: str | None
+    api: HfApi,
+    folder: OutputFolder,
+    names: list[str],
+    model_id: str,
+    *,
+    private: bool,
+    create_pr: bool,
+    tag: str | None,
 ) -> str:
     address = api.create_repo(model_id, private=private, exist_ok=True)
     name = address.repo_id
-    if private and not api.repo_info(name).private:
+    if private and not api.repo_info(name, timeout=PATIENCE).private:
         raise PublishError(f"{name} exists and is public; make it private on its page or use another name")
     card = folder.card.read_text(encoding="utf-8")
     if words_of(card) is not None:
         card = render_card(folder.path, name)
-    additions = {path: folder.path / path for path in _sent(folder)} | {folder.card.name: card.encode()}
+    additions = {path: folder.path / path for path in names} | {folder.card.name: card.encode()}
     if folder.config.name in additions:
         config = yaml.safe_dump(public(folder.read_config()), sort_keys=False)
         additions[folder.config.name] = config.encode()
+    operations = [CommitOperationAdd(path, content) for path, content in additions.items()]
+    for operation in operations:  # each by itself: several at once are threads, for which a signal would wait
+        api.preupload_lfs_files(name, [operation], create_pr=create_pr)
     commit = api.create_commit(
         name,
-        [CommitOperationAdd(path, content) for path, content in additions.items()],
+        operations,
         commit_message=f"Upload {folder.path.resolve().name}",
         create_pr=create_pr,
     )
@@ -91,17 +151,8 @@ def _push(
     return commit.pr_url or str(address)
 
 
-def _sent(folder: OutputFolder) -> list[str]:
-    """Names of the files that are published."""
-    root = folder.path
-    names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
-    ignored = [f"{path.name}/*" for path in (folder.best, folder.checkpoints)]
-    return list(filter_repo_objects(names, ignore_patterns=[*ignored, *IGNORED]))
-
-
 def _check_folder(folder: OutputFolder, allow_unevaluated: bool) -> None:
     path = folder.path
-    folder.read_index()
     if not folder.card.is_file():
         raise ValueError(
             f"{path} has no {folder.card.name}; to render one: python -m trilemma.model_cards.card {path}"
@@ -115,9 +166,9 @@ def _check_folder(folder: OutputFolder, allow_unevaluated: bool) -> None:
         raise ValueError("\n".join([*differences, REMEDY.format(folder=path)]))
 
 
-def _check_token_stays_here(folder: OutputFolder, token: str | None) -> None:
+def _check_token_stays_here(folder: OutputFolder, names: list[str], token: str | None) -> None:
     """A configuration or log that recorded the token must not be published."""
-    for name in _sent(folder):
+    for name in names:
         path = folder.path / name
         if token and not name.endswith(WEIGHTS) and token.encode() in path.read_bytes():
             raise ValueError(f"{path} contains your access token; remove it from the file first")

@@ -1,15 +1,19 @@
 """The command that trains a model again, from its `config.yaml`: the nearest preset and what differs from it.
 
-Flags that cannot change the trained weights (`free=True` in the options) are left out. Of a path on the
-machine of the training only the last part is shown.
+A value that no line of a shell can hold as it is, such as two lines, is left to `--config config.yaml`. Flags
+that cannot change the trained weights (`free=True` in the options) are left out. Of a path on the machine of
+the training only the last part is shown.
 """
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from trilemma.model_cards.rendering.text import UNKNOWN, visible
 from trilemma.training import families
 from trilemma.training.options.flags import flags_of, public
+from trilemma.training.output_folder import OutputFolder
 
 
 def changed(family: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -21,21 +25,35 @@ def changed(family: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]
 def train_command(family: str, config: Mapping[str, Any], hardware: Mapping[str, Any]) -> str:
     """The command line, to be typed in a checkout; `hardware` is that of run.json."""
     preset, flags = _nearest_preset(family, config)
-    words = [f"training/train_{family}.py", *(["--preset", preset] if preset else [])]
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    precision, processes = hardware.get("mixed_precision", "no"), hardware.get("processes", 1)
+    words = [word for name, value in flags.items() for word in _words(name, value)]
+    words = [*(["--preset", preset] if preset else []), *map(visible, words)]
+    if any(UNKNOWN in word for word in words) or any(map(_is_flag_like, flags.values())):
+        words = ["--config", OutputFolder(Path()).config.name]
+    words.insert(0, f"training/train_{family}.py")
+    precision, processes = visible(str(hardware.get("mixed_precision", "no"))), hardware.get("processes", 1)
     if config.get("mixed_precision") is None and precision != "no":
         words += ["--mixed_precision", precision]
-    if processes == 1:
+    processes = visible(str(processes))
+    if processes == "1":
         return shlex.join(["accelerate", "launch", *words])
     if hardware.get("device") == "cpu":  # where accelerate launch would run one process only
-        torchrun = ["torchrun", "--standalone", "--nproc_per_node", str(processes)]
+        torchrun = ["torchrun", "--standalone", "--nproc_per_node", processes]
         return "ACCELERATE_USE_CPU=true " + shlex.join([*torchrun, *words])
-    return shlex.join(["accelerate", "launch", "--num_processes", str(processes), *words])
+    return shlex.join(["accelerate", "launch", "--num_processes", processes, *words])
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A flag on the command line."""
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, str) and value.startswith("-"):  # it would be taken for a flag of its own
+        return [f"--{name}={value}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def _is_flag_like(values: Any) -> bool:
+    """Whether a list has a value that would be taken for a flag."""
+    return isinstance(values, list) and any(str(value).startswith("-") for value in values)
 
 
 def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -44,4 +44,4 @@ def read_contents(path: str | Path, model_id: str | None = None) -> Contents:
     config, run = folder.read_config(), folder.read_run()
     lines = shown(results.read(folder.results), run.get("steps"))
     model_id = model_id or config.get("hub_model_id") or folder.path.resolve().name
-    return Contents(folder, model_id, family, saved, config, run, lines)
+    return Contents(folder, str(model_id), family, saved, config, run, lines)

@@ -6,6 +6,7 @@ since a copied or downloaded folder has another name. Where a card has an older 
 compared: front matter, tables and code.
 """
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from trilemma.training.output_folder import OutputFolder
 
 REMEDY = "the card differs from its files; to render it again: python -m trilemma.model_cards.card {folder}"
 
-ID = re.compile(r'from_pretrained\("([^"\\]+)"')
+ID = re.compile(r'from_pretrained\(("(?:[^"\\\n]|\\.)+")')
 """How the code on a card names the model."""
 
 SAMPLER = re.compile(rf"(sampler: |\| )({'|'.join(SCHEDULERS)})\b")
@@ -67,11 +68,19 @@ def compare_card(path: Path) -> Comparison:
     if words is None:
         return Comparison(count, differences)
     named = ID.search(text)
-    rendered = render_card(path, named and named[1])
+    rendered = render_card(path, named and _text_of(named[1]))
     if words == WORDS:
         return Comparison(count, differences + _edits(_numbered(text), _numbered(rendered)))
     remark = f"only its facts were compared, since its wording is number {words} and the present one {WORDS}"
     return Comparison(count, differences + _edits(_facts(text), _facts(rendered)), remark)
+
+
+def _text_of(literal: str) -> str | None:
+    """The text of a string literal of Python; None for what is none."""
+    try:
+        return ast.literal_eval(literal)
+    except (SyntaxError, ValueError):
+        return None
 
 
 def _numbered(text: str) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from trilemma.eval.metrics.table import metric_of
 from trilemma.eval.scoring.naming import LITERATURE_SAMPLES
 from trilemma.model_cards.rendering.contents import Contents
+from trilemma.model_cards.rendering.text import escape
 from trilemma.training.options.flags import public_name
 
 
@@ -43,8 +44,8 @@ def _of_figures(contents: Contents) -> list[str]:
         if line.feature_extractor == "classifier"
     ):
         warnings.append(
-            f"The classifier that judges its images was trained on {data}; its accuracy, given in the "
-            "table, limits how far its numbers can be trusted."
+            f"The classifier that judges its images was trained on {escape(data)}; its accuracy, given in "
+            "the table, limits how far its numbers can be trusted."
         )
     return warnings
 
@@ -63,6 +64,6 @@ def _of_data(contents: Contents) -> list[str]:
 
 
 def _of_code(contents: Contents) -> list[str]:
-    if (contents.run.get("commit") or "").endswith("+"):
+    if str(contents.run.get("commit")).endswith("+"):
         return ["The code had changes that are not in the commit: another training may give another model."]
     return []

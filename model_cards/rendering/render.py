@@ -19,10 +19,10 @@ from trilemma.model_cards.rendering.command import changed, train_command
 from trilemma.model_cards.rendering.contents import Contents, read_contents
 from trilemma.model_cards.rendering.credits import DATA, TRILEMMA, UNKNOWN
 from trilemma.model_cards.rendering.limitations import limitations
-from trilemma.model_cards.rendering.text import escape, literal
+from trilemma.model_cards.rendering.text import characters, escape, shell_word
 from trilemma.model_cards.wording import Wording, wording
 from trilemma.pipelines.files.writing import write_text
-from trilemma.training.options.flags import public_name
+from trilemma.training.options.flags import HUB_ID, public_name
 from trilemma.training.output_folder import OutputFolder
 
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -62,7 +62,8 @@ def render_card(path: str | Path, model_id: str | None = None) -> str:
         limitations="\n".join(f"- {limitation}" for limitation in limitations(contents)),
         citation="\n\n".join([*words.papers.values(), TRILEMMA]),
     )
-    return f"---\n{_front_matter(contents, words).to_yaml()}\n---\n\n{body}"
+    text = f"---\n{_front_matter(contents, words).to_yaml()}\n---\n\n{body}"
+    return characters(text)
 
 
 def words_of(text: str) -> int | None:
@@ -73,7 +74,7 @@ def words_of(text: str) -> int | None:
 
 def _front_matter(contents: Contents, words: Wording) -> ModelCardData:
     data = contents.config.get("dataset_name")
-    on_hub = data and "/" in data and not contents.config.get("train_data_dir")
+    on_hub = data and "/" in data and HUB_ID.fullmatch(data) and not contents.config.get("train_data_dir")
     return ModelCardData(
         library_name="diffusers",
         license=_kept_license(contents.folder),
@@ -127,18 +128,19 @@ Each number is a line of `{contents.folder.results.name}` with its full protocol
 same seeds and score them again:
 
 ```sh
-python -m trilemma.model_cards.publish --verify {literal(contents.model_id)}
+python -m trilemma.model_cards.publish --verify{_separator(contents.model_id)}{shell_word(contents.model_id)}
 ```"""
 
 
 def _training(contents: Contents) -> str:
     run, hardware = contents.run, contents.run.get("hardware", {})
+    seen, speed = _number(run.get("images_seen"), ","), _number(run.get("images_per_second"), "g")
     rows = {
-        "hardware": hardware and f"{hardware['processes']} x {hardware['name']}",
+        "hardware": hardware and f"{hardware.get('processes', '?')} x {hardware.get('name', 'unknown')}",
         "precision": hardware.get("mixed_precision"),
-        "wall time (h:mm:ss)": run and str(timedelta(seconds=round(run["seconds"]))),
-        "optimizer steps": run and f"{run['steps']:,}",
-        "images seen": run and f"{run['images_seen']:,} ({run['images_per_second']:g} a second)",
+        "wall time (h:mm:ss)": _duration(run.get("seconds")),
+        "optimizer steps": _number(run.get("steps"), ","),
+        "images seen": seen and f"{seen} ({speed} a second)",
         "versions": ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items()),
         "commit": run.get("commit"),
     }
@@ -163,6 +165,21 @@ def _training(contents: Contents) -> str:
 All other flags have their default values. `{contents.folder.config.name}` has every flag, for `--config`."""
 
 
+def _separator(word: str) -> str:
+    return "=" if word.startswith("-") else " "
+
+
+def _number(value: Any, form: str) -> str | None:
+    return f"{value:{form}}" if type(value) in (int, float) else None
+
+
+def _duration(seconds: Any) -> str | None:
+    try:
+        return str(timedelta(seconds=round(seconds)))
+    except (TypeError, ValueError, OverflowError):  # no number, or one that is no duration
+        return None
+
+
 def _two_columns(left: str, right: str, rows: Mapping[str, str]) -> str:
     body = [f"| {name} | {escape(value)} |" for name, value in rows.items()]
     return "\n".join([f"| {left} | {right} |", "| --- | --- |", *body])
@@ -185,7 +202,7 @@ def _data(contents: Contents) -> str:
         credit = credit._replace(licence=f"{credit.licence}, if the folder is a copy of it")
     rows = {
         "data set": _data_name(contents) + (" (a local folder)" if local else ""),
-        "used instead of": source if local else None,
+        "used instead of": public_name(source) if local and source else None,
         "what": credit.name,
         "made by": credit.makers,
         "licence": credit.licence,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trilemma.pipelines.files.reading import FileError, check_types, read_json
+from trilemma.pipelines.files.reading import FileError, check_types
+from trilemma.pipelines.files.saved import read_configuration
 from trilemma.training.output_folder import OutputFolder
 
 NETWORK = {"sample_size": int | tuple[int, int] | None, "in_channels": int, "out_channels": int}
@@ -72,7 +73,7 @@ def _configuration(
 ) -> Mapping[str, Any]:
     """A component's configuration, as diffusers saves it; {} if there is no such component."""
     path = folder.path / component / name
-    values = read_json(path) if path.exists() else {}
+    values = read_configuration(path) if path.exists() else {}
     try:
         check_types(values, types_of)
         if path.exists() and types_of is SCHEDULER and SCHEDULER.keys() - values.keys():

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from trilemma.pipelines.files.names import below
 from trilemma.training.images.columns import image_column, label_column, read_labels
 from trilemma.training.images.folders import (
     Listing,
@@ -142,12 +143,13 @@ class _TableReader:
 
     def __call__(self, rows: Sequence[int]) -> list[dict | None]:
         images = self.table[rows][self.column]
-        if not self.folder:
-            return images
-        return [
-            {**image, "path": os.path.join(self.folder, image["path"])} if image and image["path"] else image
-            for image in images
-        ]
+        return [self._located(image) for image in images] if self.folder else images
+
+    def _located(self, image: dict | None) -> dict | None:
+        """An image of a table with its place; one that is in the table itself as it is."""
+        if not image or image["bytes"] is not None or not image["path"] or os.path.isabs(image["path"]):
+            return image
+        return {**image, "path": str(below(Path(self.folder), image["path"], f"a table in {self.folder}"))}
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _folder(place: str, option: str, config: DataConfig, split: str) -> Source:
     key = listing.key(splits[split])
     if files.intersection(listing.tables):
         tables = load_tables(listing, splits, features, where, config.cache_dir)
-        return _table(tables, name, config, split, key)
+        return _table(tables, name, config, split, key, str(folder.resolve()))
     if files.intersection(listing.metadata):
         tables = metadata_tables(splits, listing, where)
         _check_split(name, split, list(tables))

@@ -6,12 +6,12 @@ has been replaced.
 """
 
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trilemma.pipelines.files.names import below
 from trilemma.pipelines.files.reading import FileError, parse_yaml, read_text
 from trilemma.training.images.columns import is_image
 from trilemma.training.images.folders import TABLES, Listing, file_mark, splits_of, suffix_of
@@ -211,7 +211,7 @@ def _read_metadata(folder: Path, path: str, place: str):
     columns = {name: table.column(name) for name in features}
     for name in names:
         image = name.removesuffix("file_name").removesuffix("_") or "image"
-        places = [_inside(path, value, place) for value in columns.pop(name).to_pylist()]
+        places = [_inside(path, value, file) for value in columns.pop(name).to_pylist()]
         rows = [None if p is None else {"bytes": None, "path": p} for p in places]
         columns[image] = pa.array(rows, datasets.Image().pa_type)
         del features[name]
@@ -220,14 +220,9 @@ def _read_metadata(folder: Path, path: str, place: str):
     return datasets.Dataset(pa.table(columns, schema=datasets.Features(features).arrow_schema))
 
 
-def _inside(metadata: str, name: str | None, place: str) -> str | None:
+def _inside(metadata: str, name: str | None, file: Path) -> str | None:
     """Path in the folder of a file that a metadata file names; it must lie below that metadata file."""
-    if name is None:
-        return None
-    path = os.path.normpath(str(name)).replace("\\", "/")
-    if os.path.isabs(path) or path.split("/")[0] == ".." or "://" in str(name):
-        raise ValueError(f"{place}: {metadata} names '{name}', which is not in its folder")
-    return f"{metadata.rpartition('/')[0]}/{path}".lstrip("/")
+    return None if name is None else below(Path(metadata).parent, str(name), file).as_posix()
 
 
 def _joined(parts: Sequence, metadata: Sequence[str], place: str):

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
 from torch import Tensor
 
+from trilemma.pipelines.files import saved
 from trilemma.pipelines.files.reading import FileError
 from trilemma.training.networks.whole import check_files, check_weights
 
@@ -35,8 +36,8 @@ def take_weights(
     classes: names of the new model's. new_classes: the saved model's may be others; see
     `answer_as_without_label`.
     """
-    saved = _load(source, type(net))
-    theirs, ours, their_classes = saved.state_dict(), net.state_dict(), _class_names(source)
+    theirs_net = _load(source, type(net))
+    theirs, ours, their_classes = theirs_net.state_dict(), net.state_dict(), _class_names(source)
     if new_classes:
         if their_classes == classes is None and not any(name.endswith(_CLASSES) for name in theirs | ours):
             raise ValueError("--init_new_classes has no effect: neither model has classes")
@@ -47,7 +48,7 @@ def take_weights(
             f"{_shown(classes)}: add --init_new_classes to take all weights but those of the classes"
         )
     _check_shapes(source, theirs, ours)
-    if different := unlike(saved.config, net.config):
+    if different := unlike(theirs_net.config, net.config):
         raise ValueError(
             f"--init_from {source!r} has weights of these shapes, but they were trained for another network "
             f"(give the flags of its own training): {'; '.join(different)}"
@@ -64,7 +65,7 @@ def _load(source: str, kind: type[ModelMixin]) -> ModelMixin:
         name = kind.load_config(source, subfolder=folder)["_class_name"]
         if name == kind.__name__:
             # Not the whole pipeline: a bundle's would run the code in it.
-            net = kind.from_pretrained(source, subfolder=folder)
+            net = kind.from_pretrained(source, subfolder=folder, use_safetensors=True)
             check_weights(net, f"{source}/{folder}")
             return net
     except FileError as fault:
@@ -152,6 +153,11 @@ def _shown(classes: tuple[str, ...] | None) -> str:
 
 def network_folder(source: str) -> str:
     """The sub-folder of a saved pipeline, or one on the Hub, that holds its network."""
-    index = DiffusionPipeline.load_config(source)
-    parts = [name for name, value in index.items() if isinstance(value, list | tuple) and name[0] != "_"]
-    return next(name for name in parts if name != "scheduler")
+    path = saved.index_path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"it has no {path.name}")
+    names = [name for name in saved.parts(saved.read_index(path)) if name != "scheduler"]
+    if not names:
+        raise FileError(path, "names no network")
+    saved.check_weights(path.parent, names[:1])
+    return names[0]
