@@ -3,7 +3,7 @@
 No other file has these names. Reading needs no torch (but see `family`), so reports are printed at once.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,17 +18,19 @@ from trilemma.pipelines.files.reading import (
     read_yaml,
 )
 from trilemma.pipelines.files.saved import INDEX, read_index
+from trilemma.training.options.flags import PLACES
 from trilemma.training.options.groups import DataConfig
 from trilemma.training.options.text import as_path
 
 USED_OF_INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
 HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}
 RUN = {"steps": int, "images_seen": int, "seconds": float, "images_per_second": float}
-RUN_MORE = {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
-CONFIG = get_type_hints(DataConfig) | {"seed": int, "logging_dir": str, "lr_warmup_steps": int | None}
-CONFIG |= {"hub_model_id": str | None}
-"""Types of the entries that are read: of model_index.json; of run.json, where those of RUN and HARDWARE are
-always; and of config.yaml, whose other flags only the card repeats."""
+RUN |= {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
+CONFIG = dict.fromkeys((*PLACES, "hub_model_id"), str | None) | get_type_hints(DataConfig)
+CONFIG |= {"seed": int, "logging_dir": str}
+CONFIG |= dict.fromkeys(("lr_warmup_steps", "max_train_steps", "num_epochs"), int | None)
+"""Types of the entries that are read: of model_index.json, of run.json, of its hardware, and of config.yaml,
+whose other flags only the card repeats."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ class OutputFolder:
         """What run.json says."""
         if not self.run.exists():
             return {}
-        values = _checked(self.run, read_json(self.run), RUN | RUN_MORE, required=RUN)
-        _checked(self.run, values.get("hardware", {}), HARDWARE, required=values.get("hardware") and HARDWARE)
+        values = _checked(self.run, read_json(self.run), RUN)
+        _checked(self.run, values.get("hardware", {}), HARDWARE)
         return values
 
     def read_index(self) -> dict[str, Any]:
@@ -160,14 +162,10 @@ class OutputFolder:
         return stock_family_of_folder(self.path, index)
 
 
-def _checked(
-    path: Path, values: dict[str, Any], types_of: Mapping[str, Any], required: Collection[str] | None = None
-) -> dict[str, Any]:
-    """The values; FileError that names the first that is missing or of another type."""
+def _checked(path: Path, values: dict[str, Any], types_of: Mapping[str, Any]) -> dict[str, Any]:
+    """The values; FileError that names the first of another type."""
     try:
         check_types(values, types_of)
     except ValueError as problem:
         raise FileError(path, problem) from problem
-    if missing := [name for name in required or () if name not in values]:
-        raise FileError(path, f"lacks {', '.join(missing)}")
     return values

@@ -24,6 +24,7 @@ from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.render import write_card
+from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.writing import written
 from trilemma.training import families
 from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
@@ -133,12 +134,23 @@ def budget_of(config: Config, images: Images, accelerator: Accelerator) -> Budge
 def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
     """The configuration with a number of steps of warm-up: where none is given, that of the run to resume."""
     optim = config.optim
-    before = decided(accelerator, lambda: folder.read_config() if folder.checkpoints.is_dir() else {})
     if optim.lr_warmup_steps is None:
-        optim = replace(optim, lr_warmup_steps=before.get("lr_warmup_steps"))
+        optim = replace(optim, lr_warmup_steps=decided(accelerator, lambda: warmup_before(folder)))
     if remark := warmup_remark(optim, total_steps):
         accelerator.print(remark)
     return replace(config, optim=replace(optim, lr_warmup_steps=warmup_steps(optim, total_steps)))
+
+
+def warmup_before(folder: OutputFolder) -> int | None:
+    """The warm-up of the run to resume; None, with a warning, where its config.yaml is damaged.
+
+    The checkpoint says whether another number fits, and names the flag if not.
+    """
+    try:
+        return folder.read_config().get("lr_warmup_steps") if folder.checkpoints.is_dir() else None
+    except FileError as fault:
+        logger.warning("%s; it is written again", fault)
+        return None
 
 
 def data_of(

@@ -39,7 +39,10 @@ class FileError(ValueError):
 
 
 def read_text(path: Path | str, limit: int = LARGEST_TEXT) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark; FileError says what else it is."""
+    """The text of a file in UTF-8, with or without a byte order mark; FileError says what else it is.
+
+    Every end of a line becomes \\n.
+    """
     try:
         with open(path, "rb") as file:
             encoded = file.read(limit + 1)
@@ -47,7 +50,7 @@ def read_text(path: Path | str, limit: int = LARGEST_TEXT) -> str:
         raise FileError(path, f"cannot be read: {problem}") from problem
     if len(encoded) > limit:
         raise FileError(path, f"cannot be read: it has more than {limit:,} bytes")
-    return _decoded(encoded, path)
+    return _decoded(encoded, path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _decoded(encoded: bytes, place: Path | str, remedy: str = "save it as UTF-8") -> str:

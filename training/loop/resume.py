@@ -41,10 +41,9 @@ FINISHED = "finished"
 
 ENTRIES = {
     "step": int, "seconds": float, "config": dict, "network": dict, "num_processes": int, "precision": str,
-    "fingerprint": str, "method": dict, "ema": list, "rng": list,
-    "left": tuple[str, ...],
+    "fingerprint": str, "method": dict, "ema": list, "rng": list, "left": tuple[str, ...],
 }  # fmt: skip
-"""What a state holds; that of an earlier version has no network, or nothing that was left to do."""
+"""What a state holds; that of version 0.1 has no network and nothing left."""
 
 
 class Checkpoints:
