@@ -27,8 +27,10 @@ LARGEST = 10**6
 STOCK = ("diffusers", "transformers")
 """Libraries whose classes a part may be of; the code of any other class lies in the part's folder."""
 
-SOURCES = {"pipeline_": "trilemma.pipelines", "modeling_": "trilemma.pipelines.networks"}
-"""How the name of a shipped file begins -> the package that the toolkit has it in."""
+PREFIXES = ("pipeline_", "modeling_")
+"""How the names of shipped files begin, before that of the source."""
+PACKAGES = ("trilemma.pipelines", "trilemma.pipelines.networks")
+"""Where the toolkit has the sources."""
 
 
 def index_path(source: str) -> Path:
@@ -127,12 +129,13 @@ def foreign_code(index: Mapping[str, Any], folder: Path) -> list[Path]:
 def _is_ours(file: Path) -> bool:
     from trilemma.pipelines.single_file import single_file
 
-    for prefix, package in SOURCES.items():
-        name = file.stem.removeprefix(prefix)
-        spec = importlib.util.find_spec(f"{package}.{name}") if name.isidentifier() else None
-        if file.stem.startswith(prefix) and spec is not None:
-            return file.read_bytes() == single_file(Path(spec.origin)).encode()
-    return False
+    prefix = next((prefix for prefix in PREFIXES if file.stem.startswith(prefix)), None)
+    name = file.stem.removeprefix(prefix or "")
+    if prefix is None or not name.isidentifier():
+        return False
+    specs = [importlib.util.find_spec(f"{package}.{name}") for package in PACKAGES]
+    sources = [Path(spec.origin) for spec in specs if spec and spec.origin]
+    return any(file.read_bytes() == single_file(source).encode() for source in sources)
 
 
 def _check_class(value: Any, path: Path) -> None:
