@@ -158,8 +158,8 @@ def test_every_point_of_a_curve_is_within_its_axis(places, scale):
     assert low <= min(places) < max(places) <= high
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, CTRL_C), (signal.SIGTERM, INTERRUPTED)])
-def test_a_signal_reaches_the_training_as_sigterm_and_nothing_else_is_begun(tmp_path, number, code):
+@pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGINT, CTRL_C), (signal.SIGTERM, INTERRUPTED)])
+def test_a_signal_reaches_the_training_as_sigterm_and_nothing_else_is_begun(tmp_path, number, ends_with):
     """A stand-in for a training: it says that it runs, waits for SIGTERM, and ends as a training does."""
     training = f"""
 import os, pathlib, signal, time
@@ -185,7 +185,7 @@ make_all(jobs, folder)
         assert sweep.poll() is None
         time.sleep(0.01)
     os.kill(sweep.pid, number)
-    assert sweep.wait() == code
+    assert sweep.wait() == ends_with
     assert (tmp_path / "checkpoint").read_text() == str(int(signal.SIGTERM))
     assert {path.name for path in tmp_path.iterdir()} == {"started", "checkpoint", "a.log"}
 
