@@ -193,7 +193,7 @@ def test_no_path_of_this_machine_is_in_the_front_matter(folder):  # noqa: F811
 
 
 @pytest.mark.parametrize("run", [
-    {}, {"hardware": {}}, {"seconds": 1e400}, {"steps": 60}, {"commit": 3},
+    {}, {"hardware": {}}, {"seconds": 1e400}, {"steps": 60},
 ])  # fmt: skip
 def test_a_run_of_which_little_is_known(folder, run):  # noqa: F811
     (folder / "run.json").write_text(json.dumps(run))
