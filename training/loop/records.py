@@ -177,10 +177,13 @@ class RunLog:
         images = picture(images)[None] if points else images
         pictures = images.permute(0, 2, 3, 1).numpy()
         pictures = np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
-        for tracker in self.accelerator.trackers:
-            if tracker.name in IMAGE_OPTIONS:
-                options = IMAGE_OPTIONS[tracker.name]
-                self._track(lambda: tracker.log_images({name: pictures}, step=step, **options))  # noqa: B023
+
+        def show() -> None:
+            for tracker in self.accelerator.trackers:
+                if tracker.name in IMAGE_OPTIONS:
+                    tracker.log_images({name: pictures}, step=step, **IMAGE_OPTIONS[tracker.name])
+
+        self._track(show)
 
     def write_run(self, step: int, images_seen: int) -> None:
         """Bring run.json up to date; collective."""
@@ -192,11 +195,18 @@ class RunLog:
     def close(self) -> None:
         """Flush the trackers; collective."""
         self.bar.close()
-        for tracker in self.accelerator.trackers:
-            self._track(tracker.finish)
+
+        def finish() -> None:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+        self._track(finish)
 
     def _track(self, call: Callable[[], None]) -> None:
-        """Call a tracker; what the main process cannot write is an error on all that names the logs."""
+        """Call the trackers; what the main process cannot write is an error on all that names the logs.
+
+        Collective, so once for all trackers: only some processes may have them.
+        """
         with naming(self.logs):
             on_all(self.accelerator, call)
 
