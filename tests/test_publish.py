@@ -132,7 +132,7 @@ def test_a_push_without_results_is_refused_before_the_training(tmp_path):
 
 def test_a_training_publishes_with_a_tag(hub, tmp_path, tiny):
     words = ["train", *tiny, "--max_train_steps", "2", "--output_dir", str(tmp_path / "out")]
-    words += ["--allow_unevaluated"]
+    words += ["--allow_unevaluated", "--eval_steps", "0"]
     words += ["--push_to_hub", "--hub_model_id", NAME, "--hub_tag", "v1", "--hub_private_repo"]
     code = "import runpy, sys\nsys.argv = {}\nrunpy.run_module('trilemma.training.{}', run_name='__main__')"
     hub.python(code.format(words, "train_unconditional"), tmp_path / "home", token=hub.token)
