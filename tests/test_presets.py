@@ -56,7 +56,7 @@ def test_a_preset_trains_two_steps(folder, tmp_path, family, name):
     flags = ["--preset", name, "--train_batch_size", "4", "--max_train_steps", "2", "--eval_batch_size", "4"]
     if "eval_steps" in options:
         flags += ["--eval_feature_extractor", "pixels", "--eval_metrics", "fd", "--eval_num_samples", "4"]
-    if options["dataset_name"] in POINTS:
+    if options.get("dataset_name") in POINTS:
         smaller = [flag for flag in smaller if flag != NETWORK]
     else:
         flags += ["--train_data_dir", str(folder / "data"), "--label_column", "fine_label"]

@@ -5,7 +5,7 @@ May look upward, since some choices are those of evaluation.
 
 from trilemma.eval.options import check_choices
 from trilemma.training.loop.stop import NOTICES, ending_quietly
-from trilemma.training.options.command_line import parse
+from trilemma.training.options.command_line import given, parse
 
 
 def main(family: str, description: str) -> None:
@@ -15,7 +15,7 @@ def main(family: str, description: str) -> None:
 
         from trilemma.training.run import run
 
-        run(config, family)
+        run(config, family, given(family))
 
 
 def check(config) -> None:

@@ -6,6 +6,7 @@ The one place beside `training/entry.py` that may look upward, to what draws, sc
 import logging
 import math
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -60,26 +61,27 @@ REMEDY = "take a smaller network, or lower --train_batch_size and --eval_forward
 """What helps where memory runs out before the training."""
 
 
-def run(config: Config, family: str) -> None:
+def run(config: Config, family: str, given: Collection[str] = ()) -> None:
     """Train and publish a model; errors in the flags or the data end the program with one line."""
     main = int(os.environ.get("RANK", 0)) == 0
     logging.basicConfig(format="%(message)s", level=logging.INFO if main else logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with closing_groups(), saying_what_to_lower(REMEDY):
-            train_and_save(config, family)
+            train_and_save(config, family, given)
     except (ValueError, OSError, FloatingPointError, OutOfMemory, PublishError) as problem:
         raise SystemExit(f"error: {problem}") from problem
 
 
-def train_and_save(config: Config, family: str) -> None:
-    """Fill the output folder."""
+def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> None:
+    """Fill the output folder; given: options that were typed, and which the family does not choose."""
     accelerator = make_accelerator(config)
     require_same_flags(accelerator, config)
     require_same_code(accelerator, family=family)
     stop = StopSignal(agreement(accelerator))
     with own_folder(config.run, accelerator) as folder:
         images, held_out = load_data(config, accelerator)
+        config = families.family(family).complete(config, given, images, accelerator, folder)
         budget = budget_of(config, images, accelerator)
         decided(accelerator, lambda: check_publishable(config, budget.total))
         config = with_warmup(config, budget.total, folder, accelerator)

@@ -51,6 +51,11 @@ def always(config: Any, sampler: str) -> bool:
     return True
 
 
+def as_given(config: Any, *facts: Any) -> Any:
+    """For a family whose options do not depend on the data."""
+    return config
+
+
 class Family(NamedTuple):
     """What `training/families/<family>.py` gives under the name FAMILY.
 
@@ -58,7 +63,8 @@ class Family(NamedTuple):
     data stands for. samplers: what --sampler takes; the first is that of sheets and of evaluation during
     training. build(config, images, accelerator, total_steps): the Method; torch is imported inside.
     takes_classes(config): whether a model of these options is class-conditional. can_sample(config, sampler):
-    whether a model of these options has this sampler.
+    whether a model of these options has this sampler. complete(config, given, images, accelerator, folder):
+    the configuration with the options that depend on the data; those in `given` were typed and stay.
     """
 
     config: type
@@ -67,6 +73,7 @@ class Family(NamedTuple):
     build: "Callable[[Any, Images, Accelerator, int], Method]"
     takes_classes: Callable[[Any], bool] = never
     can_sample: Callable[[Any, str], bool] = always
+    complete: Callable[..., Any] = as_given
 
     def samplers_for(self, config: Any) -> tuple[str, ...]:
         """The samplers of a model of these options."""

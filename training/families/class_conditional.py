@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset, unconditional
-from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, can_sample, check_sampler
+from trilemma.training.options.ddpm import (
+    SAMPLERS,
+    DDPMConfig,
+    OwnConfig,
+    ProcessConfig,
+    can_sample,
+    check_sampler,
+)
 from trilemma.training.options.flags import option
 from trilemma.training.options.groups import (
     DataConfig,
@@ -34,6 +41,7 @@ class ClassConditionalConfig:
     """`training/train_class_conditional.py`."""
 
     data: DataConfig
+    own: OwnConfig
     net: NetConfig
     process: ProcessConfig
     objective: DDPMConfig
@@ -78,4 +86,13 @@ def build(config: ClassConditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-FAMILY = Family(ClassConditionalConfig, PRESETS, SAMPLERS, build, lambda config: True, can_sample)
+def complete(config, given, images, accelerator, folder):
+    """What `--minutes` leaves to be chosen."""
+    from trilemma.training.networks import own
+
+    return own.complete(config, given, images, accelerator, folder, build)
+
+
+FAMILY = Family(
+    ClassConditionalConfig, PRESETS, SAMPLERS, build, lambda config: True, can_sample, complete
+)

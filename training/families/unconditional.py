@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset
-from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, can_sample, check_sampler
+from trilemma.training.options.ddpm import (
+    SAMPLERS,
+    DDPMConfig,
+    OwnConfig,
+    ProcessConfig,
+    can_sample,
+    check_sampler,
+)
 from trilemma.training.options.groups import (
     DataConfig,
     EMAConfig,
@@ -22,6 +29,7 @@ class UnconditionalConfig:
     """`training/train_unconditional.py`."""
 
     data: DataConfig
+    own: OwnConfig
     net: NetConfig
     process: ProcessConfig
     objective: DDPMConfig
@@ -49,6 +57,13 @@ PRESETS = {
             eval_steps=7800, eval_metrics=("fd", "prdc", "modes"),
         ),
         "our own, for a few minutes on two CPU cores; docs/recipes.md shows what was tried",
+    ),
+    "own": Preset(
+        dict(
+            minutes=10, ddpm_beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
+            lr_scheduler="cosine", adam_beta2=0.99, sampler="dpmsolver++", ddpm_num_inference_steps=20,
+        ),
+        "our own, for pictures of your own: --minutes chooses the rest; docs/recipes.md",
     ),
     "mnist": Preset(
         dict(
@@ -139,4 +154,11 @@ def build(config: UnconditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-FAMILY = Family(UnconditionalConfig, PRESETS, SAMPLERS, build, can_sample=can_sample)
+def complete(config, given, images, accelerator, folder):
+    """What `--minutes` leaves to be chosen."""
+    from trilemma.training.networks import own
+
+    return own.complete(config, given, images, accelerator, folder, build)
+
+
+FAMILY = Family(UnconditionalConfig, PRESETS, SAMPLERS, build, can_sample=can_sample, complete=complete)

@@ -83,6 +83,15 @@ NETS: dict[str, dict[str, Any]] = {
         "resnet_time_scale_shift": "scale_shift",
         "attn_norm_num_groups": 32,  # or else scale_shift drops the norm of the middle attention
     },
+    # For a CPU, where unet_64 takes seconds an image; attention at 8x8.
+    "unet_64_small": _SMALL
+    | {
+        "block_out_channels": (16, 32, 48, 64),
+        "layers_per_block": 1,
+        "down_block_types": (_DOWN, _DOWN, _DOWN, _ATTN_DOWN),
+        "up_block_types": (_ATTN_UP, _UP, _UP, _UP),
+        "attention_head_dim": 64,
+    },
     # Ho et al. 2020, appendix B: the 256x256 network, 128 x (1, 1, 2, 2, 4, 4), less its first level.
     "unet_128": _HO
     | {

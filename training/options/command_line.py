@@ -26,12 +26,9 @@ def parse(
     check: called with the configuration, for choices that only higher floors can check; raises ValueError.
     """
     family = families.family(name)
-    parser = Parser(family.config, description, owners, {"sampler": family.samplers})
+    parser = _parser(name, description)
     default = next(iter(family.presets))
     names = ", ".join(family.presets)
-    parser.add_argument("--preset", help=f"a recipe: {names} (default: {default})", metavar="NAME")
-    parser.add_argument("--config", help="a config.yaml of an earlier run", metavar="FILE")
-    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
     typed: dict[str, Any] = parser.parse(sys.argv[1:] if argv is None else argv)
     preset, file, dry_run = typed.pop("preset"), typed.pop("config"), typed.pop("dry_run")
 
@@ -53,7 +50,8 @@ def parse(
         values["sampler"] = family.samplers[0]
     if values.get("output_dir") is None:
         data = values.get("train_data_dir") or values.get("dataset_name") or "data"
-        values["output_dir"] = f"outputs/{name}-{preset or os.path.basename(os.path.abspath(data))}"
+        recipe = preset if "dataset_name" in base else None
+        values["output_dir"] = f"outputs/{name}-{recipe or os.path.basename(os.path.abspath(data))}"
     parser.check(values, set(typed))
     try:
         config = build(family.config, values)
@@ -61,9 +59,30 @@ def parse(
     except ValueError as problem:
         parser.error(str(problem))
     if dry_run:
+        if values.get("minutes"):
+            print("# --minutes: network, batch, steps, rate and averaging are chosen when the run starts")
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def given(name: str, argv: list[str] | None = None) -> frozenset[str]:
+    """The options that a command line sets by itself or by `--config`, not by a preset."""
+    parser = _parser(name, "")
+    typed = parser.parse(sys.argv[1:] if argv is None else argv)
+    return frozenset(typed | (parser.read_file(typed["config"]) if typed["config"] else {}))
+
+
+def _parser(name: str, description: str) -> Parser:
+    family = families.family(name)
+    parser = Parser(family.config, description, owners, {"sampler": family.samplers})
+    names = ", ".join(family.presets)
+    parser.add_argument(
+        "--preset", help=f"a recipe: {names} (default: {next(iter(family.presets))})", metavar="NAME"
+    )
+    parser.add_argument("--config", help="a config.yaml of an earlier run", metavar="FILE")
+    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
+    return parser
 
 
 def owners(flag: str) -> list[str]:

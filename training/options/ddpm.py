@@ -11,6 +11,18 @@ SAMPLERS = ("ddim", *(name for name in samplers.SAMPLERS if name != "ddim"))
 
 
 @dataclass(frozen=True)
+class OwnConfig:
+    """A budget in place of a recipe."""
+
+    minutes: float | None = option(
+        None,
+        "train for this long on this machine: network, batch, rate, averaging and steps are chosen for it, "
+        "unless they are given",
+        low=0.0,
+    )
+
+
+@dataclass(frozen=True)
 class ProcessConfig:
     """How images are noised."""
 

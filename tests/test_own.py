@@ -1,0 +1,84 @@
+"""`--preset own --minutes N`: what is chosen for pictures of one's own, and that it stays on a resume."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from entry import run
+from PIL import Image
+
+from trilemma.training.networks.own import ENOUGH, SHARE, Timed, candidates, choose, with_options
+from trilemma.training.networks.rows import NETS
+from trilemma.training.options.command_line import given, parse
+
+SCRIPT = "training/train_class_conditional.py"
+
+
+@pytest.mark.parametrize("side", range(1, 300))
+def test_every_network_fits_the_images_where_one_does(side):
+    names = candidates(side)
+    levels = [len(NETS[name]["block_out_channels"]) for name in names]
+    assert len(names) == 1 or all(side % 2 ** (level - 1) == 0 for level in levels)
+    assert side % 2 or "unet_8" not in names or side <= 8
+
+
+def test_the_largest_network_that_sees_enough_images_is_taken():
+    enough = 60 * 10 * SHARE / ENOUGH * 32  # seconds of a step with which ten minutes are just enough
+    timed = [Timed("a", 500_000, enough / 4), Timed("b", 2_000_000, enough * 0.99), Timed("c", 9, 2 * enough)]
+    chosen = choose(timed, 10)
+    assert (chosen["net"], chosen["learning_rate"]) == ("b", 1e-3)
+    assert chosen["max_train_steps"] * 32 == pytest.approx(ENOUGH / 0.99, rel=1e-2)
+    assert choose(timed, 1)["net"] == "a"
+    assert choose(timed, 10, processes=4)["net"] == "c"
+    for name, rate in (("a", 2e-3), ("b", 1e-3), ("c", 2e-4)):
+        parameters = {"a": 10**6, "b": 5 * 10**6, "c": 5 * 10**6 + 1}[name]
+        assert choose([Timed(name, parameters, 1.0)], 10)["learning_rate"] == rate
+
+
+@pytest.mark.parametrize("minutes", [1e-6, 0.01, 1, 60, 10_000])
+def test_what_is_chosen_can_be_given(minutes):
+    """Every value is one that the command line takes, for the shortest and the longest trainings."""
+    chosen = choose([Timed("unet_8", 10, 0.1)], minutes)
+    config = parse("unconditional", "", ["--dataset_name", "digits"])
+    resolved = with_options(config, chosen)
+    flags = [f"--{name}={value}" for name, value in chosen.items()]
+    assert parse("unconditional", "", ["--dataset_name", "digits", *flags]).optim == resolved.optim
+    assert resolved.run.max_train_steps == chosen["max_train_steps"] >= 1
+
+
+def test_what_is_given(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("net: unet_8\n")
+    assert given("unconditional", ["--preset", "own", "--seed", "3"]) >= {"seed"}
+    assert "prediction_type" not in given("unconditional", ["--preset", "own"])
+    assert "net" in given("unconditional", ["--config", str(file)])
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(12):
+            grey = rng.integers(0, 120, (8, 8), dtype=np.uint8) + (120 if name == "light" else 0)
+            Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_run_of_a_few_seconds_keeps_its_settings_and_its_own_flags(tmp_path, pictures):
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    flags = ["--preset", "own", "--train_data_dir", str(pictures), "--output_dir", str(out)]
+    flags += ["--cache_dir", str(cache), "--learning_rate", "1e-3", "--eval_batch_size", "4"]
+    first = run(SCRIPT, *flags, "--minutes", "0.02")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert f"--net unet_8 --max_train_steps {config['max_train_steps']}" in first.output
+    assert "less than the 60,000 images" in first.output
+    expected = {"net": "unet_8", "learning_rate": 1e-3, "prediction_type": "v_prediction", "minutes": None}
+    assert expected.items() <= config.items()
+    again = run(SCRIPT, *flags, "--minutes", "0.02")
+    assert "stay; for others, start a new one" in again.output
+    assert f"at step {config['max_train_steps']}" in again.output
+    assert yaml.safe_load((out / "config.yaml").read_text()) == config
+    steps = [json.loads(line)["step"] for line in (out / "logs" / "scalars.jsonl").read_text().splitlines()]
+    assert max(steps) == config["max_train_steps"]
