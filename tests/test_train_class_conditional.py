@@ -110,10 +110,10 @@ def test_init_from_another_class_count_is_refused(model, tmp_path):
     assert "--init_from" in done.output
     both = ["--init_new_classes", "--output_dir", str(tmp_path / "out")]
     done = run(SCRIPT, *flags, "--learning_rate", "1e-12", "--no-use_ema", *both)
-    assert "new: class_embedding.weight with 4 rows" in done.output
+    assert "new: class_embedding.weight with 4 rows: 3 of classes with the same names" in done.output
     old, new = weights(model / "out"), weights(tmp_path / "out")
     assert new["class_embedding.weight"].shape[0] == 4
-    old["class_embedding.weight"] = old["class_embedding.weight"][-1:].expand(4, -1)
+    old["class_embedding.weight"] = old["class_embedding.weight"][[0, 1, 2, -1]]
     for name in old:
         torch.testing.assert_close(new[name], old[name])
 
@@ -151,7 +151,19 @@ def test_as_many_classes_of_other_names_are_others(tmp_path):
     take_weights(tiny_net(13), str(tmp_path), names)
     with pytest.raises(ValueError, match=r"has 12 classes \('class 0'.* of 12 classes \('class 11', "):
         take_weights(tiny_net(13), str(tmp_path), names[::-1])
-    take_weights(tiny_net(13), str(tmp_path), names[::-1], new_classes=True)
+    old, new = UNet2DModel.from_pretrained(tmp_path, subfolder="unet"), tiny_net(13)
+    take_weights(new, str(tmp_path), names[::-1], new_classes=True)
+    rows = new.class_embedding.weight
+    torch.testing.assert_close(rows, old.class_embedding.weight[[*range(11, -1, -1), 12]])  # by their names
+
+
+def test_classes_of_the_same_names_are_carried_over_and_others_start_as_no_label(tmp_path):
+    ClassConditionalPipeline(tiny_net(4), DDPMScheduler(), class_names=("cat", "dog", "owl")).save_pretrained(
+        tmp_path
+    )
+    old, new = UNet2DModel.from_pretrained(tmp_path, subfolder="unet"), tiny_net(5)
+    take_weights(new, str(tmp_path), ("ant", "owl", "cat", "yak"), new_classes=True)
+    torch.testing.assert_close(new.class_embedding.weight, old.class_embedding.weight[[3, 2, 0, 3, 3]])
 
 
 def test_weights_of_these_shapes_for_another_function_are_refused(tmp_path):

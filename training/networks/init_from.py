@@ -33,15 +33,14 @@ def take_weights(
 ) -> None:
     """Copy the weights of a saved pipeline's network; ValueError names what does not fit.
 
-    classes: names of the new model's. new_classes: the saved model's may be others; see
-    `answer_as_without_label`.
+    classes: names of the new model's. new_classes: the saved model's may be others; see `for_new_classes`.
     """
     theirs_net = _load(source, type(net))
     theirs, ours, their_classes = theirs_net.state_dict(), net.state_dict(), _class_names(source)
     if new_classes:
         if their_classes == classes is None and not any(name.endswith(_CLASSES) for name in theirs | ours):
             raise ValueError("--init_new_classes has no effect: neither model has classes")
-        theirs = answer_as_without_label(theirs, ours)
+        theirs = for_new_classes(theirs, ours, _same_names(their_classes or (), classes or ()))
     elif their_classes is not None and their_classes != (classes or ()):
         raise ValueError(
             f"--init_from {source!r} has {_shown(their_classes)}, and this trains a model of "
@@ -107,12 +106,20 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def answer_as_without_label(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+def _same_names(theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[int, int]:
+    """Number of a class here -> its number there, for names that both have."""
+    return {k: theirs.index(name) for k, name in enumerate(ours) if name in theirs}
+
+
+def for_new_classes(
+    theirs: dict[str, Tensor], ours: dict[str, Tensor], same: Mapping[int, int]
+) -> dict[str, Tensor]:
     """The weights `theirs` for a network with the names and shapes of `ours` but other classes.
 
-    The class embedding has a row for each class and a last one for "no label", and is added to the embedding
-    of t. Each new row starts as a copy of the old last row, which the other weights have seen with images of
-    all classes: so the new network first answers every label as the old one answers "no label". From a model
+    same: number of a class here -> its number there. The class embedding has a row for each class and a last
+    one for "no label", and is added to the embedding of t. The row of a class that both have is kept. Each
+    other one starts as a copy of the old last row, which the other weights have seen with images of all
+    classes: so the new network first answers a new label as the old one answers "no label". From a model
     without classes, the rows start at zero; for a new model without classes, the old last row is added to the
     bias. Where the class is part of a vector with z, there is no embedding: the weights stay as they are.
     """
@@ -121,9 +128,15 @@ def answer_as_without_label(theirs: dict[str, Tensor], ours: dict[str, Tensor]) 
     for name in names:
         old = theirs[name][-1] if name in theirs else None
         if name in ours:
-            taken[name] = ours[name].clone().zero_() if old is None else old.expand_as(ours[name]).clone()
+            taken[name] = ours[name].clone().zero_() if old is None else old.repeat(len(ours[name]), 1)
+            kept = {} if old is None else same
+            for here, there in kept.items():
+                taken[name][here] = theirs[name][there]
             start = "zero" if old is None else "the old row for no label"
-            logger.info("new: %s with %d rows, all starting as %s", name, len(taken[name]), start)
+            logger.info(
+                "new: %s with %d rows: %d of classes with the same names, the others starting as %s",
+                name, len(taken[name]), len(kept), start,
+            )  # fmt: skip
             continue
         bias = name.removesuffix(_CLASSES) + "time_embedding.linear_2.bias"
         taken[bias] = theirs[bias] + old

@@ -7,6 +7,7 @@ from typing import Any
 
 from trilemma.training import families
 from trilemma.training.options.flags import Parser, build, flags_of, nearest, to_yaml
+from trilemma.training.options.inherit import take_over
 
 INSTEAD_OF = {
     "model_config_name_or_path": "net", "num_epochs": "max_train_steps", "dataset_name": "train_data_dir",
@@ -52,8 +53,10 @@ def parse(
         data = values.get("train_data_dir") or values.get("dataset_name") or "data"
         recipe = preset if "dataset_name" in base else None
         values["output_dir"] = f"outputs/{name}-{recipe or os.path.basename(os.path.abspath(data))}"
-    parser.check(values, set(typed))
     try:
+        if values.get("init_from"):
+            values |= take_over(parser, values, {*typed, *(base if file else ())})
+        parser.check(values, set(typed))
         config = build(family.config, values)
         check(config)
     except ValueError as problem:

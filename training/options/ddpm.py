@@ -1,13 +1,24 @@
 """The options of denoising diffusion that families share: the process, the loss, the samplers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trilemma.pipelines import samplers
 from trilemma.training.options.flags import option
 
 SAMPLERS = ("ddim", *(name for name in samplers.SAMPLERS if name != "ddim"))
 """The samplers of a denoising-diffusion model; sheets use the first."""
+
+BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
+"""The ends of the linear schedule at T = 1000."""
+
+IN_SCHEDULER = {
+    "prediction_type": ("prediction_type", "epsilon"), "ddpm_num_steps": ("num_train_timesteps", 1000),
+    "ddpm_beta_schedule": ("beta_schedule", "linear"),
+    **{name: (name, default) for name, default in BETAS.items()},
+}  # fmt: skip
+"""Flag -> the entry of a scheduler's configuration that says it, and diffusers' default."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +37,16 @@ class OwnConfig:
 class ProcessConfig:
     """How images are noised."""
 
-    ddpm_num_steps: int = option(1000, "T, the number of noise levels", low=1)
+    ddpm_num_steps: int = option(1000, "T, the number of noise levels", inherited=True, low=1)
     ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = option(
-        "linear", "shape of the noise schedule"
+        "linear", "shape of the noise schedule", inherited=True
     )
     beta_start: float | None = option(
-        None, "first beta, used without scaling; 1e-4 * 1000 / T if not given", low=0.0,
+        None, "first beta, used without scaling; 1e-4 * 1000 / T if not given", low=0.0, inherited=True,
         needs=("ddpm_beta_schedule", ("linear", "scaled_linear", "sigmoid")),
     )  # fmt: skip
     beta_end: float | None = option(
-        None, "last beta, used without scaling; 0.02 * 1000 / T if not given", low=0.0,
+        None, "last beta, used without scaling; 0.02 * 1000 / T if not given", low=0.0, inherited=True,
         needs=("ddpm_beta_schedule", ("linear", "scaled_linear", "sigmoid")),
     )  # fmt: skip
 
@@ -45,7 +56,7 @@ class DDPMConfig:
     """What the network predicts, and the loss."""
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = option(
-        "epsilon", "what the network predicts"
+        "epsilon", "what the network predicts", inherited=True
     )
     loss_type: Literal["l2", "l1", "huber", "mmd", "hybrid", "vlb"] = option(
         "l2", "loss; hybrid and vlb learn the variance too"
@@ -63,6 +74,21 @@ class DDPMConfig:
             raise ValueError("--snr_gamma and --p2_gamma are two weightings of a loss; give one of them")
         if self.loss_type not in ("l2", "hybrid") and (self.snr_gamma or self.p2_gamma):
             raise ValueError(f"--snr_gamma and --p2_gamma have no effect on --loss_type {self.loss_type}")
+
+
+def of_scheduler(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of process and target with which a model of this scheduler was trained.
+
+    scheduler: a configuration as diffusers saves it. ValueError for a process that no flags give.
+    """
+    values = {flag: scheduler.get(entry, default) for flag, (entry, default) in IN_SCHEDULER.items()}
+    own = scheduler.get("trained_betas") is not None and values["ddpm_beta_schedule"] != "sigmoid"
+    if own or scheduler.get("rescale_betas_zero_snr") or "beta_schedule" not in scheduler:
+        kind = scheduler.get("_class_name", "scheduler")
+        raise ValueError(f"no flags give the noise schedule of its {kind}, which its weights have learned")
+    if values["ddpm_beta_schedule"] == "squaredcos_cap_v2":  # it has no ends
+        values |= dict.fromkeys(BETAS)
+    return values
 
 
 def can_sample(config, sampler: str) -> bool:

@@ -42,17 +42,18 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 """What a file has for a flag that takes no value on the command line."""
 
 
-def option(default, help, *, usual=None, free=False, secret=False, low=None, needs=None):
+def option(default, help, *, usual=None, free=False, inherited=False, secret=False, low=None, needs=None):
     """A dataclass field that is also a flag.
 
     usual: of an option whose default, None, is resolved when the run begins: what it usually becomes.
     free: may change when a run is resumed, since it does not change the trained weights.
+    inherited: weights have learned it; a run from --init_from takes it over (training/options/inherit.py).
     secret: never written to a file.
     low: the smallest allowed value; a float bound is exclusive (`low=0.0` means positive).
     needs: (option, values); without one of these values the flag has no effect. `...`: any but None.
     """
-    facts = dict(help=help, usual=usual, free=free, secret=secret, low=low, needs=needs)
-    return field(default=default, metadata=facts)
+    facts = dict(help=help, usual=usual, free=free, inherited=inherited)
+    return field(default=default, metadata=facts | dict(secret=secret, low=low, needs=needs))
 
 
 @dataclass(frozen=True)
@@ -232,11 +233,11 @@ class Parser(argparse.ArgumentParser):
         for name, text in texts.items():
             if name not in self.flags:
                 self.error(f"--config {path!r}: unknown option {name!r}.{nearest(name, self.flags)}")
-            value = self._convert(self.flags[name], text, f"--config {path!r}: {name}")
+            value = self.convert(self.flags[name], text, f"--config {path!r}: {name}")
             values[name] = self._in_locale(name, value)
         return values
 
-    def _convert(self, flag: Flag, text: str | list[str] | None, where: str) -> Any:
+    def convert(self, flag: Flag, text: str | list[str] | None, where: str) -> Any:
         """A value from a file, converted as argparse would; exits with an error that names its place."""
         kind = flag.kind.__name__
         if text is None and flag.field.default is None:

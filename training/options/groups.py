@@ -168,7 +168,8 @@ class RunConfig:
     )
     init_new_classes: bool = option(
         False,
-        "allow other classes, or none, than --init_from has: re-initialise the class embedding",
+        "allow other classes, or none, than --init_from has: re-initialise the class embedding, except for "
+        "classes of the same names",
         needs=("init_from", ...),
     )
     local_rank: int = option(-1, "set by some launchers; the LOCAL_RANK variable wins", free=True)
