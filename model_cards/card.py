@@ -8,7 +8,10 @@ rendered, with the other files, and fails with a list of the differences.
 import argparse
 from pathlib import Path
 
+from trilemma.training.loop.stop import ending_quietly
 
+
+@ending_quietly()
 def main(arguments: list[str] | None = None) -> None:
     """Parse, then import what needs more than the standard library."""
     parser = argparse.ArgumentParser(prog="python -m trilemma.model_cards.card", description=__doc__)

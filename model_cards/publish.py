@@ -10,7 +10,10 @@ that come with the model run only if they are this toolkit's, or with `--trust_r
 import argparse
 from pathlib import Path
 
+from trilemma.training.loop.stop import ending_quietly
 
+
+@ending_quietly()
 def main(arguments: list[str] | None = None) -> None:
     """Parse, then import what needs torch or the Hub."""
     parser = argparse.ArgumentParser(
