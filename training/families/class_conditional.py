@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset, unconditional
-from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, can_sample, check_sampler
+from trilemma.training.options.ddpm import (
+    IN_SCHEDULER,
+    SAMPLERS,
+    DDPMConfig,
+    ProcessConfig,
+    can_sample,
+    check_sampler,
+)
 from trilemma.training.options.flags import option
 from trilemma.training.options.groups import (
     DataConfig,
@@ -78,4 +85,6 @@ def build(config: ClassConditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-FAMILY = Family(ClassConditionalConfig, PRESETS, SAMPLERS, build, lambda config: True, can_sample)
+FAMILY = Family(
+    ClassConditionalConfig, PRESETS, SAMPLERS, build, lambda config: True, can_sample, tuple(IN_SCHEDULER)
+)

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset
-from trilemma.training.options.ddpm import SAMPLERS, DDPMConfig, ProcessConfig, can_sample, check_sampler
+from trilemma.training.options.ddpm import (
+    IN_SCHEDULER,
+    SAMPLERS,
+    DDPMConfig,
+    ProcessConfig,
+    can_sample,
+    check_sampler,
+)
 from trilemma.training.options.groups import (
     DataConfig,
     EMAConfig,
@@ -139,4 +146,6 @@ def build(config: UnconditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-FAMILY = Family(UnconditionalConfig, PRESETS, SAMPLERS, build, can_sample=can_sample)
+FAMILY = Family(
+    UnconditionalConfig, PRESETS, SAMPLERS, build, can_sample=can_sample, inherited=tuple(IN_SCHEDULER)
+)
