@@ -69,7 +69,7 @@ class ClassConditionalPipeline(SchedulerPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: str | int | Iterable[str | int | None] | None,
+        class_labels: str | int | Iterable[str | int | None] | None = None,
         *,
         batch_size: int = 1,
         guidance_scale: float | Sequence[float] = 1.0,

@@ -17,7 +17,9 @@ from trilemma.training.images import decode
 from trilemma.training.images.batches import FLIP, ORDER, Order, batches
 from trilemma.training.images.decode import to_pixels
 from trilemma.training.images.image_set import HELD_OUT, hold_out, load_images, to_float, to_uint8
+from trilemma.training.options.command_line import parse
 from trilemma.training.options.groups import DataConfig
+from trilemma.training.run import read_data, with_validation_size
 
 CLASSES = ("airplane", "bird", "cat")
 
@@ -675,9 +677,7 @@ def test_seed_decides_the_order(numbered):
 
 def test_ranks_share_what_one_process_would_see(numbered):
     alone = taken(batches(numbered, Order(6, 0), device="cpu"), 9)
-    ranks = [
-        taken(batches(numbered, Order(2, 0, rank=r, world=3), device="cpu"), 9) for r in range(3)
-    ]
+    ranks = [taken(batches(numbered, Order(2, 0, rank=r, world=3), device="cpu"), 9) for r in range(3)]
     for whole, *parts in zip(alone, *ranks, strict=True):
         torch.testing.assert_close(torch.cat([x0 for x0, _ in parts]), whole[0])
         assert torch.equal(torch.cat([labels for _, labels in parts]), whole[1])
@@ -746,6 +746,31 @@ def test_subset_keeps_order_labels_and_names(numbered):
     np.testing.assert_array_equal(labels, [2, 7, 7])
     np.testing.assert_array_equal(pixels[:, 0, 0, 0], [20, 70, 70])
     assert part.class_names == numbered.class_names
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        (["--validation_split", "test"], 5),
+        (["--validation_split", "test", "--validation_size", "3"], 3),
+        (["--validation_split", "test", "--validation_size", "30"], 5),
+        (["--validation_size", "2"], 2),
+        (["--validation_size", "0"], 0),
+        ([], 0),
+    ],
+)
+def test_a_validation_split_alone_is_taken_whole(tmp_path, flags, size):
+    for split, count in {"train": 8, "test": 5}.items():
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for k in range(count):
+            Image.fromarray(np.full((8, 8), k, np.uint8)).save(tmp_path / "data" / split / f"{k}.png")
+    places = ["--train_data_dir", str(tmp_path / "data"), "--cache_dir", str(tmp_path / "cache")]
+    config = parse("unconditional", "", [*places, *flags])
+    images, held_out = read_data(config)
+    assert len(held_out or ()) == size
+    assert len(images) == 8 - (size if "--validation_split" not in flags else 0)
+    resolved = with_validation_size(config, held_out).data.validation_size
+    assert resolved == (30 if "30" in flags else size)  # what is typed stays, for runs to resume
 
 
 def test_hold_out_splits_by_seed(numbered):

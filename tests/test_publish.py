@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,9 +33,9 @@ from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.publish import main
 from trilemma.model_cards.rendering.render import render_card, write_card
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
-from trilemma.training.options.command_line import parse
 from trilemma.training.options.flags import build
-from trilemma.training.run import check_publishable
+from trilemma.training.options.groups import HubConfig
+from trilemma.training.run import report
 
 NAME = "tester/model"
 PUBLISHED = {
@@ -118,21 +119,24 @@ def test_the_paths_of_this_machine_are_not_published(hub, folder):
     assert sent == {"output_dir": "out", "train_data_dir": "cats", "init_from": "user/base", "seed": 3}
 
 
-def test_a_push_without_results_is_refused_before_the_training(tmp_path):
-    flags = ["--push_to_hub", "--output_dir", str(tmp_path / "out"), "--dataset_name", "user/data"]
-    with pytest.raises(ValueError, match="--eval_steps, or give --allow_unevaluated"):
-        check_publishable(parse("unconditional", "", flags), 60)
-    for more in (["--eval_steps", "10"], ["--allow_unevaluated"]):
-        check_publishable(parse("unconditional", "", [*flags, *more]), 60)
-    append(tmp_path / "out" / "results.jsonl", [result(3.2, "fid")])
-    check_publishable(parse("unconditional", "", flags), 60)
-    with pytest.raises(ValueError, match="--eval_steps"):  # those are not of the final weights
-        check_publishable(parse("unconditional", "", flags), 100)
+@pytest.mark.parametrize(("allowed", "evaluated"), [(False, False), (True, True), (False, True)])
+def test_a_training_that_measures_nothing_publishes_and_its_card_warns(hub, folder, allowed, evaluated):
+    """As with `--use_ema --push_to_hub` of diffusers' README; results that were asked for are required."""
+    (folder / "results.jsonl").unlink()
+    options = HubConfig(push_to_hub=True, hub_model_id=NAME, allow_unevaluated=allowed)
+    stop = SimpleNamespace(at_once=lambda work: work())
+    if evaluated and not allowed:
+        with pytest.raises(ValueError, match="--allow_unevaluated"):
+            report(folder, options, stop, evaluated)
+        assert hub.requests == []
+        return
+    report(folder, options, stop, evaluated)
+    assert b"> **Not measured.** No number says" in hub.repos[NAME].files()["README.md"]
 
 
 def test_a_training_publishes_with_a_tag(hub, tmp_path, tiny):
     words = ["train", *tiny, "--max_train_steps", "2", "--output_dir", str(tmp_path / "out")]
-    words += ["--allow_unevaluated", "--eval_steps", "0"]
+    words += ["--eval_steps", "0"]
     words += ["--push_to_hub", "--hub_model_id", NAME, "--hub_tag", "v1", "--hub_private_repo"]
     code = "import runpy, sys\nsys.argv = {}\nrunpy.run_module('trilemma.training.{}', run_name='__main__')"
     hub.python(code.format(words, "train_unconditional"), tmp_path / "home", token=hub.token)

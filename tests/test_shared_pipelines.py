@@ -98,8 +98,20 @@ def make(family):
 
 def call(pipeline, **options):
     steps = {"unconditional": 5, "class_conditional": 5, "vdm": 5}.get(pipeline.family)
-    labels = {"class_labels": None} if pipeline.family == "class_conditional" else {}
-    return pipeline(num_inference_steps=steps, output_type="pt", **(labels | options)).images
+    return pipeline(num_inference_steps=steps, output_type="pt", **options).images
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_size_alone_is_the_number_of_images(family):
+    pipeline = make(family)
+    assert call(pipeline, batch_size=3).shape == (3, 1, 8, 8)
+    assert call(pipeline).shape == (1, 1, 8, 8)
+    torch.testing.assert_close(call(pipeline, batch_size=2, seeds=[4, 5]), call(pipeline, seeds=[4, 5]))
+    with pytest.raises(ValueError, match="seeds must be 3 ints"):
+        call(pipeline, batch_size=3, seeds=[4, 5])
+    if family in WITH_CLASSES:
+        named = call(pipeline, batch_size=2, class_labels="two", seeds=[4, 5])
+        torch.testing.assert_close(named, call(pipeline, class_labels=["two"] * 2, seeds=[4, 5]))
 
 
 @pytest.mark.parametrize(

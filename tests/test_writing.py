@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import os
 import resource
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -241,6 +242,23 @@ def test_a_stage_that_was_never_whole_is_deleted_and_the_folder_stays(tmp_path):
     finish_stages(tmp_path)
     assert content(tmp_path) == OLD_MODEL
     assert (tmp_path / ".mine").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere files have no modes")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_saved_model_is_as_readable_as_other_new_files(tmp_path, umask):
+    """safetensors writes its files for this user alone."""
+    net = UNet2DModel(block_out_channels=(4,), norm_num_groups=1, down_block_types=("DownBlock2D",),
+                      up_block_types=("UpBlock2D",), layers_per_block=1, sample_size=4)  # fmt: skip
+    before = os.umask(umask)
+    try:
+        save_bundle(DDPMPipeline(net, DDPMScheduler()), tmp_path / "model")
+        write_text(tmp_path / "model" / "README.md", "text")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
 def test_a_stage_moves_nothing_out_of_its_folder(tmp_path):

@@ -23,7 +23,6 @@ from trilemma.eval.scoring import results
 from trilemma.eval.scoring.while_training import Evaluation
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
-from trilemma.model_cards.rendering.figures import shown
 from trilemma.model_cards.rendering.render import write_card
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.writing import written
@@ -82,8 +81,12 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
     with own_folder(config.run, accelerator) as folder:
         images, held_out = load_data(config, accelerator)
         config = families.family(family).complete(config, given, images, accelerator, folder)
+        config = with_validation_size(config, held_out)
+        if config.hub.push_to_hub and not config.evaluation.eval_steps:
+            accelerator.print(
+                "--push_to_hub without --eval_steps: the card will say that nothing is measured."
+            )
         budget = budget_of(config, images, accelerator)
-        decided(accelerator, lambda: check_publishable(config, budget.total))
         config = with_warmup(config, budget.total, folder, accelerator)
 
         set_seed(config.run.seed)
@@ -103,7 +106,7 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
             sheet = draw(method, accelerator, config, stop)
             if accelerator.is_main_process:
                 stop.at_once(lambda: draw_pictures(sheet, method, images, config, folder))
-                report(folder.path, config.hub, stop)
+                report(folder.path, config.hub, stop, bool(config.evaluation.eval_steps))
 
         evaluate = None
         if config.evaluation.eval_steps:
@@ -186,25 +189,21 @@ def read_data(config: Config) -> tuple[Images, Images | None]:
     """Images to train on and, if requested, others to validate on."""
     data = config.data
     images = load_images(data)
-    if not data.validation_size:
+    size, split = data.validation_size, data.validation_split
+    if size == 0 or size is split is None:
         return images, None
-    if data.validation_split is None:
-        return hold_out(images, data.validation_size, config.run.seed)
+    if split is None:
+        return hold_out(images, size, config.run.seed)
     alike = replace(data, channels=images.channels, resolution=images.resolution)
-    others = load_images(alike, data.validation_split)
-    return images, others.subset(range(min(data.validation_size, len(others))))
+    others = load_images(alike, split)
+    return images, others.subset(range(len(others) if size is None else min(size, len(others))))
 
 
-def check_publishable(config: Config, total_steps: int) -> None:
-    """ValueError, before the training, where --push_to_hub would fail after it without results."""
-    hub, folder = config.hub, OutputFolder(Path(config.run.output_dir))
-    if not hub.push_to_hub or hub.allow_unevaluated or config.evaluation.eval_steps:
-        return
-    if not shown(results.read(folder.results), total_steps):
-        raise ValueError(
-            "--push_to_hub publishes results with the model: measure it with --eval_steps, or give "
-            "--allow_unevaluated"
-        )
+def with_validation_size(config: Config, held_out: Images | None) -> Config:
+    """The configuration with the number of held-out images, where none is given."""
+    if config.data.validation_size is not None:
+        return config
+    return replace(config, data=replace(config.data, validation_size=len(held_out or ())))
 
 
 def draw_pictures(
@@ -232,8 +231,11 @@ def draw_pictures(
             figure.savefig(file, format="png", dpi=150)
 
 
-def report(folder: Path, hub: HubConfig, stop: StopSignal) -> None:
-    """Write the card and, if the flags ask for it, publish the folder."""
+def report(folder: Path, hub: HubConfig, stop: StopSignal, evaluated: bool) -> None:
+    """Write the card and, if the flags ask for it, publish the folder.
+
+    evaluated: whether the flags ask for an evaluation. Without one, the card warns that nothing was measured.
+    """
     card = write_card(folder)
     print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
     if hub.push_to_hub:
@@ -244,7 +246,7 @@ def report(folder: Path, hub: HubConfig, stop: StopSignal) -> None:
                 private=hub.hub_private_repo,
                 create_pr=hub.hub_create_pr,
                 tag=hub.hub_tag,
-                allow_unevaluated=hub.allow_unevaluated,
+                allow_unevaluated=hub.allow_unevaluated or not evaluated,
                 token=hub.hub_token,
             )
         )

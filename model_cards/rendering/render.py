@@ -26,7 +26,7 @@ from trilemma.training.options.flags import HUB_ID, public_name
 from trilemma.training.output_folder import OutputFolder
 
 TEMPLATE = Path(__file__).with_name("template.md")
-WORDS = 2
+WORDS = 3
 """Number of the present wording of cards. Count it up when the text of a page changes, and the words of an
 older card are not taken for an edit."""
 
@@ -34,6 +34,9 @@ RENDERED = re.compile(r"This page is rendered from the files beside it(?: \(word
 """What a rendered page says of itself; without a number, it has wording 1."""
 
 SHOWN_CLASSES = 100
+
+NOT_MEASURED = """> **Not measured.** No number says how good or how varied its images are, or
+> whether they are copies of training images: look at many samples before you use it."""
 
 
 def write_card(path: str | Path) -> Path:
@@ -116,7 +119,7 @@ def _pictures(contents: Contents, words: Wording) -> str:
 
 def _results(contents: Contents) -> str:
     if not contents.lines:
-        return "Not measured."
+        return NOT_MEASURED
     return f"""{figures.table(contents.lines)}
 
 `fid` is computed over Inception features of 50,000 samples against all training images; any other name says

@@ -17,6 +17,7 @@ from trilemma.pipelines.files.names import inside
 from trilemma.pipelines.files.writing import (
     aside_of,
     naming,
+    share_as_new,
     sync_to_disk,
     target_of,
     write_json,
@@ -55,6 +56,7 @@ def put_in_place(stage: Path, leaving: Collection[str], last: str) -> None:
     new, folder = stage / NEW, stage.parent
     arriving = sorted({entry.name for entry in new.iterdir()} - {last})
     with naming(folder):
+        share_as_new(new)
         for path in (*new.rglob("*"), new):
             sync_to_disk(path)
         moves = {"out": [last, *sorted({*leaving, *arriving} - {last})], "in": [*arriving, last]}

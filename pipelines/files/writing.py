@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,6 +89,21 @@ def written(path: Path | str, sync: bool = True) -> Iterator[BinaryIO]:
             raise
         if sync:
             sync_to_disk(path.parent)
+
+
+def share_as_new(folder: Path) -> None:
+    """Give the files in a folder and below the permissions of any new file there, as the umask has them.
+
+    Libraries write some for this user alone: safetensors since version 0.8.
+    """
+    probe = aside_of(folder / "probe")
+    with naming(folder):
+        with open(probe, "xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        probe.unlink()
+        for path in folder.rglob("*"):
+            if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:
+                path.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -63,8 +63,9 @@ class Family(NamedTuple):
     data stands for. samplers: what --sampler takes; the first is that of sheets and of evaluation during
     training. build(config, images, accelerator, total_steps): the Method; torch is imported inside.
     takes_classes(config): whether a model of these options is class-conditional. can_sample(config, sampler):
-    whether a model of these options has this sampler. complete(config, given, images, accelerator, folder):
-    the configuration with the options that depend on the data; those in `given` were typed and stay.
+    whether a model of these options has this sampler. inherited: flags that the weights have learned, which
+    a run from --init_from takes over. complete(config, given, images, accelerator, folder): the configuration
+    with the options that depend on the data; those in `given` were typed and stay.
     """
 
     config: type
@@ -73,6 +74,7 @@ class Family(NamedTuple):
     build: "Callable[[Any, Images, Accelerator, int], Method]"
     takes_classes: Callable[[Any], bool] = never
     can_sample: Callable[[Any, str], bool] = always
+    inherited: tuple[str, ...] = ()
     complete: Callable[..., Any] = as_given
 
     def samplers_for(self, config: Any) -> tuple[str, ...]:

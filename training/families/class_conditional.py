@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset, unconditional
 from trilemma.training.options.ddpm import (
+    IN_SCHEDULER,
     SAMPLERS,
     DDPMConfig,
     OwnConfig,
@@ -94,5 +95,12 @@ def complete(config, given, images, accelerator, folder):
 
 
 FAMILY = Family(
-    ClassConditionalConfig, PRESETS, SAMPLERS, build, lambda config: True, can_sample, complete
+    ClassConditionalConfig,
+    PRESETS,
+    SAMPLERS,
+    build,
+    takes_classes=lambda config: True,
+    can_sample=can_sample,
+    inherited=tuple(IN_SCHEDULER),
+    complete=complete,
 )

@@ -23,9 +23,9 @@ from trilemma.training.options.groups import (
 class DDGANConfig:
     """The few-step process, the discriminator, and the checks for collapse."""
 
-    ddpm_num_steps: Literal[2, 4, 8] = option(4, "T, the number of denoising steps", inherited=True)
-    beta_min: float = option(0.1, "noise rate at the start of the VP process", inherited=True, low=0.0)
-    beta_max: float = option(20.0, "noise rate at its end", inherited=True, low=0.0)
+    ddpm_num_steps: Literal[2, 4, 8] = option(4, "T, the number of denoising steps")
+    beta_min: float = option(0.1, "noise rate at the start of the VP process", low=0.0)
+    beta_max: float = option(20.0, "noise rate at its end", low=0.0)
     class_conditional: bool = option(False, "condition on class labels; the data must have labels")
     discriminator_channels: tuple[int, ...] = option(
         (128, 256, 512, 512), "channels of the discriminator's blocks, the first at full size"
@@ -176,4 +176,6 @@ def takes_classes(config) -> bool:
     return config.objective.class_conditional
 
 
-FAMILY = Family(DDGANFamilyConfig, PRESETS, ("ddpm",), build, takes_classes)
+INHERITED = ("ddpm_num_steps", "beta_min", "beta_max")
+
+FAMILY = Family(DDGANFamilyConfig, PRESETS, ("ddpm",), build, takes_classes, inherited=INHERITED)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from trilemma.training.families import Family, Preset
 from trilemma.training.options.ddpm import (
+    IN_SCHEDULER,
     SAMPLERS,
     DDPMConfig,
     OwnConfig,
@@ -161,4 +162,12 @@ def complete(config, given, images, accelerator, folder):
     return own.complete(config, given, images, accelerator, folder, build)
 
 
-FAMILY = Family(UnconditionalConfig, PRESETS, SAMPLERS, build, can_sample=can_sample, complete=complete)
+FAMILY = Family(
+    UnconditionalConfig,
+    PRESETS,
+    SAMPLERS,
+    build,
+    can_sample=can_sample,
+    inherited=tuple(IN_SCHEDULER),
+    complete=complete,
+)

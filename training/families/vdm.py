@@ -30,18 +30,12 @@ class VDMConfig:
     gamma: Literal["linear", "learned_linear", "monotone", "monotone_fixed_ends"] = option(
         "learned_linear",
         "gamma = -log SNR over time: a line, a line with learned ends, or a monotone network",
-        inherited=True,
     )
-    gamma_min: float = option(
-        -13.3, "gamma at time 0, at the start of training if it is learned", inherited=True
-    )
-    gamma_max: float = option(
-        5.0, "gamma at time 1, at the start of training if it is learned", inherited=True
-    )
+    gamma_min: float = option(-13.3, "gamma at time 0, at the start of training if it is learned")
+    gamma_max: float = option(5.0, "gamma at time 1, at the start of training if it is learned")
     fourier_features: tuple[int, ...] | None = option(
         None,
         "exponents n of the extra inputs sin(2^n pi z) and cos(2^n pi z); 6 7 in the paper",
-        inherited=True,
     )
     class_conditional: bool = option(False, "condition on class labels; the data must have labels")
     p_uncond: float = option(
@@ -201,4 +195,8 @@ def takes_classes(config) -> bool:
     return config.objective.class_conditional
 
 
-FAMILY = Family(VDMFamilyConfig, PRESETS, ("ancestral", "shortcut"), build, takes_classes)
+INHERITED = ("gamma", "gamma_min", "gamma_max", "fourier_features")
+
+FAMILY = Family(
+    VDMFamilyConfig, PRESETS, ("ancestral", "shortcut"), build, takes_classes, inherited=INHERITED
+)

@@ -55,7 +55,7 @@ def parse(
         values["output_dir"] = f"outputs/{name}-{recipe or os.path.basename(os.path.abspath(data))}"
     try:
         if values.get("init_from"):
-            values |= take_over(parser, values, {*typed, *(base if file else ())})
+            values |= take_over(parser, family.inherited, values, {*typed, *(base if file else ())})
         parser.check(values, set(typed))
         config = build(family.config, values)
         check(config)

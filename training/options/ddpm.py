@@ -37,16 +37,16 @@ class OwnConfig:
 class ProcessConfig:
     """How images are noised."""
 
-    ddpm_num_steps: int = option(1000, "T, the number of noise levels", inherited=True, low=1)
+    ddpm_num_steps: int = option(1000, "T, the number of noise levels", low=1)
     ddpm_beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = option(
-        "linear", "shape of the noise schedule", inherited=True
+        "linear", "shape of the noise schedule"
     )
     beta_start: float | None = option(
-        None, "first beta, used without scaling; 1e-4 * 1000 / T if not given", low=0.0, inherited=True,
+        None, "first beta, used without scaling; 1e-4 * 1000 / T if not given", low=0.0,
         needs=("ddpm_beta_schedule", ("linear", "scaled_linear", "sigmoid")),
     )  # fmt: skip
     beta_end: float | None = option(
-        None, "last beta, used without scaling; 0.02 * 1000 / T if not given", low=0.0, inherited=True,
+        None, "last beta, used without scaling; 0.02 * 1000 / T if not given", low=0.0,
         needs=("ddpm_beta_schedule", ("linear", "scaled_linear", "sigmoid")),
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ class DDPMConfig:
     """What the network predicts, and the loss."""
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = option(
-        "epsilon", "what the network predicts", inherited=True
+        "epsilon", "what the network predicts"
     )
     loss_type: Literal["l2", "l1", "huber", "mmd", "hybrid", "vlb"] = option(
         "l2", "loss; hybrid and vlb learn the variance too"

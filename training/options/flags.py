@@ -42,18 +42,17 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 """What a file has for a flag that takes no value on the command line."""
 
 
-def option(default, help, *, usual=None, free=False, inherited=False, secret=False, low=None, needs=None):
+def option(default, help, *, usual=None, free=False, secret=False, low=None, needs=None):
     """A dataclass field that is also a flag.
 
     usual: of an option whose default, None, is resolved when the run begins: what it usually becomes.
     free: may change when a run is resumed, since it does not change the trained weights.
-    inherited: weights have learned it; a run from --init_from takes it over (training/options/inherit.py).
     secret: never written to a file.
     low: the smallest allowed value; a float bound is exclusive (`low=0.0` means positive).
     needs: (option, values); without one of these values the flag has no effect. `...`: any but None.
     """
-    facts = dict(help=help, usual=usual, free=free, inherited=inherited)
-    return field(default=default, metadata=facts | dict(secret=secret, low=low, needs=needs))
+    facts = dict(help=help, usual=usual, free=free, secret=secret, low=low, needs=needs)
+    return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -278,6 +277,8 @@ class Parser(argparse.ArgumentParser):
 
     def _check_effect(self, name: str, other: str, allowed: Any, values: dict[str, Any]) -> None:
         """Exit, or say so, where a flag has no effect: the other option has none of the allowed values."""
+        if values.get(other) is None and self.flags[other].meta["usual"] is not None:
+            return  # the other one is resolved when the run begins
         actual = values.get(other, self.flags[other].default)
         if (actual in (None, False)) if allowed is ... else (actual not in allowed):
             words = "" if allowed in (..., (True,)) else " " + " or ".join(map(str, allowed))

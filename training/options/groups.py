@@ -46,7 +46,12 @@ class DataConfig:
         "split of the held-out images; taken from the training split if not given",
         needs=("validation_size", ...),
     )
-    validation_size: int = option(0, "images to hold out for the validation loss; 0 for none", low=0)
+    validation_size: int | None = option(
+        None,
+        "images to hold out for the validation loss, 0 for none; if not given, all of --validation_split",
+        usual=0,
+        low=0,
+    )
     preserve_input_precision: bool = option(False, "not offered: training and metrics use 8-bit images")
     cache_dir: str | None = option(None, "where decoded images are cached", free=True)
     dataloader_num_workers: int = option(0, "processes that read images", free=True, low=0)
@@ -241,8 +246,9 @@ class HubConfig:
     """Publishing."""
 
     allow_unevaluated: bool = option(
-        False, "publish a model that has no results", free=True, needs=("push_to_hub", ...)
-    )
+        False, "publish also without the results that --eval_steps asked for", free=True,
+        needs=("push_to_hub", ...),
+    )  # fmt: skip
     push_to_hub: bool = option(False, "publish the output folder to the Hub at the end", free=True)
     hub_token: str | None = option(
         None, "token; better: `hf auth login`", free=True, secret=True, needs=("push_to_hub", ...)

@@ -20,14 +20,16 @@ from trilemma.training.options.yaml_file import read_options
 SCHEDULER, CONFIG = "scheduler/scheduler_config.json", "config.yaml"
 
 
-def take_over(parser: Parser, values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+def take_over(
+    parser: Parser, inherited: Collection[str], values: Mapping[str, Any], given: Collection[str]
+) -> dict[str, Any]:
     """Those inherited options of the model of --init_from for which `values` has others.
 
-    given: names on the command line or in --config. ValueError lists those with another value than the
+    inherited: names of the family's. given: names on the command line or in --config. ValueError lists those with another value than the
     saved model's.
     """
     source = values["init_from"]
-    theirs = saved_options(parser, source)
+    theirs = saved_options(parser, inherited, source)
     here = {name: values.get(name, parser.flags[name].field.default) for name in theirs}
     other = [name for name in theirs if not _same(name, theirs, here[name])]
     if refused := [f"--{name}: {theirs[name]} there, {here[name]} here" for name in other if name in given]:
@@ -41,13 +43,12 @@ def take_over(parser: Parser, values: Mapping[str, Any], given: Collection[str])
     return {name: theirs[name] for name in other}
 
 
-def saved_options(parser: Parser, source: str) -> dict[str, Any]:
+def saved_options(parser: Parser, names: Collection[str], source: str) -> dict[str, Any]:
     """The inherited options of a saved model, from its config.yaml and its scheduler.
 
     The scheduler decides, since it samples; config.yaml also has what no scheduler says. ValueError for a
     scheduler that no flags give.
     """
-    names = {name for name, flag in parser.flags.items() if flag.meta["inherited"]}
     config, scheduler = _file(source, CONFIG), _file(source, SCHEDULER)
     texts = read_options(config) if config else {}
     where = f"--init_from {source!r}: {{}} in {CONFIG}"
