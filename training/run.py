@@ -49,7 +49,6 @@ from trilemma.training.loop.stop import StopSignal
 from trilemma.training.options.groups import Config, HubConfig
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.own_folder import own_folder
-from trilemma.training.sampling import every_class
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +210,8 @@ def draw_pictures(
 ) -> None:
     """The pictures of the finished model; sheet: uint8 samples (N, C, H, W)."""
     with written(folder.samples) as file:
-        sheet_of(sheet, columns=method.num_classes, points=images.points).save(file, format="png")
+        names = None if method.num_classes is None else images.require_class_names()
+        sheet_of(sheet, points=images.points, class_names=names).save(file, format="png")
     with written(folder.losses) as file:
         curves.losses(folder.read_scalars()).savefig(file, format="png")
     scores = results.read(folder.results)
@@ -221,8 +221,9 @@ def draw_pictures(
     pipeline = sampling_pipeline(method, config.sheet)
     steps = pipeline.steps(config.sheet.ddpm_num_inference_steps)
     rows = min(POINTS_SHOWN if images.points else IMAGES_SHOWN, len(images))
-    real, _ = images.__getitems__(range(rows))
-    labels = every_class(method.num_classes, len(real))
+    # Points of a picture are a sample of all: the first, whose order is random.
+    real, labels = images.__getitems__(range(rows) if images.points else images.different(rows))
+    labels = None if method.num_classes is None else labels.tolist()
     subject = Subject(pipeline, to_float(real), steps, labels, images.points)
     pictures = families.column("trilemma.eval.pictures", pipeline.family)
     for name, picture in (pictures.PICTURES if pictures else {}).items():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trilemma.eval.plots.axes import beside, drawn, legend_beside, plain_axis
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.studies.questions import Point
 
@@ -25,16 +26,17 @@ def sweep(
     horizontal axis, with a curve for each setting of all flags but the last; None: a row for each point.
     """
     height = 3.5 if x else 0.8 + 0.35 * len(points)
-    figure = Figure(figsize=(1.5 + 3.2 * len(columns), max(height, 2.2)), layout="constrained")
-    for axis, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+    figure = Figure(figsize=(2.7 + 3.2 * len(columns), max(height, 2.2)), layout="constrained")
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axis, column in zip(axes, columns, strict=True):
         measured = [(point, lines[column]) for point, lines in points if column in lines]
         floors = [line.floor for _, line in measured if line.floor is not None]
         (_curves(axis, measured, x) if x else _rows(axis, measured))
         for floor in floors[:1]:
             (axis.axhline if x else axis.axvline)(floor, color="gray", linestyle=":", label="floor")
         (axis.set_ylabel if x else axis.set_xlabel)(measured[0][1].metric)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7)
+        plain_axis(axis, "y" if x else "x", [*floors[:1], *drawn(line for _, line in measured)])
+    legend_beside(figure, axes)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -55,15 +57,15 @@ def _curves(axis: Axes, measured: Sequence[tuple[Point, ResultLine]], x: str) ->
         name = " ".join(list(point.flags.values())[:-1])
         place = point.flags[x] if x in point.flags else line.to_json()[x]
         series.setdefault(name, []).append((float(place), line))
+    everywhere = [place for pairs in series.values() for place, _ in pairs]
     for color, (name, pairs) in enumerate(series.items()):
         pairs.sort(key=lambda pair: pair[0])
-        places = [place for place, _ in pairs]
+        places = beside([place for place, _ in pairs], color, len(series), everywhere)
         axis.plot(places, [line.value for _, line in pairs], "o-", label=name or None, color=f"C{color}")
         intervals = [line.interval or [line.value] * 2 for _, line in pairs]
         axis.vlines(places, *zip(*intervals, strict=True), color=f"C{color}")
-    everywhere = [place for pairs in series.values() for place, _ in pairs]
-    wide = 0 < 10 * min(everywhere) < max(everywhere)  # a logarithmic axis has no place for 0
-    axis.set(xlabel=x, xscale="log" if wide else "linear")
+    axis.set(xlabel=x)
+    plain_axis(axis, "x", everywhere)
 
 
 def elbo(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -71,26 +73,32 @@ def elbo(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
 
     Thin: the mean over training images since the line before. Thick: held-out images, on the average weights.
     """
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
+    bounds: list[float] = []
     for axis, x in zip(axes, ("step", "seconds"), strict=True):
+        places: list[float] = []
         for color, (name, lines) in enumerate(logs.items()):
             for metric, label, width in (("bpd", None, 0.8), ("validation_bpd", name, 2.2)):
                 points = [(line[x], line[metric]) for line in lines if metric in line and x in line]
                 if points:
                     axis.plot(*zip(*points, strict=True), color=f"C{color}", linewidth=width, label=label)
+                    places += [place for place, _ in points]
+                    bounds += [bound for _, bound in points]
             if not any("validation_bpd" in line for line in lines):
                 axis.plot([], [], color=f"C{color}", label=f"{name} (no held-out images)")
-        axis.set(xlabel={"step": "optimizer steps", "seconds": "seconds of training"}[x], xscale="log")
-    axes[0].set(ylabel="bits per dimension", yscale="log")
-    axes[0].legend(fontsize=7)
+        axis.set(xlabel={"step": "optimizer steps", "seconds": "seconds of training"}[x])
+        plain_axis(axis, "x", places)
+    axes[0].set(ylabel="bits per dimension")
+    plain_axis(axes[0], "y", bounds)
+    legend_beside(figure, axes)
     figure.suptitle("Bound on minus log likelihood: training images thin, held-out images thick", fontsize=10)
     return figure
 
 
 def quality_speed(points: Sequence[tuple[str, ResultLine]]) -> Figure:
     """Lines of one metric by name against their seconds per image, with intervals; lower left is better."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
     for color, (name, line) in enumerate(points):
         place = line.seconds_per_image
@@ -99,6 +107,8 @@ def quality_speed(points: Sequence[tuple[str, ResultLine]]) -> Figure:
     floors = [line.floor for _, line in points if line.floor is not None]
     if floors:
         axis.axhline(floors[0], color="gray", linestyle=":", label="floor")
-    axis.set(xlabel="seconds per image", xscale="log", ylabel=points[0][1].metric)
-    axis.legend(fontsize=7)
+    axis.set(xlabel="seconds per image", ylabel=points[0][1].metric)
+    plain_axis(axis, "x", [line.seconds_per_image for _, line in points])
+    plain_axis(axis, "y", [*floors[:1], *drawn(line for _, line in points)])
+    legend_beside(figure, [axis])
     return figure

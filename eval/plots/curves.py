@@ -8,11 +8,22 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from trilemma.eval.plots.axes import beside, drawn, legend_beside, own_legend, plain_axis
 from trilemma.eval.plots.sheets import Subject
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.training.diffusion.process import SCHEDULES, noise_schedule
 
 _TERM = re.compile("(?!validation_).+_bpd")  # a term of a bound
+
+NAMES = {
+    "loss": "training images",
+    "validation_loss": "held-out images",
+    "loss_q1": "t/T up to 0.25 (least noise)",
+    "loss_q2": "t/T 0.25 to 0.5",
+    "loss_q3": "t/T 0.5 to 0.75",
+    "loss_q4": "t/T above 0.75 (most noise)",
+}
+"""What the curves of these numbers in `scalars.jsonl` are called; others by their own names, as words."""
 
 
 def scheduled_schedules(subject: Subject) -> Figure:
@@ -23,7 +34,7 @@ def scheduled_schedules(subject: Subject) -> Figure:
 def schedules(abar: Tensor) -> Figure:
     """A model's abar_1..abar_T (T,), thick, beside every schedule that exists with T steps."""
     steps = len(abar)
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = Figure(figsize=(10.5, 3.5), layout="constrained")
     signal, snr = figure.subplots(1, 2)
     curves = {"this model": abar}
     for name in SCHEDULES:
@@ -36,42 +47,61 @@ def schedules(abar: Tensor) -> Figure:
         snr.plot(time, (values / (1 - values)).log(), label=name, linewidth=width)
     signal.set(xlabel="t / T", ylabel=r"$\sqrt{\bar\alpha_t}$", title=f"Signal left, T = {steps}")
     snr.set(xlabel="t / T", ylabel="log SNR", title="Log signal-to-noise ratio")
-    signal.legend(fontsize=8)
+    legend_beside(figure, [signal])
     return figure
 
 
 def losses(scalars: Sequence[Mapping[str, float]]) -> Figure:
     """Training and validation loss, and the parts of the former, from lines of `scalars.jsonl`."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    whole, parts = figure.subplots(1, 2)
     names = sorted({name for line in scalars for name in line})
     wholes = [name for name in names if name in ("loss", "validation_loss")]
     pieces = [name for name in names if name.startswith("loss_") or _TERM.fullmatch(name)]
-    for axis, shown in ((whole, wholes), (parts, pieces)):
+    panels = {"Loss": wholes, "Parts of the training loss": pieces}
+    if pieces and set(pieces) <= NAMES.keys():
+        panels = {"Loss": wholes, "Training loss by noise level": pieces}
+    panels = {title: shown for title, shown in panels.items() if shown} or {"Loss": []}
+    figure = Figure(figsize=(6 * len(panels), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, shown) in zip(axes, panels.items(), strict=True):
+        places: list[float] = []
+        values: list[float] = []
         for name in shown:
             points = [(line["step"], line[name]) for line in scalars if name in line]
-            axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
-        axis.set(xlabel="optimizer step", yscale="log")
-        axis.legend(fontsize=8)
-    whole.set(title="Loss")
-    parts.set(title="Parts of the training loss")
+            few = "o" if len(points) < 3 else None  # a line through one point cannot be seen
+            axis.plot(*zip(*points, strict=True), label=curve_name(name), linewidth=1, marker=few)
+            places += [place for place, _ in points]
+            values += [value for _, value in points]
+        axis.set(xlabel="optimizer step", title=title)
+        plain_axis(axis, "x", [0, *places], whole=True)  # from 0 on: never logarithmic
+        plain_axis(axis, "y", values)
+        own_legend(axis)
     return figure
+
+
+def curve_name(name: str) -> str:
+    """What a number of `scalars.jsonl` is called in a legend."""
+    if name in NAMES:
+        return NAMES[name]
+    words = name.removeprefix("loss_").removesuffix("_bpd").replace("_", " ")
+    return "bound (bits per dimension)" if name == "bpd" else words
 
 
 def scores(results: Sequence[ResultLine]) -> Figure:
     """The Frechet distances among results against the images seen in training, with their intervals."""
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
     axis = figure.subplots()
-    for name in sorted({line.metric for line in results if line.measure == "fd"}):
-        lines = sorted(
-            (line for line in results if line.metric == name and line.images_seen is not None),
-            key=lambda line: line.images_seen,
-        )
-        seen = [line.images_seen for line in lines]
-        axis.plot(seen, [line.value for line in lines], marker="o", label=name)
-        banded = [line for line in lines if line.interval]
-        low, high = ([line.interval[side] for line in banded] for side in (0, 1))
-        axis.fill_between([line.images_seen for line in banded], low, high, alpha=0.2)
-    axis.set(xlabel="images seen", yscale="log", title="Distance to the training images (band: 95% interval)")
-    axis.legend(fontsize=8)
+    lines = [line for line in results if line.measure == "fd" and line.images_seen is not None]
+    lines.sort(key=lambda line: line.images_seen)
+    everywhere = [line.images_seen for line in lines] or [0]
+    names = sorted({line.metric for line in lines})
+    for color, name in enumerate(names):
+        own = [line for line in lines if line.metric == name]
+        seen = beside([line.images_seen for line in own], color, len(names), everywhere)
+        axis.plot(seen, [line.value for line in own], "o-", color=f"C{color}", label=name)
+        intervals = [line.interval or [line.value] * 2 for line in own]
+        axis.vlines(seen, *zip(*intervals, strict=True), color=f"C{color}")
+    axis.set(xlabel="images seen", title="Distance to the training images (bars: 95% intervals)")
+    plain_axis(axis, "x", [0, *everywhere], whole=True)
+    plain_axis(axis, "y", drawn(lines))
+    legend_beside(figure, [axis])
     return figure

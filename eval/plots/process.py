@@ -1,42 +1,47 @@
 """The process both ways: real images noised step by step, and new images on the way from noise."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trilemma.eval.plots.sheets import Subject, to_pil
+from trilemma.eval.plots.sheets import Subject, short_name, to_pil
 from trilemma.training.images.image_set import to_uint8
 from trilemma.training.images.points import picture
 
 MOST_STATES = 9
 
 
-def process(forward: Tensor, reverse: Tensor, times: Sequence[float], points: bool = False) -> Figure:
+def process(
+    forward: Tensor,
+    reverse: Tensor,
+    times: Sequence[float],
+    points: bool = False,
+    names: Sequence[str] = (),
+) -> Figure:
     """Noising of real images above the generation of new ones.
 
     forward, reverse: uint8 (images, states, C, H, W), forward from clean to noise, reverse from noise to
-    clean; times: t / T of the forward states. All points of a state share one picture.
+    clean; times: t / T of the forward states. All points of a state share one picture. names: of the classes
+    of the images, the same in both parts.
     """
     if points:
         forward, reverse = _pictures(forward), _pictures(reverse)
     rows, states = len(forward) + len(reverse), forward.shape[1]
     figure = Figure(figsize=(states, rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, states, squeeze=False)
-    both = [(forward, times), (reverse, list(reversed(times)))]
-    row = 0
-    for part, (images, labels) in enumerate(both):
-        for image in images:
-            for axis, state in zip(axes[row], image, strict=True):
-                axis.imshow(to_pil(state), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-                axis.set_xticks([])
-                axis.set_yticks([])
-            row += 1
-        first = axes[0 if part == 0 else len(forward)]
-        for axis, time in zip(first, labels, strict=True):
+    for axis, state in zip(axes.flat, chain(forward.flatten(0, 1), reverse.flatten(0, 1)), strict=True):
+        axis.imshow(to_pil(state), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+    both = ("forward", forward, times, 0), ("reverse", reverse, list(reversed(times)), len(forward))
+    for way, images, labels, first in both:
+        for axis, time in zip(axes[first], labels, strict=True):
             axis.set_title(f"t/T = {time:.2f}", fontsize=7)
-        first[0].set_ylabel("forward" if part == 0 else "reverse", fontsize=8)
+        for row in range(len(images)):
+            words = [way if row == 0 else "", "" if points or not names else short_name(names[row])]
+            axes[first + row][0].set_ylabel("\n".join(words).strip(), fontsize=8, parse_math=False)
     return figure
 
 
@@ -53,6 +58,8 @@ def states_shown(steps: int) -> int:
 def both_ways(subject: Subject, forward: Tensor, times: list[float]) -> Figure:
     """forward (B, states, C, H, W) in [-1, 1] at `times`, above B new images in the same number of states."""
     labels = {} if subject.labels is None else {"class_labels": subject.labels}
+    names = subject.pipeline.class_names or ()
+    names = [names[label] for label in subject.labels] if names and subject.labels else ()
     output = subject.pipeline(
         seeds=range(len(forward)),
         num_inference_steps=subject.steps,
@@ -61,7 +68,7 @@ def both_ways(subject: Subject, forward: Tensor, times: list[float]) -> Figure:
         **labels,
     )
     reverse = output.trajectory.cpu().transpose(0, 1)
-    return process(to_uint8(forward / 2 + 0.5), to_uint8(reverse), times, subject.points)
+    return process(to_uint8(forward / 2 + 0.5), to_uint8(reverse), times, subject.points, names)
 
 
 def scheduled_process(subject: Subject) -> Figure:

@@ -11,7 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trilemma.training.images.image_set import to_uint8
@@ -19,6 +20,12 @@ from trilemma.training.images.points import picture
 
 SHEET_PIXELS = 48
 """Small images are enlarged, pixel by pixel, to about this side."""
+
+
+LABEL = 16
+"""Characters of a class's name on a sheet; longer names are cut."""
+
+FONT, FONT_PIXELS = "DejaVu Sans", 14
 
 
 class Subject(NamedTuple):
@@ -45,17 +52,58 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def sheet(images: Tensor, columns: int | None = None, points: bool = False) -> Image.Image:
-    """uint8 (N, C, H, W) as one picture, row by row, the last row filled with black; points as dots."""
+def sheet(
+    images: Tensor,
+    columns: int | None = None,
+    points: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> Image.Image:
+    """uint8 (N, C, H, W) as one picture, row by row, the last row filled with black; points as dots.
+
+    With names of K classes, image i is of class i modulo K, and each class has a row with its name.
+    """
     if points:
         return to_pil(picture(images))
+    if class_names:
+        return _class_rows(images, class_names)
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
+    images = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
+    return make_image_grid([to_pil(image) for image in _enlarged(images)], rows, columns)
+
+
+def _enlarged(images: Tensor) -> Tensor:
+    """Small images pixel by pixel, each with a white edge."""
     scale = max(1, SHEET_PIXELS // images.shape[-1])
-    padded = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
-    large = padded.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-    large = torch.nn.functional.pad(large, (1, 1, 1, 1), value=255)
-    return make_image_grid([to_pil(image) for image in large], rows, columns)
+    large = images.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    return torch.nn.functional.pad(large, (1, 1, 1, 1), value=255)
+
+
+def _class_rows(images: Tensor, names: Sequence[str]) -> Image.Image:
+    """A row for each class that has an image; many short rows stand side by side."""
+    classes = min(len(names), len(images))
+    large = [to_pil(image) for image in _enlarged(images)]
+    labels = [short_name(name) for name in names[:classes]]
+    font = ImageFont.truetype(findfont(FONT), FONT_PIXELS)
+    margin = math.ceil(max(font.getlength(label) for label in labels)) + 20
+    width, height = large[0].size
+    block = margin + math.ceil(len(images) / len(names)) * width
+    blocks = max(1, round(math.sqrt(classes * height / block)))
+    rows = math.ceil(classes / blocks)
+    whole = Image.new(large[0].mode, (math.ceil(classes / rows) * block, rows * height), "white")
+    draw = ImageDraw.Draw(whole)
+    for index, label in enumerate(labels):
+        left, top = index // rows * block, index % rows * height
+        draw.text((left + margin - 6, top + height // 2), label, "black", font, anchor="rm")
+        for column, image in enumerate(large[index :: len(names)]):
+            whole.paste(image, (left + margin + column * width, top))
+    return whole
+
+
+def short_name(name: str) -> str:
+    """A class's name on one short line, of characters that can be drawn."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(name.split()))
+    return line if len(line) <= LABEL else line[: LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def image_rows(images: Tensor, labels: Sequence[str] = ()) -> Figure:
@@ -67,5 +115,5 @@ def image_rows(images: Tensor, labels: Sequence[str] = ()) -> Figure:
         axis.imshow(to_pil(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set(xticks=[], yticks=[])
     for axis, label in zip(axes[:, 0], labels, strict=False):
-        axis.set_ylabel(label, fontsize=7)
+        axis.set_ylabel(label, fontsize=7, parse_math=False)
     return figure

@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,19 @@ class Images:
         indices = np.asarray(indices, dtype=np.int64)
         pixels = torch.from_numpy(self.pixels[self.rows[indices]])
         return pixels, None if self.labels is None else torch.from_numpy(self.labels[indices])
+
+    def different(self, count: int) -> list[int]:
+        """Indices of `count` images that differ: of classes 0, 1, ... in turn; without labels, evenly spaced.
+
+        Classes without images are left out; fewer indices where there are fewer images.
+        """
+        count = min(count, len(self))
+        if self.labels is None:
+            return [k * len(self) // count for k in range(count)]
+        kinds = np.unique(self.labels)[:count]
+        turns = zip_longest(*(np.flatnonzero(self.labels == kind)[:count].tolist() for kind in kinds))
+        # The first of each class, then the second of each, and so on.
+        return [index for turn in turns for index in turn if index is not None][:count]
 
     @property
     def channels(self) -> int:
