@@ -31,7 +31,8 @@ def parse(
     names = ", ".join(family.presets)
     parser.add_argument("--preset", help=f"a recipe: {names} (default: {default})", metavar="NAME")
     parser.add_argument("--config", help="a config.yaml of an earlier run", metavar="FILE")
-    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
+    dry_run = "print the resolved configuration, and what local data tell of the run, and stop"
+    parser.add_argument("--dry_run", action="store_true", help=dry_run)
     typed: dict[str, Any] = parser.parse(sys.argv[1:] if argv is None else argv)
     preset, file, dry_run = typed.pop("preset"), typed.pop("config"), typed.pop("dry_run")
 
@@ -61,7 +62,11 @@ def parse(
     except ValueError as problem:
         parser.error(str(problem))
     if dry_run:
-        print(to_yaml(config), end="")
+        print(to_yaml(config), end="", flush=True)
+        from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
+
+        for line in resolved(config):  # apart from what `--config` reads back
+            print(line, file=sys.stderr)
         raise SystemExit(0)
     return config
 
