@@ -19,6 +19,20 @@ EXTRACTOR_HELP = (
 )
 
 
+JUDGE_HELP = (
+    f"classifier that comes with trilemma ({', '.join(judge_names())}), whatever the data; else the "
+    "data's own"
+)
+
+
+def samplers_by_family() -> str:
+    """Which samplers each family has, as text."""
+    having: dict[tuple[str, ...], list[str]] = {}
+    for name in families.names():
+        having.setdefault(families.family(name).samplers, []).append(name)
+    return "; of ".join(f"{', '.join(names)}: {' '.join(each)}" for each, names in having.items())
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Which model, and how it is run."""
@@ -36,7 +50,7 @@ class SamplingConfig:
     num_samples: int = option(10_000, "images to draw or to score", low=1)
     seed: int = option(0, "first seed; image i has this seed plus i", low=0)
     sampler: str | None = option(
-        None, "a sampler of the model's family, such as ddim; the model's own if not given"
+        None, f"of {samplers_by_family()}; the model's own if not given"
     )
     num_inference_steps: int | None = option(
         None, "steps of the sampler; its usual number if not given", low=1
@@ -53,10 +67,8 @@ class ScoreConfig:
 
     feature_extractor: str | None = option(None, EXTRACTOR_HELP)
     extractor_weights: str | None = option(None, "file, folder or Hub id of the extractor's weights")
-    judge: str | None = option(
-        None, "classifier that comes with trilemma, such as cifar10, whatever the data; else the data's own"
-    )
-    metrics: tuple[str, ...] = option(("fd", "kid", "prdc"), "metrics of docs/metrics.md")
+    judge: str | None = option(None, JUDGE_HELP)
+    metrics: tuple[str, ...] = option(("fd", "kid", "prdc"), f"of {', '.join(METRICS)}; see docs/metrics.md")
     bpd_timesteps: int | None = option(None, "noise levels drawn per image for bpd; all if not given", low=1)
     bpd_images: int | None = option(None, "images of each split for bpd; all if not given", low=2)
     force: bool = option(

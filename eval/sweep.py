@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_evaluation
 from trilemma.eval.studies.questions import SWEEPS
 from trilemma.training import families
@@ -43,7 +44,9 @@ class PointSamplingConfig(SamplingConfig):
 class PointScoreConfig(ScoreConfig):
     """What is measured, the same at every point."""
 
-    metrics: tuple[str, ...] | None = option(None, "metrics of docs/metrics.md; the question's if not given")
+    metrics: tuple[str, ...] | None = option(
+        None, f"of {', '.join(METRICS)}; the question's if not given"
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 No other file has these names. Reading needs no torch (but see `family`), so reports are printed at once.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,15 @@ from trilemma.training.options.text import as_path
 
 USED_OF_INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
 HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}
-RUN = {"steps": int, "images_seen": int, "seconds": float, "images_per_second": float}
+RUN = {"steps": int, "images_seen": int}
+RUN |= dict.fromkeys(("seconds", "evaluation_seconds", "images_per_second"), float)
 RUN |= {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
+OF_ALL_STEPS = ("family", "hardware", "versions", "commit")
 CONFIG = dict.fromkeys((*PLACES, "hub_model_id"), str | None) | get_type_hints(DataConfig)
 CONFIG |= {"seed": int, "logging_dir": str}
 CONFIG |= dict.fromkeys(("lr_warmup_steps", "max_train_steps", "num_epochs"), int | None)
 """Types of the entries that are read: of model_index.json, of run.json, of its hardware, and of config.yaml,
-whose other flags only the card repeats."""
+whose other flags only the card repeats. OF_ALL_STEPS: entries of run.json that say nothing of its length."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,22 @@ class OutputFolder:
         return self.path / "best"
 
     @property
+    def run_of_best(self) -> "OutputFolder | None":
+        """The run whose best pipeline this folder holds; None for other folders.
+
+        What a folder `best/` lacks is read there: those of older runs have no config.yaml.
+        """
+        path = Path(os.path.abspath(self.path))
+        run = OutputFolder(path.parent)
+        return run if path == run.best and run.config.exists() else None
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, and for `best/` that of its run before it."""
+        own, run = self.path.resolve().name, self.run_of_best
+        return f"{run.path.name}/{own}" if run else own
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints, a folder each."""
         return self.path / "checkpoints"
@@ -108,18 +127,20 @@ class OutputFolder:
 
     def judges(self) -> list[Path]:
         """The classifiers in the folder."""
-        return sorted(self.path.glob(self.judge("*").name))
+        own, run = sorted(self.path.glob(self.judge("*").name)), self.run_of_best
+        return own or (run.judges() if run else [])
 
     def read_config(self) -> dict[str, Any]:
         """Flag -> value."""
         if not self.config.exists():
-            return {}
+            return self.run_of_best.read_config() if self.run_of_best else {}
         return _checked(self.config, read_yaml(self.config), CONFIG)
 
     def read_run(self) -> dict[str, Any]:
         """What run.json says."""
         if not self.run.exists():
-            return {}
+            run = self.run_of_best.read_run() if self.run_of_best else {}
+            return {name: value for name, value in run.items() if name in OF_ALL_STEPS}
         values = _checked(self.run, read_json(self.run), RUN)
         _checked(self.run, values.get("hardware", {}), HARDWARE)
         return values
@@ -138,6 +159,9 @@ class OutputFolder:
 
     def read_scalars(self) -> list[dict[str, float]]:
         """The numbers that were logged, a step each."""
+        if self.run_of_best and not self.scalars.exists():
+            last = self.read_run().get("steps", 0)
+            return [line for line in self.run_of_best.read_scalars() if line["step"] <= last]
         lines = []
         for number, line in read_json_lines(self.scalars):
             if not fits(line, dict[str, float]) or "step" not in line:

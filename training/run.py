@@ -46,9 +46,12 @@ from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import RunLog
 from trilemma.training.loop.sheets import draw, sampling_pipeline
 from trilemma.training.loop.stop import StopSignal
+from trilemma.training.networks.rows import network_name
+from trilemma.training.options.flags import flatten
 from trilemma.training.options.groups import Config, HubConfig
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.own_folder import own_folder
+from trilemma.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -91,31 +94,35 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
         set_seed(config.run.seed)
         method = families.family(family).build(config, images, accelerator, budget.total)
         seed_noise(config.run.seed, accelerator.process_index)
-        count = sum(p.numel() for p in method.net.parameters())
-        accelerator.print(
-            f"{len(images):,} images of {images.name}, {count:,} parameters, {budget.total:,} steps of "
-            f"{budget.per_step:,} images on {accelerator.num_processes} x {accelerator.device.type}"
-        )
+        accelerator.print(first_line(config, images, method, budget, accelerator), flush=True)
 
         def save(pipeline: DiffusionPipeline, where: Path = folder.path) -> None:
             decided(accelerator, lambda: save_bundle(pipeline, where))
 
         def finish(pipeline: DiffusionPipeline) -> None:
-            save(pipeline)
-            sheet = draw(method, accelerator, config, stop)
-            if accelerator.is_main_process:
-                stop.at_once(lambda: draw_pictures(sheet, method, images, config, folder))
+            main = accelerator.is_main_process
+            with Progress("saving the model", show=main):
+                save(pipeline)
+            with Progress("drawing the sample sheet", show=main):
+                sheet = draw(method, accelerator, config, stop)
+            if main:
+                with Progress("drawing the pictures"):
+                    stop.at_once(lambda: draw_pictures(sheet, method, images, config, folder))
                 report(folder.path, config.hub, stop, bool(config.evaluation.eval_steps))
+
+        def show(sheet: Tensor) -> None:
+            decided(accelerator, lambda: draw_sheet(sheet, method, images, folder))
 
         evaluate = None
         if config.evaluation.eval_steps:
             evaluate = Evaluation(config, images, held_out, accelerator, save, stop)
-            evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
+            with Progress("preparing the evaluation", show=accelerator.is_main_process):
+                evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
             evaluate.check_metrics(conditional=method.num_classes is not None)
         data = data_of(config, images, held_out, budget, accelerator)
         runlog = RunLog(accelerator, folder, config, family)
         with stop:
-            hooks = Hooks(save, finish, stop, evaluate)
+            hooks = Hooks(save, finish, stop, show, evaluate)
             train(method, data, hooks, runlog, accelerator, config, budget.total)
 
 
@@ -133,6 +140,23 @@ def budget_of(config: Config, images: Images, accelerator: Accelerator) -> Budge
     per_step = optim.train_batch_size * optim.gradient_accumulation_steps * world
     epoch = math.ceil(len(images) / per_step)
     return Budget(per_step, epoch, config.run.max_train_steps or config.run.num_epochs * epoch)
+
+
+def first_line(
+    config: Config, images: Images, method: Method, budget: Budget, accelerator: Accelerator
+) -> str:
+    """What is trained, on what and for how long."""
+    channels = {1: "grey", 3: "RGB"}.get(images.channels, f"{images.channels} channels")
+    size = "points" if images.points else f"{images.resolution}x{images.resolution} {channels}"
+    classes = "no classes" if method.num_classes is None else f"{method.num_classes:,} classes"
+    count = sum(p.numel() for p in method.net.parameters())
+    network = network_name(flatten(config), images.resolution, images.points) or type(method.net).__name__
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    return (
+        f"{len(images):,} images of {images.name} ({size}), {classes}; network {network} "
+        f"({count:,} parameters, {precision}); {budget.total:,} steps of {budget.per_step:,} images on "
+        f"{accelerator.num_processes} x {accelerator.device.type}"
+    )
 
 
 def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
@@ -205,13 +229,18 @@ def with_validation_size(config: Config, held_out: Images | None) -> Config:
     return replace(config, data=replace(config.data, validation_size=len(held_out or ())))
 
 
+def draw_sheet(sheet: Tensor, method: Method, images: Images, folder: OutputFolder) -> None:
+    """samples.png; sheet: uint8 samples (N, C, H, W)."""
+    with written(folder.samples) as file:
+        names = None if method.num_classes is None else images.require_class_names()
+        sheet_of(sheet, points=images.points, class_names=names).save(file, format="png")
+
+
 def draw_pictures(
     sheet: Tensor, method: Method, images: Images, config: Config, folder: OutputFolder
 ) -> None:
     """The pictures of the finished model; sheet: uint8 samples (N, C, H, W)."""
-    with written(folder.samples) as file:
-        names = None if method.num_classes is None else images.require_class_names()
-        sheet_of(sheet, points=images.points, class_names=names).save(file, format="png")
+    draw_sheet(sheet, method, images, folder)
     with written(folder.losses) as file:
         curves.losses(folder.read_scalars()).savefig(file, format="png")
     scores = results.read(folder.results)
@@ -237,7 +266,8 @@ def report(folder: Path, hub: HubConfig, stop: StopSignal, evaluated: bool) -> N
 
     evaluated: whether the flags ask for an evaluation. Without one, the card warns that nothing was measured.
     """
-    card = write_card(folder)
+    with Progress("writing the card"):
+        card = write_card(folder)
     print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
     if hub.push_to_hub:
         url = stop.at_once(

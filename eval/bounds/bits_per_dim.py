@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
 from trilemma.pipelines import as_ours
@@ -25,6 +24,7 @@ from trilemma.pipelines.shared import exact_device
 from trilemma.training import families
 from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images, to_float
+from trilemma.training.progress import Progress
 from trilemma.training.sampling import shard
 
 FLOOR = "trilemma.eval.bounds"
@@ -97,7 +97,7 @@ def bits_per_image(
     indices = range(len(images)) if indices is None else indices
     metric = BitsPerDim(terms.names, len(indices)).to(exact_device(device))
     places = shard(range(len(indices)), rank, world)
-    with tqdm(total=len(places), desc="bits per dimension", unit="image", disable=rank > 0 or None) as bar:
+    with Progress("bits per dimension", len(places), "image", show=rank == 0) as progress:
         for start in range(0, len(places), terms.images_at_once):
             batch = places[start : start + terms.images_at_once]
             rows = [int(indices[place]) for place in batch]
@@ -107,7 +107,7 @@ def bits_per_image(
             with plain_float32(device):
                 bits = terms(to_float(pixels.to(device)), labels, generators)
             metric.update(torch.tensor(batch), bits)
-            bar.update(len(batch))
+            progress.update(len(batch))
     return metric
 
 

@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
-from tqdm.auto import tqdm
 
 from trilemma.eval.features.inception import file_sha256
 from trilemma.eval.features.judge_files import (
@@ -46,6 +45,7 @@ from trilemma.eval.features.judge_files import (
 from trilemma.pipelines.files.arrays import read_safetensors
 from trilemma.pipelines.files.writing import written
 from trilemma.training.images.image_set import Images
+from trilemma.training.progress import each
 
 SEED = 20240229
 BATCH_SIZE = 128
@@ -199,7 +199,7 @@ def _fit(net: ClassifierNet, images: Images, order: np.ndarray, flips: np.ndarra
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, len(order), pct_start=0.25)
     steps = zip(order, torch.from_numpy(flips)[:, :, None, None, None], strict=True)
-    for indices, flip in tqdm(steps, "training the classifier, once", len(order), unit="step", disable=None):
+    for indices, flip in each(steps, "training the classifier, once", len(order), "step"):
         x, labels = images.__getitems__(indices)
         loss = F.cross_entropy(net(torch.where(flip, x.flip(-1), x))[1], labels)
         optimizer.zero_grad()

@@ -65,7 +65,8 @@ def evaluate(config) -> None:
     save_reference(config.reference.save_reference, sticks, accelerator)
 
     def record(lines: list[ResultLine]) -> None:
-        accelerator.print(results.table(lines), flush=True)  # first, so that no disk can take it away
+        said = f"{results.heading(lines)}\n{results.table(lines)}"
+        accelerator.print(said, flush=True)  # first, so that no disk can take it away
         decided(accelerator, lambda: results.append(path, lines))
 
     if sticks:

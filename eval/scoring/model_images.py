@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
@@ -23,6 +22,7 @@ from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_weights
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.progress import Progress
 from trilemma.training.sampling import Share, draw_batches
 
 
@@ -88,7 +88,7 @@ class Drawing:
             share=Share.of(self.accelerator),
         )
         main = self.accelerator.is_main_process
-        with tqdm(total=len(to_draw), desc="drawing", unit="image", disable=None if main else True) as bar:
+        with Progress("drawing samples", len(to_draw), "image", show=main) as progress:
             while True:
                 began = time.perf_counter()
                 try:
@@ -100,7 +100,7 @@ class Drawing:
                 index = torch.tensor(to_draw)[positions]
                 labels = None if self.labels is None else torch.tensor(self.labels)[index]
                 yield index, images, labels
-                bar.update(min(len(images) * self.accelerator.num_processes, len(to_draw) - bar.n))
+                progress.update(min(len(images) * self.accelerator.num_processes, len(to_draw) - progress.n))
 
     def origin(self, step: int | None, images_seen: int | None) -> Origin:
         """Where these images come from, once they are drawn, and how far training had come; collective."""
@@ -141,7 +141,7 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
         pipeline.set_progress_bar_config(disable=True)
     sampling = replace(sampling, num_inference_steps=pipeline.steps(sampling.num_inference_steps))
     # The name of a folder, not where it lies on this machine.
-    source = Path(model.model).resolve().name if Path(model.model).is_dir() else model.model
+    source = OutputFolder(Path(model.model)).name if Path(model.model).is_dir() else model.model
     return Drawing(pipeline, source, sampling, model.batch_size, accelerator)
 
 

@@ -11,6 +11,9 @@ from trilemma.pipelines.samplers import SAMPLERS
 
 LITERATURE_SAMPLES = 50_000
 
+NOISE = 1e-12
+"""No measure tells smaller numbers from 0: they are what rounding left of sums in float64."""
+
 OLDER_TERMS = ("prior", "diffusion", "reconstruction")
 """The terms of bits per dimension in older files of results."""
 
@@ -51,3 +54,8 @@ def measure_of(name: str, extractor: str | None) -> str:
 def whole_of(name: str) -> bool | None:
     """Whether the reference of an older line was all of its split; only FID's names say so."""
     return "_vs_part_of_" not in name if name.startswith("fid") else None
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A measured number as people read it: rounding noise is 0."""
+    return "0" if abs(value) < NOISE else f"{value:.{digits}g}"

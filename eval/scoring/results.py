@@ -5,14 +5,14 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trilemma.eval.metrics.table import measure_row
-from trilemma.eval.scoring.naming import SCHEDULERS, measure_of, metric_name, whole_of
+from trilemma.eval.scoring.naming import SCHEDULERS, measure_of, metric_name, number, whole_of
 from trilemma.pipelines.files.reading import FileError, check_types, read_json_lines
 from trilemma.pipelines.files.writing import append_lines
 
@@ -165,7 +165,12 @@ def lines(
 
 def append(path: Path, lines: Iterable[ResultLine]) -> None:
     """Add lines to a results file."""
-    append_lines(path, "".join(json.dumps(line.to_json()) + "\n" for line in lines))
+    append_lines(path, as_text(lines))
+
+
+def as_text(lines: Iterable[ResultLine]) -> str:
+    """Lines as a results file has them."""
+    return "".join(json.dumps(line.to_json()) + "\n" for line in lines)
 
 
 def read(path: Path, damaged: Callable[[FileError], None] | None = None) -> list[ResultLine]:
@@ -174,11 +179,11 @@ def read(path: Path, damaged: Callable[[FileError], None] | None = None) -> list
     damaged: called with the error of a damaged line, which is then left out.
     """
     lines = []
-    for number, values in read_json_lines(path, damaged=damaged):
+    for row, values in read_json_lines(path, damaged=damaged):
         try:
             lines.append(ResultLine.from_json(values))
         except ValueError as problem:
-            fault = FileError(f"{path}, line {number}", problem, "delete the line")
+            fault = FileError(f"{path}, line {row}", problem, "delete the line")
             if damaged is None:
                 raise fault from problem
             damaged(fault)
@@ -192,15 +197,41 @@ def check_writable(path: Path) -> None:
         raise OSError(f"cannot write results to {path}; name another file with --output")
 
 
+def in_words(line: ResultLine) -> str:
+    """A measured number with its interval and floor, where it has them."""
+    interval = f", 95% interval {' .. '.join(map(number, line.interval))}" if line.interval else ""
+    return f"{line.metric} {number(line.value)}{interval}" + (
+        "" if line.floor is None else f", floor {number(line.floor)}"
+    )
+
+
+def heading(lines: Sequence[ResultLine]) -> str:
+    """What these numbers, measured together, are of: model, sampling, reference, extractors; '' for none."""
+    if not lines:
+        return ""
+    one = lines[0]
+    words = [f"{one.source} at step {one.step:,}" if one.step is not None else one.source]
+    if one.sampler:
+        calls = f", {one.nfe:,} calls of the network" if one.nfe else ""
+        steps = f" in {one.num_inference_steps:,} steps" if one.num_inference_steps else ""
+        words.append(f"{one.sampler}{steps}{calls}")
+        words.append("no guidance" if one.guidance_scale is None else f"guidance {one.guidance_scale:g}")
+        words += [f"only classes {one.classes}"] if one.classes else []
+    split = f" ({one.reference_split})" if one.reference_split else ""
+    words.append(f"against {one.reference_n or 0:,} images of {one.reference}{split}")
+    extractors = dict.fromkeys(line.feature_extractor for line in lines if line.feature_extractor)
+    words += [f"{' and '.join(extractors)} features"] if extractors else []
+    return "; ".join(words)
+
+
 def table(lines: Iterable[ResultLine]) -> str:
     """Results as text: name, value, interval, floor, n."""
     rows = [("metric", "value", "95% interval", "floor", "n")]
     for line in lines:
-        low, high = line.interval or (None, None)
-        interval = "" if low is None else f"{low:.4g} .. {high:.4g}"
-        floor = "" if line.floor is None else f"{line.floor:.4g}"
+        interval = " .. ".join(map(number, line.interval or ()))
+        floor = "" if line.floor is None else number(line.floor)
         name = line.metric + (" (forced)" if line.forced else "")
-        rows.append((name, f"{line.value:.5g}", interval, floor, str(line.n)))
+        rows.append((name, number(line.value, 5), interval, floor, str(line.n)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows

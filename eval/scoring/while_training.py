@@ -17,6 +17,7 @@ from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.model_images import Drawing, labels_like
+from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import (
     BATCH,
@@ -27,10 +28,14 @@ from trilemma.eval.scoring.yardsticks import (
     score,
     yardsticks,
 )
+from trilemma.pipelines.files.writing import write_json, write_text
 from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, cache_folder
+from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.stop import StopSignal
+from trilemma.training.options.flags import to_yaml
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.progress import say
 
 logger = logging.getLogger(__name__)
 
@@ -109,16 +114,44 @@ class Evaluation:
         batches = self.stop.each(drawing)
         scores = score(self.sticks, batches, options.eval_num_samples, self.accelerator, force=True)
         new = result_lines(scores, drawing.origin(step, images_seen), forced=True)
-        if decided(self.accelerator, lambda: self._record(new)):
+        is_best, said = decided(self.accelerator, lambda: self._record(new))
+        if self.accelerator.is_main_process:
+            say(said)
+        if is_best:
             self.save(pipeline, self.folder.best)
+            decided(self.accelerator, lambda: self._describe_best(pipeline.family, new))
         return {line.metric: line.value for line in new}
 
-    def _record(self, new: list[ResultLine]) -> bool:
-        """Add these lines to the results; whether they beat all earlier ones that were measured alike."""
+    def _describe_best(self, family: str, new: list[ResultLine]) -> None:
+        """Write what `best/` is evaluated and compared by: flags, progress and results at its step."""
+        best, line = OutputFolder(self.folder.best), new[0]
+        best.path.mkdir(exist_ok=True)
+        write_text(best.config, to_yaml(self.config))
+        facts = {"family": family, "steps": line.step, "images_seen": line.images_seen}
+        facts |= {"hardware": hardware(self.accelerator), "versions": versions(), "commit": commit()}
+        write_json(best.run, facts)
+        write_text(best.results, results.as_text(new))
+        keep_judges(best, (stick.extractor.file for stick in self.sticks))
+
+    def _record(self, new: list[ResultLine]) -> tuple[bool, str]:
+        """Add these lines to the results; whether they beat all earlier ones that were measured alike, and
+        what to tell the user.
+        """
         line = next(line for line in new if line.measure == self.best)
         better = max if measure_row(self.best).better == "higher" else min
         before = results.read(self.folder.results, damaged=lambda fault: logger.warning("%s", fault))
-        earlier = [other.value for other in before if other.key(ALIKE) == line.key(ALIKE)]
+        earlier = [other for other in before if other.key(ALIKE) == line.key(ALIKE)]
         results.append(self.folder.results, new)
         keep_judges(self.folder, (stick.extractor.file for stick in self.sticks))
-        return not earlier or better(line.value, *earlier) == line.value
+        best = better([line, *earlier], key=lambda each: each.value)
+        return best is line, in_a_line(line, best, new)
+
+
+def in_a_line(line: ResultLine, best: ResultLine, all_lines: list[ResultLine]) -> str:
+    """An evaluation in a line of text: the number that chooses the best model, then the others.
+
+    best: of the evaluations so far.
+    """
+    so_far = "" if best is line else f" {number(best.value)} at step {best.step or 0:,}"
+    others = "".join(f"; {each.metric} {number(each.value)}" for each in all_lines if each is not line)
+    return f"Step {line.step:,}: {results.in_words(line)}, best so far{so_far}{others}"

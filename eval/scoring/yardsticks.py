@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from trilemma.eval.features.extractors import FeatureExtractor, load_extractor
 from trilemma.eval.features.inception import WEIGHTS_FILE, WEIGHTS_VARIABLE
@@ -34,6 +33,7 @@ from trilemma.pipelines.shared import exact_device
 from trilemma.training.devices.ranks import on_all
 from trilemma.training.images.image_set import Images
 from trilemma.training.loop.machine import commit
+from trilemma.training.progress import each
 
 BATCH = 250
 JUDGE = "classifier"
@@ -185,7 +185,7 @@ def image_batches(images: Images, accelerator: Accelerator, what: str) -> Iterat
     """This rank's share of a set of images, in batches, under a progress bar."""
     share = torch.arange(len(images))[accelerator.process_index :: accelerator.num_processes]
     chunks = share.split(BATCH)
-    for index in tqdm(chunks, desc=what, unit="batch", disable=None if accelerator.is_main_process else True):
+    for index in each(chunks, what, len(chunks), "batch", show=accelerator.is_main_process):
         yield index, *images.__getitems__(index)
 
 

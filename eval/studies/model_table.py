@@ -12,6 +12,7 @@ from typing import Any
 
 from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.plots import charts
+from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
 from trilemma.eval.studies import targets
 from trilemma.eval.studies.models import Model, read_models
@@ -144,7 +145,7 @@ def _is_distance(metric: str, models: Sequence[Model]) -> bool:
 def _cell(line: ResultLine | None, standard: tuple, marks: Marks) -> str:
     if line is None:
         return ""
-    floor = "" if line.floor is None else f", floor {line.floor:.4g}"
+    floor = "" if line.floor is None else f", floor {number(line.floor)}"
     forced = " (forced)" if line.forced else ""
     return with_interval(line) + floor + forced + marks.mark(difference(line, standard))
 

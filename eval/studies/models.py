@@ -31,7 +31,7 @@ class Model:
 
 def read_models(folders: Sequence[str]) -> list[Model]:
     """Each output folder under its own name, or under its path as typed where two names are the same."""
-    names = [Path(folder).resolve().name for folder in folders]
+    names = [OutputFolder(Path(folder)).name for folder in folders]
     labels = [n if names.count(n) == 1 else typed for n, typed in zip(names, folders, strict=True)]
     if len(set(labels)) < len(labels):
         raise ValueError("--models names a folder twice")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import ResultLine
 
 
@@ -11,20 +12,20 @@ def cell(value: Any) -> str:
     """A number or text as tables show it, '' for None."""
     if value is None:
         return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else value
+    return f"{value:,}" if isinstance(value, int) else number(value, 3) if isinstance(value, float) else value
 
 
 def with_interval(line: ResultLine) -> str:
     """The value, and its interval if it has one."""
-    low, high = line.interval or (None, None)
-    return f"{line.value:.4g}" + ("" if low is None else f" ({low:.4g} .. {high:.4g})")
+    interval = " .. ".join(map(number, line.interval or ()))
+    return number(line.value) + (f" ({interval})" if interval else "")
 
 
 def protocol(lines: Mapping[str, ResultLine]) -> str:
     """In a sentence, how one model's lines were measured; lines: column -> line."""
     line = next((line for line in lines.values() if line.feature_extractor), next(iter(lines.values())))
     against = f"{line.reference_n} images of {line.reference} ({line.reference_split})"
-    floor = "" if line.floor is None else f"; the floor of {line.metric} is {line.floor:.4g}"
+    floor = "" if line.floor is None else f"; the floor of {line.metric} is {number(line.floor)}"
     return f"{line.n} samples against {against}, {line.feature_extractor or 'no'} features{floor}."
 
 

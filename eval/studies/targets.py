@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from trilemma.eval.metrics.table import measure_row
+from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
 from trilemma.eval.studies.models import Model
 from trilemma.eval.studies.tables import Marks, markdown
@@ -113,7 +114,7 @@ def _cells(curve: Sequence[ResultLine], reached: Reached | None, first: Reached 
         return ["not evaluated while it trained", "", "", ""]
     if reached is None:
         last = curve[-1]
-        return [f"not within {last.images_seen:,} images, where it was {last.value:.4g}", "", "", ""]
+        return [f"not within {last.images_seen:,} images, where it was {number(last.value)}", "", "", ""]
     at_most = "<= " if reached.first else ""
     seconds = "" if reached.seconds is None else f"{at_most}{reached.seconds:.3g}"
     cells = [f"{at_most}{reached.images:,.0f}", seconds]

@@ -24,6 +24,7 @@ from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.after_training import load_images_of, trained_on
 from trilemma.eval.scoring.model_images import labels_like, open_drawing
+from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
 from trilemma.model_cards.rendering.contents import read_contents
@@ -198,7 +199,7 @@ def _compare(line: ResultLine, sha256: str | None, now: Measurement, all_seeds: 
     if measure_row(line.measure).depends_on_n or interval is None or now.interval is None:
         return Check(line, now, None, "needs all seeds")
     agrees = now.interval[0] <= interval[1] and interval[0] <= now.interval[1]
-    intervals = " and ".join(f"{low:.4g} .. {high:.4g}" for low, high in (interval, now.interval))
+    intervals = " and ".join(" .. ".join(map(number, one)) for one in (interval, now.interval))
     why = "intervals overlap" if agrees else "DIFFERS: intervals do not overlap"
     return Check(line, now, agrees, f"{why}: {intervals}")
 
@@ -207,8 +208,8 @@ def report(checks: Iterable[Check]) -> str:
     """What was checked, as text."""
     rows = [("metric", "on the card", "now", "n now", "")]
     for check in checks:
-        now = ("", "") if check.now is None else (f"{check.now.value:.5g}", str(check.now.n))
-        rows.append((check.line.metric, f"{check.line.value:.5g}", *now, check.why))
+        now = ("", "") if check.now is None else (number(check.now.value, 5), str(check.now.n))
+        rows.append((check.line.metric, number(check.line.value, 5), *now, check.why))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.model_cards.rendering.text import escape
 from trilemma.training.options.flags import public_name
@@ -110,4 +111,4 @@ def _arguments(line: ResultLine) -> dict[str, Any]:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}g}"
+    return "" if value is None else number(value, digits)

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
 
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.writing import sync_to_disk, write_json, written
@@ -48,6 +47,7 @@ from trilemma.training.images.pixels import (
     to_pixels,
 )
 from trilemma.training.images.sources import Source
+from trilemma.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _naming(cache: Path) -> Iterator[None]:
 def _decode_all(aside: Path, source: Source, channels: int | None, resolution: int | None) -> None:
     """Read every image; write the pixels where there is room, the digests, and which images are bad."""
     count = len(source.rows)
-    shape, threads = _look(source, channels, resolution)
+    shape, threads = look(source, channels, resolution)
     size = int(np.prod(shape))
     path = aside / PIXELS if _fits(count * size, aside) else None
     digests, notes = np.zeros((count, 32), np.uint8), _Notes()
@@ -156,9 +156,9 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
 
     chunk = max(1, min(256, CHUNK_BYTES // size))
     what = f"{'Decoding' if path else 'Checking'} {source.name} ({source.split})"
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=count, desc=what, unit="image", disable=None) as bar:
+    with ThreadPoolExecutor(threads) as pool, Progress(what, count, "image") as progress:
         for done in pool.map(decode, range(0, count, chunk)):
-            bar.update(done)
+            progress.update(done)
     about = {"source": source.name, "split": source.split, "shape": [count, *shape], **notes.as_json()}
     about |= {"stored": path is not None, "digests": all_digests(digests)}
     with _naming(aside.parent):
@@ -216,7 +216,7 @@ def _warn_of_unused(about: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _look(source: Source, channels: int | None, resolution: int | None) -> tuple[tuple[int, int, int], int]:
+def look(source: Source, channels: int | None, resolution: int | None) -> tuple[tuple[int, int, int], int]:
     """(C, H, W) of the model's images, their own where not given, and the number of threads."""
     # 64 images from all over tell what is usual; one that differs is found when all are decoded.
     rows = source.rows[np.unique(np.linspace(0, len(source.rows) - 1, 64).astype(np.int64))]

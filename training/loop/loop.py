@@ -59,12 +59,13 @@ class Hooks:
     """What is done with a pipeline over the averaged weights; all are called on every rank.
 
     save: write it to the output folder during training. evaluate: score it. finish: what follows training.
-    stop: the signals that abandon all of these, and the training.
+    show: keep a sheet of samples. stop: the signals that abandon all of these, and the training.
     """
 
     save: Callable[[DiffusionPipeline], None]
     finish: Callable[[DiffusionPipeline], None]
     stop: StopSignal
+    show: Callable[[Tensor], None]
     evaluate: Evaluate | None = None
 
 
@@ -94,6 +95,8 @@ def train(
     except Stopped as stopped:
         accelerator.print(loop.where_to_go_on(), flush=True)
         raise SystemExit(stopped.code) from None
+    finally:
+        runlog.close_bar()
 
 
 class Loop:
@@ -171,7 +174,7 @@ class Loop:
         try:
             self.stop.check()
             while self.left:
-                with saying_what_to_lower(FORWARD_REMEDY):
+                with saying_what_to_lower(FORWARD_REMEDY), self.runlog.aside(self.left[0], self.step):
                     tasks[self.left[0]]()
                 del self.left[0]
         except Stopped:
@@ -195,6 +198,7 @@ class Loop:
         with published(self.method, self.ema):
             images = draw(self.method, self.accelerator, self.config, self.stop)
         self.runlog.images("samples", images, self.step, self.data.points)
+        self.hooks.show(images)
 
     def _evaluate(self) -> None:
         with published(self.method, self.ema) as pipeline:

@@ -7,7 +7,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
-from trilemma.pipelines.files.reading import fits
+from trilemma.pipelines.files.reading import FileError, fits
 from trilemma.pipelines.files.writing import (
     append_lines,
     keep_lines,
@@ -34,11 +34,15 @@ from trilemma.training.options.flags import flatten, public, to_yaml
 from trilemma.training.options.groups import Config
 from trilemma.training.options.text import as_text
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 IMAGE_OPTIONS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """accelerate's trackers that show images, and the arguments of their log_images."""
+
+CALLED = {"validate": "validation", "sample": "sample sheet", "evaluate": "evaluation", "save": "saving"}
+"""What is done between steps, as the user reads it."""
 
 
 class Means:
@@ -109,6 +113,8 @@ class RunLog:
         self.accelerator, self.folder, self.config = accelerator, folder, config
         self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
         self.family, self.logs = family, folder.path / config.log.logging_dir
+        self.bar: Progress | None = None
+        self.seconds_aside = self.aside_in_window = 0.0  # those of what is done between steps
 
     def start(self, step: int, total: int, seconds: float, left: Collection[str] = ()) -> None:
         """Begin, or go on, at `step` of `total` after `seconds` of earlier training; left: what is done again
@@ -128,8 +134,7 @@ class RunLog:
         with naming(self.logs):
             on_all(self.accelerator, lambda: init(self.folder.path.name, config=plain, init_kwargs=purge))
         self.before, self.began, self.window = seconds, time.perf_counter(), (step, time.perf_counter())
-        main = self.accelerator.is_main_process
-        self.bar = tqdm(total=total, initial=step, disable=not main, unit="step", smoothing=0.05)
+        self.bar = Progress("training", total, "step", step, self.accelerator.is_main_process)
 
     def _begin_files(self, step: int, left: Collection[str]) -> None:
         """Write config.yaml; drop lines that are of weights that are gone, or of what is done again."""
@@ -137,6 +142,8 @@ class RunLog:
         def is_before(line: dict[str, Any]) -> bool:
             return came_before(line, step, left)
 
+        with suppress(FileError):  # a damaged run.json is written again
+            self.seconds_aside = self.folder.read_run().get("evaluation_seconds", 0.0) if step else 0.0
         write_text(self.folder.config, to_yaml(self.config))
         self.scalars, results = self.folder.scalars, self.folder.results
         keep_lines(self.scalars, is_before)
@@ -156,11 +163,24 @@ class RunLog:
         """One optimizer step is done."""
         self.bar.update()
 
+    @contextmanager
+    def aside(self, task: str, step: int) -> Iterator[None]:
+        """Work inside the block whose time counts neither for images per second nor for the time left."""
+        began = time.perf_counter()
+        try:
+            with self.bar.pause(f"{CALLED[task]} at step {step:,}"):
+                yield
+        finally:
+            seconds = time.perf_counter() - began
+            self.seconds_aside += seconds
+            self.aside_in_window += seconds
+
     def throughput(self, step: int, images_per_step: int) -> float:
         """Images per second of all ranks since the last call."""
         (last, then), now = self.window, time.perf_counter()
+        seconds, self.aside_in_window = now - then - self.aside_in_window, 0.0
         self.window = (step, now)
-        return (step - last) * images_per_step / max(now - then, 1e-9)
+        return (step - last) * images_per_step / max(seconds, 1e-9)
 
     def write(self, values: dict[str, float], step: int, show: tuple[str, ...] = ()) -> None:
         """Send numbers to the scalars file and the trackers; `show` names those for the progress bar.
@@ -170,7 +190,8 @@ class RunLog:
         line = json.dumps({"step": step, "seconds": round(self.seconds, 3), **values}) + "\n"
         decided(self.accelerator, lambda: append_lines(self.scalars, line, sync=False))
         self._track(lambda: self.accelerator.log(values, step=step))
-        self.bar.set_postfix({n: f"{values[n]:.3g}" for n in show if n in values})
+        if show:
+            self.bar.note(**{n: f"{values[n]:.3g}" for n in show if n in values})
 
     def images(self, name: str, images: Tensor, step: int, points: bool = False) -> None:
         """Show uint8 images (N, C, H, W) in the trackers that can; points are dots of one image."""
@@ -188,13 +209,19 @@ class RunLog:
     def write_run(self, step: int, images_seen: int) -> None:
         """Bring run.json up to date; collective."""
         state = {"steps": step, "images_seen": images_seen, "seconds": round(self.seconds, 1)}
-        rate = {"images_per_second": round(images_seen / max(self.seconds, 1e-9), 1)}
+        state["evaluation_seconds"] = round(self.seconds_aside, 1)  # of these: all that is done between steps
+        rate = {"images_per_second": round(images_seen / max(self.seconds - self.seconds_aside, 1e-9), 1)}
         facts = {"family": self.family, **state, **rate, **self.facts}
         decided(self.accelerator, lambda: write_json(self.folder.run, facts))
 
+    def close_bar(self) -> None:
+        """Say no more how far it is; a second call does nothing."""
+        if self.bar:
+            self.bar.close()
+
     def close(self) -> None:
         """Flush the trackers; collective."""
-        self.bar.close()
+        self.close_bar()
 
         def finish() -> None:
             for tracker in self.accelerator.trackers:

@@ -6,6 +6,7 @@ have attention heads of 32 channels or more: at equal FLOPs, heads of 8, the lib
 four times as much on a CPU.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 _DOWN, _ATTN_DOWN, _UP, _ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
@@ -148,3 +149,17 @@ def net_for(resolution: int, points: bool = False) -> str:
     if points:
         return FOR_POINTS
     return next((name for side, name in BY_SIDE.items() if resolution <= side), "unet_128")
+
+
+def network_name(options: Mapping[str, Any], resolution: int | None, points: bool = False) -> str | None:
+    """What the network of these flags is called; None for families with a network of their own.
+
+    resolution: of the images; None, where it is not known, leaves open which row is taken.
+    """
+    if "net" not in options:
+        return None
+    if file := options["model_config_name_or_path"]:
+        return f"of {file}"
+    if options["init_from"] and not options["net"]:
+        return f"of {options['init_from']}"
+    return options["net"] or ("by the resolution" if resolution is None else net_for(resolution, points))

@@ -62,9 +62,11 @@ def parse(
     except ValueError as problem:
         parser.error(str(problem))
     if dry_run:
-        if values.get("minutes"):
-            print("# --minutes: network, batch, steps, rate and averaging are chosen when the run starts")
-        print(to_yaml(config), end="")
+        print(to_yaml(config), end="", flush=True)
+        from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
+
+        for line in resolved(config):  # apart from what `--config` reads back
+            print(line, file=sys.stderr)
         raise SystemExit(0)
     return config
 
@@ -84,7 +86,8 @@ def _parser(name: str, description: str) -> Parser:
         "--preset", help=f"a recipe: {names} (default: {next(iter(family.presets))})", metavar="NAME"
     )
     parser.add_argument("--config", help="a config.yaml of an earlier run", metavar="FILE")
-    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
+    dry_run = "print the resolved configuration, and what local data tell of the run, and stop"
+    parser.add_argument("--dry_run", action="store_true", help=dry_run)
     return parser
 
 

@@ -226,18 +226,23 @@ class EvalConfig:
     )
     eval_feature_extractor: str | None = option(
         None,
-        "as --feature_extractor of eval/evaluate.py; inception if its weights are there, else classifier",
+        "inception, dinov2, clip, classifier, pixels; inception if its weights are here, else classifier",
         free=True,
         needs=("eval_steps", ...),
     )
     eval_judge: str | None = option(
         None,
-        "classifier that comes with trilemma, such as cifar10, whatever the data; else the data's own",
+        "classifier that comes with trilemma (cifar10, cifar10-16, digits, mnist), whatever the data; else "
+        "the data's own",
         free=True,
         needs=("eval_steps", ...),
     )
     eval_metrics: tuple[str, ...] = option(
-        ("fd",), "metrics of an evaluation (docs/metrics.md)", free=True, needs=("eval_steps", ...)
+        ("fd",),
+        "of fd, energy, kid, is, prdc, class_accuracy, modes, memorization, diversity (docs/metrics.md); the "
+        "first chooses the best model",
+        free=True,
+        needs=("eval_steps", ...),
     )
 
 

@@ -25,8 +25,8 @@ def take_over(
 ) -> dict[str, Any]:
     """Those inherited options of the model of --init_from for which `values` has others.
 
-    inherited: names of the family's. given: names on the command line or in --config. ValueError lists those with another value than the
-    saved model's.
+    inherited: names of the family's. given: names on the command line or in --config. ValueError lists those
+    with another value than the saved model's.
     """
     source = values["init_from"]
     theirs = saved_options(parser, inherited, source)

@@ -1,0 +1,78 @@
+"""What `--dry_run` says beside the flags: what a run would find out from its data.
+
+Local data are looked at, and no image is decoded for the cache; nothing is downloaded.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from trilemma.training.loop.learning_rate import WITH_WARMUP, warmup_steps
+from trilemma.training.networks.rows import network_name
+from trilemma.training.options.flags import flatten, public_name
+
+if TYPE_CHECKING:
+    from trilemma.training.options.groups import Config
+
+
+class Found(NamedTuple):
+    """What local data look like: images to train on, (C, H, W), number of classes or None."""
+
+    count: int
+    shape: tuple[int, int, int]
+    classes: int | None
+    points: bool
+
+
+def resolved(config: "Config") -> Iterator[str]:
+    """Lines about data, network and length of the run."""
+    found, unknown = look(config)
+    data, optim, run = config.data, config.optim, config.run
+    if found:
+        channels, side, _ = found.shape
+        colours = "grey" if channels == 1 else "RGB"
+        size = "points of the plane" if found.points else f"{side}x{side} {colours}"
+        classes = "no labels" if found.classes is None else f"labels of {found.classes} classes"
+        yield f"data: {found.count:,} images to train on, {size}, {classes}"
+    else:
+        yield f"data: images, size, channels and classes are not known: {unknown}"
+    if minutes := flatten(config).get("minutes"):
+        yield f"network, batch, steps, rate and averaging: chosen for {minutes:g} minutes when the run starts"
+        return
+    resolution = found.shape[1] if found else data.resolution
+    name = network_name(flatten(config), resolution, bool(found and found.points))
+    if name:
+        yield f"network: {name}"
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    images = optim.train_batch_size * optim.gradient_accumulation_steps * world
+    processes = "1 process" if world == 1 else f"{world} processes"
+    steps = run.max_train_steps or (found and run.num_epochs * math.ceil(found.count / images))
+    if not steps:
+        yield f"length: {run.num_epochs} epochs; the number of steps depends on the number of images"
+        return
+    epochs = f", {steps * images / found.count:.4g} epochs" if found else ""
+    yield f"length: {steps:,} steps of {images:,} images{epochs}, on {processes}"
+    warmup = f" after {warmup_steps(optim, steps):,} steps" if optim.lr_scheduler in WITH_WARMUP else ""
+    yield f"learning rate: its peak is {optim.learning_rate:g}{warmup}"
+
+
+def look(config: "Config") -> tuple[Found | None, str]:
+    """What the data look like, or why that is not known."""
+    from trilemma.training.images.decode import look as usual_shape
+    from trilemma.training.images.points import POINTS, SHAPE
+    from trilemma.training.images.sources import open_source
+
+    data = config.data
+    name = data.dataset_name or ""
+    if not (data.train_data_dir or name in ("", "digits", *POINTS) or Path(name).is_dir()):
+        return None, f"{public_name(name)} is a data set of the Hub, and a dry run downloads nothing"
+    try:
+        source = open_source(data, data.train_split)
+        shape = SHAPE if source.points else usual_shape(source, data.channels, data.resolution)[0]
+    except (ValueError, OSError) as problem:
+        return None, str(problem)
+    held_out = (data.validation_size or 0) if data.validation_split is None else 0
+    classes = None if source.labels is None else len(source.class_names or set(source.labels.tolist()))
+    return Found(max(len(source.rows) - held_out, 1), tuple(shape), classes, source.points), ""
