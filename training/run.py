@@ -82,7 +82,8 @@ def train_and_save(config: Config, family: str) -> None:
     require_same_code(accelerator, family=family)
     stop = StopSignal(agreement(accelerator))
     with own_folder(config.run, accelerator) as folder:
-        images, held_out = load_data(config, accelerator)
+        with Progress("reading the images", show=accelerator.is_main_process):
+            images, held_out = load_data(config, accelerator)
         budget = budget_of(config, images, accelerator)
         decided(accelerator, lambda: check_publishable(config, budget.total))
         config = with_warmup(config, budget.total, folder, accelerator)
@@ -265,15 +266,16 @@ def report(folder: Path, hub: HubConfig, stop: StopSignal) -> None:
         card = write_card(folder)
     print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
     if hub.push_to_hub:
-        url = stop.at_once(
-            lambda: publish(
-                folder,
-                hub.hub_model_id or folder.name,
-                private=hub.hub_private_repo,
-                create_pr=hub.hub_create_pr,
-                tag=hub.hub_tag,
-                allow_unevaluated=hub.allow_unevaluated,
-                token=hub.hub_token,
+        with Progress("publishing"):
+            url = stop.at_once(
+                lambda: publish(
+                    folder,
+                    hub.hub_model_id or folder.name,
+                    private=hub.hub_private_repo,
+                    create_pr=hub.hub_create_pr,
+                    tag=hub.hub_tag,
+                    allow_unevaluated=hub.allow_unevaluated,
+                    token=hub.hub_token,
+                )
             )
-        )
         print(f"Published at {url}", flush=True)
