@@ -1,5 +1,11 @@
 """What a run says while it trains, and what an evaluation says of itself."""
 
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
 from accelerate import Accelerator
 
 from trilemma.eval.metrics.sample_metric import Measurement
@@ -7,10 +13,13 @@ from trilemma.eval.scoring import results
 from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.eval.scoring.while_training import Evaluation, in_a_line
+from trilemma.training.loop.loop import Loop
+from trilemma.training.loop.records import RunLog
 from trilemma.training.loop.stop import StopSignal
 from trilemma.training.networks.rows import network_name
 from trilemma.training.options.command_line import parse
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.run import Budget, draw_sheet, first_line
 
 PROTOCOL = ReferenceProtocol("classifier", "ab", "none", "uint8", "shapes", "train", "0", False, 3000, True)
 
@@ -93,3 +102,52 @@ def test_best_says_what_it_is(tmp_path):
     assert best.read_run()["steps"] == 4
     assert [line.value for line in results.read(best.results)] == [1.0]
     assert [line["step"] for line in best.read_scalars()] == [0, 1, 2, 3, 4]
+
+
+def test_the_first_line_names_size_classes_network_and_precision():
+    config = parse("unconditional", "", ["--train_data_dir", "shapes"])
+    facts = {"resolution": 16, "channels": 3, "points": False, "name": "shapes"}
+    images = type("Some", (), facts | {"__len__": lambda self: 3000})()
+    method = SimpleNamespace(num_classes=4, net=torch.nn.Linear(2, 1))
+    line = first_line(config, images, method, Budget(64, 47, 940), Accelerator(cpu=True))
+    assert line == (
+        "3,000 images of shapes (16x16 RGB), 4 classes; network unet_16 (3 parameters, fp32); 940 steps of "
+        "64 images on 1 x cpu"
+    )
+
+
+def test_a_sheet_is_drawn_again_while_the_model_trains(tmp_path):
+    """The loop shows its sheet; the sheet is the picture of the folder."""
+    seen, sheet = [], torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    method, images = SimpleNamespace(num_classes=None), SimpleNamespace(points=False)
+    draw_sheet(sheet, method, images, OutputFolder(tmp_path))
+    assert (tmp_path / "samples.png").is_file()
+    loop = object.__new__(Loop)
+    loop.method = loop.ema = loop.accelerator = loop.config = loop.stop = None
+    loop.step, loop.data = 3, images
+    loop.runlog = SimpleNamespace(images=lambda *_: None)
+    loop.hooks = SimpleNamespace(show=seen.append)
+    with (
+        patch("trilemma.training.loop.loop.published", lambda *_: nullcontext()),
+        patch("trilemma.training.loop.loop.draw", lambda *_: sheet),
+    ):
+        loop._sample()
+    assert seen == [sheet]
+
+
+def test_images_per_second_leave_out_what_is_done_between_steps(tmp_path):
+    config = parse("unconditional", "", ["--preset", "digits", "--output_dir", str(tmp_path)])
+    runlog = RunLog(Accelerator(cpu=True), OutputFolder(tmp_path), config, "unconditional")
+    runlog.start(0, 10, 0.0)
+    with runlog.aside("evaluate", 5):
+        time.sleep(0.5)
+    assert runlog.throughput(5, 10) > 5 * 10 / 0.4
+    runlog.write_run(5, 50)
+    runlog.close()
+    run = OutputFolder(tmp_path).read_run()
+    assert run["evaluation_seconds"] >= 0.5
+    assert run["images_per_second"] > 50 / run["seconds"]
+    again = RunLog(Accelerator(cpu=True), OutputFolder(tmp_path), config, "unconditional")
+    again.start(5, 10, 1.0)
+    assert again.seconds_aside == run["evaluation_seconds"]
+    again.close()

@@ -1,6 +1,7 @@
 """What long work says, in a log and on a terminal."""
 
 import io
+import os
 import sys
 import time
 
@@ -99,3 +100,14 @@ def test_a_terminal_gets_a_bar_whose_time_leaves_out_pauses(monkeypatch):
         work.note(loss="0.5")
     assert "training:" in terminal.getvalue()
     assert "loss=0.5" in terminal.getvalue()
+
+
+def test_a_log_has_no_bars_of_libraries(monkeypatch, log):
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "0")
+    with progress.loading_libraries():
+        time.sleep(0.1)
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+    assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "0"  # as the user has it
+    assert "loading libraries" in log()
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")

@@ -6,6 +6,7 @@ May look upward, since some choices are those of evaluation.
 from trilemma.eval.options import check_choices
 from trilemma.training.loop.stop import NOTICES, ending_quietly
 from trilemma.training.options.command_line import given, parse
+from trilemma.training.progress import loading_libraries
 
 
 def main(family: str, description: str) -> None:
@@ -13,7 +14,8 @@ def main(family: str, description: str) -> None:
     with ending_quietly(NOTICES):  # until training begins, when a signal leads to a checkpoint
         config = parse(family, description, check=check)
 
-        from trilemma.training.run import run
+        with loading_libraries():
+            from trilemma.training.run import run
 
         run(config, family, given(family))
 

@@ -4,6 +4,7 @@ Work that takes less than FIRST seconds says nothing in a log. Of nested work th
 from a thread of their own, so that one slow batch is no silence. Needs no torch.
 """
 
+import os
 import sys
 import threading
 import time
@@ -145,6 +146,16 @@ def each(items: Iterable[T], what: str, total: int, unit: str, show: bool = True
         for item in items:
             yield item
             progress.update()
+
+
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Import of what takes seconds. In a log, their bars, which would rewrite a line, are left out."""
+    if not sys.stderr.isatty():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+    with Progress("loading libraries", show=int(os.environ.get("RANK", 0)) == 0):
+        yield
 
 
 def say(line: str, file=None) -> None:

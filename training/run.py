@@ -81,7 +81,8 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
     require_same_code(accelerator, family=family)
     stop = StopSignal(agreement(accelerator))
     with own_folder(config.run, accelerator) as folder:
-        images, held_out = load_data(config, accelerator)
+        with Progress("reading the images", show=accelerator.is_main_process):
+            images, held_out = load_data(config, accelerator)
         config = families.family(family).complete(config, given, images, accelerator, folder)
         config = with_validation_size(config, held_out)
         if config.hub.push_to_hub and not config.evaluation.eval_steps:
@@ -270,15 +271,16 @@ def report(folder: Path, hub: HubConfig, stop: StopSignal, evaluated: bool) -> N
         card = write_card(folder)
     print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
     if hub.push_to_hub:
-        url = stop.at_once(
-            lambda: publish(
-                folder,
-                hub.hub_model_id or folder.name,
-                private=hub.hub_private_repo,
-                create_pr=hub.hub_create_pr,
-                tag=hub.hub_tag,
-                allow_unevaluated=hub.allow_unevaluated or not evaluated,
-                token=hub.hub_token,
+        with Progress("publishing"):
+            url = stop.at_once(
+                lambda: publish(
+                    folder,
+                    hub.hub_model_id or folder.name,
+                    private=hub.hub_private_repo,
+                    create_pr=hub.hub_create_pr,
+                    tag=hub.hub_tag,
+                    allow_unevaluated=hub.allow_unevaluated or not evaluated,
+                    token=hub.hub_token,
+                )
             )
-        )
         print(f"Published at {url}", flush=True)

@@ -39,6 +39,7 @@ from trilemma.training.images.image_set import Images, cache_folder, hold_out, l
 from trilemma.training.loop.machine import commit, evaluation_accelerator
 from trilemma.training.options.groups import DataConfig
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.progress import Progress
 
 HELD_OUT = "test"
 """The split under whose name the likelihood of held-out images is recorded."""
@@ -52,16 +53,19 @@ def evaluate(config) -> None:
     require_same_flags(accelerator, config)
     require_same_code(accelerator)
     decided(accelerator, lambda: results.check_writable(path))  # an error now, not when all is measured
-    drawing = None
+    drawing, main = None, accelerator.is_main_process
     if config.model.model:
-        drawing = on_all(accelerator, lambda: open_drawing(config.model, config.sampling, accelerator))
+        with Progress("loading the model", show=main):
+            drawing = on_all(accelerator, lambda: open_drawing(config.model, config.sampling, accelerator))
     likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
-    reference = open_reference(config, accelerator)
+    with Progress("reading the reference", show=main):
+        reference = open_reference(config, accelerator)
     if drawing:
         drawing.labels = labels_like(drawing, reference.images)
     for likelihood in likelihoods:  # all that can be refused is refused before the first image is drawn
         likelihood.check(*likelihood_images(config, reference).values())
-    sticks = open_yardsticks(config, of_samples, reference, accelerator)
+    with Progress("preparing the evaluation", show=main):
+        sticks = open_yardsticks(config, of_samples, reference, accelerator)
     save_reference(config.reference.save_reference, sticks, accelerator)
 
     def record(lines: list[ResultLine]) -> None:
@@ -70,7 +74,9 @@ def evaluate(config) -> None:
         decided(accelerator, lambda: results.append(path, lines))
 
     if sticks:
-        record(sample_lines(config, drawing, sticks, accelerator))
+        with Progress("scoring", show=main):
+            new = sample_lines(config, drawing, sticks, accelerator)
+        record(new)
         beside_model = config.model.model and path == OutputFolder(Path(config.model.model)).results
         if beside_model:
             judges = [stick.extractor.file for stick in sticks]

@@ -1,6 +1,7 @@
 """A saved model as a source of images: loading it, choosing its sampler, drawing seeds a..b."""
 
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor, nn
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
@@ -29,6 +31,8 @@ from trilemma.training.sampling import Share, draw_batches
 def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = False) -> DiffusionPipeline:
     """A pipeline of one of the families, from a folder or the Hub."""
     folder = OutputFolder(Path(path_or_id))
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # diffusers' own, which rewrites a line
     try:
         # A folder is the user's own; code from the Hub runs only where it was allowed.
         trusted = trust_remote_code or Path(path_or_id).is_dir()
