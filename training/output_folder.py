@@ -26,11 +26,13 @@ USED_OF_INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, 
 HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}
 RUN = {"steps": int, "images_seen": int, "seconds": float, "images_per_second": float}
 RUN |= {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
+ABOUT = dict.fromkeys(("description", "data_source", "license", "licence"), str)
+ABOUT |= {"language": str | list[str], "intended_use": str, "contact": str}
 CONFIG = dict.fromkeys((*PLACES, "hub_model_id"), str | None) | get_type_hints(DataConfig)
 CONFIG |= {"seed": int, "logging_dir": str}
 CONFIG |= dict.fromkeys(("lr_warmup_steps", "max_train_steps", "num_epochs"), int | None)
-"""Types of the entries that are read: of model_index.json, of run.json, of its hardware, and of config.yaml,
-whose other flags only the card repeats."""
+"""Types of the entries that are read: of model_index.json, of run.json, of its hardware, of about.yaml, and
+of config.yaml, whose other flags only the card repeats."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class OutputFolder:
     def card(self) -> Path:
         """The model card."""
         return self.path / "README.md"
+
+    @property
+    def about(self) -> Path:
+        """What the model's owner says of it on the card; optional, and written by hand."""
+        return self.path / "about.yaml"
 
     @property
     def best(self) -> Path:
@@ -123,6 +130,16 @@ class OutputFolder:
         values = _checked(self.run, read_json(self.run), RUN)
         _checked(self.run, values.get("hardware", {}), HARDWARE)
         return values
+
+    def read_about(self) -> dict[str, str | list[str]]:
+        """What the owner says of the model; FileError for an entry that no card shows."""
+        if not self.about.exists():
+            return {}
+        values = read_yaml(self.about)
+        if unknown := values.keys() - ABOUT.keys():
+            names = f"{', '.join(map(repr, sorted(map(str, unknown))))}; entries are {', '.join(ABOUT)}"
+            raise FileError(self.about, f"has {names}")
+        return _checked(self.about, values, ABOUT)
 
     def read_index(self) -> dict[str, Any]:
         """What model_index.json says; ValueError without that file."""
