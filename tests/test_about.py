@@ -36,6 +36,8 @@ def test_the_owner_s_words_are_on_the_card_and_verified(folder, capsys):  # noqa
     data = ModelCard(text).data
     assert (data.license, data.language) == ("cc-by-4.0", ["en"])
     main([str(folder), "--verify"])
+    (folder / "about.yaml").write_text(yaml.safe_dump(ABOUT | {"language": ["en", "de"]}))
+    assert ModelCard(render_card(folder)).data.language == ["en", "de"]
     (folder / "about.yaml").write_text(yaml.safe_dump(ABOUT | {"contact": "you"}))
     assert any("me@example.org" in one for one in compare_card(folder).differences)
     (folder / "about.yaml").write_text("licens: mit\n")
