@@ -29,11 +29,14 @@ RUN = {"steps": int, "images_seen": int}
 RUN |= dict.fromkeys(("seconds", "evaluation_seconds", "images_per_second"), float)
 RUN |= {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
 OF_ALL_STEPS = ("family", "hardware", "versions", "commit")
+ABOUT = dict.fromkeys(("description", "data_source", "license", "licence"), str)
+ABOUT |= {"language": str | tuple[str, ...], "intended_use": str, "contact": str}
 CONFIG = dict.fromkeys((*PLACES, "hub_model_id"), str | None) | get_type_hints(DataConfig)
 CONFIG |= {"seed": int, "logging_dir": str}
 CONFIG |= dict.fromkeys(("lr_warmup_steps", "max_train_steps", "num_epochs"), int | None)
-"""Types of the entries that are read: of model_index.json, of run.json, of its hardware, and of config.yaml,
-whose other flags only the card repeats. OF_ALL_STEPS: entries of run.json that say nothing of its length."""
+"""Types of the entries that are read: of model_index.json, of run.json, of its hardware, of about.yaml, and
+of config.yaml, whose other flags only the card repeats. OF_ALL_STEPS: entries of run.json that say nothing of
+its length."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class OutputFolder:
     def card(self) -> Path:
         """The model card."""
         return self.path / "README.md"
+
+    @property
+    def about(self) -> Path:
+        """What the model's owner says of it on the card; optional, and written by hand."""
+        return self.path / "about.yaml"
 
     @property
     def best(self) -> Path:
@@ -144,6 +152,16 @@ class OutputFolder:
         values = _checked(self.run, read_json(self.run), RUN)
         _checked(self.run, values.get("hardware", {}), HARDWARE)
         return values
+
+    def read_about(self) -> dict[str, str | list[str]]:
+        """What the owner says of the model; FileError for an entry that no card shows."""
+        if not self.about.exists():
+            return {}
+        values = read_yaml(self.about)
+        if unknown := values.keys() - ABOUT.keys():
+            names = f"{', '.join(map(repr, sorted(map(str, unknown))))}; entries are {', '.join(ABOUT)}"
+            raise FileError(self.about, f"has {names}")
+        return _checked(self.about, values, ABOUT)
 
     def read_index(self) -> dict[str, Any]:
         """What model_index.json says; ValueError without that file."""

@@ -1,7 +1,8 @@
 """Which files of an output folder are published: those of the model, and of what is said about it.
 
-The index and what it names, the card, the flags, the run, the results, pictures, judges, logs and licences.
-No link is followed out of the folder, no pickle is sent, and what else lies in the folder stays here.
+The index and what it names, the card, what its owner says, the flags, the run, the results, pictures, judges,
+logs and licences. No link is followed out of the folder, no pickle is sent, and what
+else lies in the folder stays here.
 """
 
 import logging
@@ -68,7 +69,16 @@ def _of_model(folder: OutputFolder) -> Callable[[str], bool]:
     """Whether a file of this name belongs to the model."""
     index, logs = folder.read_index(), folder.logs
     code, components = code_of(index, folder.path), parts(index)
-    known = {folder.index, folder.card, folder.config, folder.run, folder.results, *folder.judges(), *code}
+    known = {
+        folder.index,
+        folder.card,
+        folder.about,
+        folder.config,
+        folder.run,
+        folder.results,
+        *folder.judges(),
+        *code,
+    }
 
     def is_sent(name: str) -> bool:
         path, place = folder.path / name, PurePosixPath(name)

@@ -1,14 +1,18 @@
 """Whose work a model rests on: data sets with their licences (a row each) and shared citations."""
 
+from collections.abc import Collection
 from typing import NamedTuple
+
+from trilemma.eval.features.judge_files import read_trained, shipped_judge
 
 
 class DataSet(NamedTuple):
-    """A data set: its name, its makers, the licence that they state."""
+    """A data set: name, makers, the licence that they state, and the shipped judge that knows its images."""
 
     name: str
     makers: str
     licence: str
+    judge: str | None = None
 
 
 UNKNOWN = DataSet("unknown", "unknown", "unknown")
@@ -19,6 +23,7 @@ DATA = {
         "Optical Recognition of Handwritten Digits, test set, 8x8 (as in scikit-learn)",
         "E. Alpaydin and C. Kaynak 1998, UCI Machine Learning Repository",
         "CC BY 4.0",
+        judge="digits",
     ),
     "swirl": DataSet("Swirl, points of the plane made by this toolkit", "the Trilemma authors", "Apache-2.0"),
     "mixture": DataSet(
@@ -26,12 +31,15 @@ DATA = {
         "the Trilemma authors",
         "Apache-2.0",
     ),
-    "ylecun/mnist": DataSet("MNIST", "Y. LeCun, C. Cortes and C. J. C. Burges 1998", "CC BY-SA 3.0"),
+    "ylecun/mnist": DataSet("MNIST", "Y. LeCun, C. Cortes and C. J. C. Burges 1998", "CC BY-SA 3.0", "mnist"),
     "zalando-datasets/fashion_mnist": DataSet(
         "Fashion-MNIST", "H. Xiao, K. Rasul and R. Vollgraf 2017, arXiv 1708.07747", "MIT"
     ),
     "uoft-cs/cifar10": DataSet(
-        "CIFAR-10", "A. Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images", NO_LICENCE
+        "CIFAR-10",
+        "A. Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
+        NO_LICENCE,
+        "cifar10",
     ),
     "uoft-cs/cifar100": DataSet(
         "CIFAR-100", "A. Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images", NO_LICENCE
@@ -46,6 +54,21 @@ DATA = {
     ),
 }
 """Hub id, or the name of embedded data -> its credits."""
+
+
+def credit_of(source: str | None, local: bool, fingerprints: Collection[str]) -> DataSet:
+    """The credits of data with this Hub id; of a local folder, only if its images are a known data set's.
+
+    fingerprints: of the images that results of the model were measured against.
+    """
+    if not local:
+        return DATA.get(source, UNKNOWN)
+    for credit in DATA.values():
+        judge = credit.judge and read_trained(shipped_judge(credit.judge))
+        if judge and not {judge.data_fingerprint, *judge.other_fingerprints}.isdisjoint(fingerprints):
+            return credit
+    return UNKNOWN
+
 
 DDPM = """@inproceedings{ho2020denoising,
   title = {Denoising Diffusion Probabilistic Models},

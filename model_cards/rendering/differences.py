@@ -25,8 +25,8 @@ from trilemma.training.output_folder import OutputFolder
 
 REMEDY = "the card differs from its files; to render it again: python -m trilemma.model_cards.card {folder}"
 
-ID = re.compile(r'from_pretrained\(("(?:[^"\\\n]|\\.)+")')
-"""How the code on a card names the model."""
+ID = re.compile(r'^\w+ = \w+\.from_pretrained\(("(?:[^"\\\n]|\\.)+")', re.MULTILINE)
+"""How the code on a card names the model; no line of another part of it begins so."""
 
 SAMPLER = re.compile(rf"(sampler: |\| )({'|'.join(SCHEDULERS)})\b")
 """How older cards, and cards that were written by hand, name a sampler: in the front matter and the table."""
@@ -68,7 +68,7 @@ def compare_card(path: Path) -> Comparison:
     if words is None:
         return Comparison(count, differences)
     named = ID.search(text)
-    rendered = render_card(path, named and _text_of(named[1]))
+    rendered = render_card(path, named and _text_of(named[1]), words)
     if words == WORDS:
         return Comparison(count, differences + _edits(_numbered(text), _numbered(rendered)))
     remark = f"only its facts were compared, since its wording is number {words} and the present one {WORDS}"

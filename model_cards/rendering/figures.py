@@ -9,8 +9,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import ResultLine
+from trilemma.model_cards.rendering.saved_model import Sampling
 from trilemma.model_cards.rendering.text import escape
 from trilemma.training.options.flags import public_name
 
@@ -24,6 +26,9 @@ SAME = (
     "reference", "reference_split",
 )  # fmt: skip
 """Two lines that agree in these measure the same thing; the newer one counts."""
+
+COMPARED = ("metric", "n", "forced", "feature_extractor", "reference", "reference_split")
+"""Lines that agree in these tell which way to sample is better."""
 
 ARGUMENTS = (
     "n", "seeds", "interval", "floor", "sampler", "num_inference_steps", "nfe", "guidance_scale",
@@ -43,6 +48,21 @@ def shown(lines: Iterable[ResultLine], trained_steps: int | None) -> list[Result
         newest.pop(kind, None)  # the order is that of the newest lines
         newest[kind] = line
     return list(newest.values())
+
+
+def best_sampling(lines: Iterable[ResultLine]) -> Sampling | None:
+    """How the best of these results was sampled, by a Frechet distance, or else by the first metric of which
+    one end is better. None without such a result.
+    """
+    comparable = [line for line in lines if line.classes is None and not measure_row(line.measure).of_split]
+    comparable = [line for line in comparable if measure_row(line.measure).better]
+    comparable.sort(key=lambda line: line.measure != "fd")
+    if not comparable:
+        return None
+    alike = [line for line in comparable if line.key(COMPARED) == comparable[0].key(COMPARED)]
+    lower = measure_row(comparable[0].measure).better == "lower"
+    best = (min if lower else max)(alike, key=lambda line: line.value)
+    return Sampling(best.sampler, best.num_inference_steps, best.guidance_scale)
 
 
 def table(lines: Iterable[ResultLine]) -> str:

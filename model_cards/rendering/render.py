@@ -6,7 +6,7 @@ says is left out or called unknown.
 """
 
 import re
-from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from trilemma.model_cards.about import about_of, front_matter_of
 from trilemma.model_cards.rendering import figures
 from trilemma.model_cards.rendering.command import changed, train_command
 from trilemma.model_cards.rendering.contents import Contents, read_contents
-from trilemma.model_cards.rendering.credits import DATA, TRILEMMA, UNKNOWN
+from trilemma.model_cards.rendering.credits import DATA, TRILEMMA, credit_of
 from trilemma.model_cards.rendering.limitations import limitations
-from trilemma.model_cards.rendering.text import characters, escape, shell_word
+from trilemma.model_cards.rendering.text import characters, escape, shell_word, two_columns
 from trilemma.model_cards.wording import Wording, wording
 from trilemma.pipelines.files.writing import write_text
 from trilemma.training.options.flags import HUB_ID, public_name
@@ -30,8 +31,15 @@ WORDS = 3
 """Number of the present wording of cards. Count it up when the text of a page changes, and the words of an
 older card are not taken for an edit."""
 
-RENDERED = re.compile(r"This page is rendered from the files beside it(?: \(wording (\d+)\))?")
-"""What a rendered page says of itself; without a number, it has wording 1."""
+NEW_FACTS = 3
+"""The first wording with about.yaml, the network, and a snippet that samples as the best result did."""
+
+RENDERED = (
+    re.compile(r"^<!-- This page is rendered from the files beside it \(wording (\d+)\)", re.MULTILINE),
+    re.compile(r"This page is rendered from the files beside it(?: \(wording (\d+)\))?"),
+)
+"""What a rendered page says of itself, now and up to wording 2; without a number, it has wording 1. Nobody's
+text can begin with the former, since text on a card is escaped."""
 
 SHOWN_CLASSES = 100
 
@@ -46,22 +54,29 @@ def write_card(path: str | Path) -> Path:
     return card
 
 
-def render_card(path: str | Path, model_id: str | None = None) -> str:
-    """The text of README.md, for a model of this id if one is given."""
+def render_card(path: str | Path, model_id: str | None = None, number: int = WORDS) -> str:
+    """The text of README.md, for a model of this id if one is given.
+
+    number: of a wording whose facts the page has, in the present words.
+    """
     contents = read_contents(path, model_id)
+    if number < NEW_FACTS:
+        saved = replace(contents.saved, network_class=None, parameters=None, best=None)
+        contents = replace(contents, saved=saved, about={})
     words = wording(contents.family)
     snippet, remarks = words.usage(contents.saved, contents.model_id)
     body = TEMPLATE.read_text(encoding="utf-8").format(
         title=escape(contents.model_id.split("/")[-1]),
         summary=_summary(contents, words),
-        rendered=f"This page is rendered from the files beside it (wording {WORDS}); to change it, edit them "
-        "and render it again.",
+        rendered=f"<!-- This page is rendered from the files beside it (wording {WORDS}). To change it, "
+        "edit them, or about.yaml, and render it again. -->",
+        about=about_of(contents.about),
         snippet=snippet,
         usage=remarks,
         pictures=_pictures(contents, words),
         results=_results(contents),
         training=_training(contents),
-        data=_data(contents),
+        data=_data(contents, number),
         limitations="\n".join(f"- {limitation}" for limitation in limitations(contents)),
         citation="\n\n".join([*words.papers.values(), TRILEMMA]),
     )
@@ -71,7 +86,7 @@ def render_card(path: str | Path, model_id: str | None = None) -> str:
 
 def words_of(text: str) -> int | None:
     """The number of a page's wording; None for a page that was not rendered."""
-    rendered = RENDERED.search(text)
+    rendered = next(filter(None, (form.search(text) for form in RENDERED)), None)
     return rendered and int(rendered[1] or 1)
 
 
@@ -80,7 +95,7 @@ def _front_matter(contents: Contents, words: Wording) -> ModelCardData:
     on_hub = data and "/" in data and HUB_ID.fullmatch(data) and not contents.config.get("train_data_dir")
     return ModelCardData(
         library_name="diffusers",
-        license=_kept_license(contents.folder),
+        **front_matter_of(contents.about, _kept_license(contents.folder)),
         pipeline_tag=contents.saved.task if contents.saved.class_names is None else None,
         tags=["diffusers", "trilemma", contents.family or "diffusion", *words.papers],
         datasets=[data] if on_hub else None,
@@ -138,7 +153,7 @@ python -m trilemma.model_cards.publish --verify{_separator(contents.model_id)}{s
 def _training(contents: Contents) -> str:
     run, hardware = contents.run, contents.run.get("hardware", {})
     seen, speed = _number(run.get("images_seen"), ","), _number(run.get("images_per_second"), "g")
-    rows = {
+    rows = _network(contents) | {
         "hardware": hardware and f"{hardware.get('processes', '?')} x {hardware.get('name', 'unknown')}",
         "precision": hardware.get("mixed_precision"),
         "wall time (h:mm:ss)": _duration(run.get("seconds")),
@@ -147,7 +162,7 @@ def _training(contents: Contents) -> str:
         "versions": ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items()),
         "commit": run.get("commit"),
     }
-    text = _two_columns("run", "", {name: value or "unknown" for name, value in rows.items()})
+    text = two_columns("run", "", {name: value or "unknown" for name, value in rows.items()})
     if contents.family is None or not contents.config:
         return text + "\n\nThe flags are unknown."
     config = dict(contents.config)
@@ -163,9 +178,17 @@ def _training(contents: Contents) -> str:
 {train_command(contents.family, config, hardware)}
 ```
 
-{_two_columns("flag", "value", differing)}
+{two_columns("flag", "value", differing)}
 
 All other flags have their default values. `{contents.folder.config.name}` has every flag, for `--config`."""
+
+
+def _network(contents: Contents) -> dict[str, str]:
+    """The row of the network, where the files say what it is."""
+    saved, net = contents.saved, contents.config.get("net")
+    count = saved.parameters and f"{saved.parameters:,} parameters"
+    words = ", ".join(filter(None, [saved.network_class, net and f"--net {net}", count]))
+    return {"network": words} if saved.network_class else {}
 
 
 def _separator(word: str) -> str:
@@ -183,11 +206,6 @@ def _duration(seconds: Any) -> str | None:
         return None
 
 
-def _two_columns(left: str, right: str, rows: Mapping[str, str]) -> str:
-    body = [f"| {name} | {escape(value)} |" for name, value in rows.items()]
-    return "\n".join([f"| {left} | {right} |", "| --- | --- |", *body])
-
-
 def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
@@ -197,15 +215,18 @@ def _data_name(contents: Contents) -> str:
     return public_name(config.get("train_data_dir") or config.get("dataset_name") or "unknown data")
 
 
-def _data(contents: Contents) -> str:
+def _data(contents: Contents, number: int) -> str:
     config, names = contents.config, contents.saved.class_names or ()
     source, local = config.get("dataset_name"), config.get("train_data_dir")
-    credit = DATA.get(source, UNKNOWN)
-    if local and source in DATA:
+    prints = {line.data_fingerprint for line in contents.lines}
+    credit = credit_of(source, bool(local), prints)
+    if number < NEW_FACTS and local and source in DATA:
+        credit = DATA[source]
         credit = credit._replace(licence=f"{credit.licence}, if the folder is a copy of it")
     rows = {
         "data set": _data_name(contents) + (" (a local folder)" if local else ""),
         "used instead of": public_name(source) if local and source else None,
+        "source": contents.about.get("data_source"),
         "what": credit.name,
         "made by": credit.makers,
         "licence": credit.licence,
@@ -214,4 +235,4 @@ def _data(contents: Contents) -> str:
         "classes": ", ".join(f"{k}: {name}" for k, name in enumerate(names[:SHOWN_CLASSES])),
         "and more": len(names) > SHOWN_CLASSES and f"{len(names) - SHOWN_CLASSES} classes",
     }
-    return _two_columns("data", "", {name: value for name, value in rows.items() if value})
+    return two_columns("data", "", {name: value for name, value in rows.items() if value})

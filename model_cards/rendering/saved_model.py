@@ -1,9 +1,12 @@
 """What the files of a saved pipeline say: its index and the configurations of its parts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from trilemma.pipelines.files.arrays import tensor_shapes
 from trilemma.pipelines.files.reading import FileError, check_types
 from trilemma.pipelines.files.saved import read_configuration
 from trilemma.training.output_folder import OutputFolder
@@ -12,21 +15,35 @@ NETWORK = {"sample_size": int | tuple[int, int] | None, "in_channels": int, "out
 SCHEDULER = {"num_train_timesteps": int}
 """Types of the entries of their configurations that a card shows."""
 
+WEIGHTS = ".safetensors"
+
 FEW = 50
 """The most steps of DDIM that a card recommends."""
+
+
+class Sampling(NamedTuple):
+    """How samples were drawn; None for what a family does not have, or leaves to its default."""
+
+    sampler: str | None
+    steps: int | None
+    guidance_scale: float | None
 
 
 @dataclass(frozen=True)
 class SavedModel:
     """What the pipeline's own files say: its index, and the configurations of its network and its scheduler.
 
-    The last is empty for a pipeline without a scheduler.
+    `scheduler` is empty for a pipeline without one. network_class, parameters: the network's class, and how
+    many numbers its weights are; None where no file says so. best: how the best result was sampled.
     """
 
     index: Mapping[str, Any]
     network: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     network_has_code: bool
+    network_class: str | None = None
+    parameters: int | None = None
+    best: Sampling | None = None
 
     @property
     def pipeline(self) -> str:
@@ -65,7 +82,18 @@ def read_saved_model(folder: OutputFolder, network: str) -> SavedModel:
         _configuration(folder, network, "config.json", NETWORK),
         _configuration(folder, "scheduler", "scheduler_config.json", SCHEDULER),
         network_has_code=isinstance(index.get(network), list) and index[network][0] != "diffusers",
+        network_class=index[network][1] if isinstance(index.get(network), list) else None,
+        parameters=_parameters(folder.path / network),
     )
+
+
+def _parameters(component: Path) -> int | None:
+    """How many numbers the weights of a component are; None without weights, or with damaged ones."""
+    try:
+        shapes = [tensor_shapes(file) for file in sorted(component.glob(f"*{WEIGHTS}"))]
+    except (ValueError, OSError):
+        return None
+    return sum(math.prod(shape) for tensors in shapes for shape in tensors.values()) or None
 
 
 def _configuration(

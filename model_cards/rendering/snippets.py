@@ -1,7 +1,8 @@
 """Parts of the code that cards show, which several families share."""
 
-from trilemma.model_cards.rendering.saved_model import SavedModel
+from trilemma.model_cards.rendering.saved_model import Sampling, SavedModel
 from trilemma.model_cards.rendering.text import literal
+from trilemma.pipelines.samplers import SAMPLERS
 
 PROCESS = {"process.png": "the process both ways: images noised, and images made from noise"}
 """The picture of every family that makes images from noise step by step."""
@@ -16,10 +17,14 @@ pipeline = DiffusionPipeline.from_pretrained({literal(model_id)}, trust_remote_c
 
 
 def loading_with_steps(saved: SavedModel, model_id: str) -> tuple[str, int]:
-    """Load a model that brings its own code and has a scheduler, with DDIM where that can take few steps; and
-    the number of steps.
+    """Load a model that brings its own code and has a scheduler, and the number of steps: those of the best
+    result, or else DDIM where it can take few steps.
     """
-    few = saved.few_steps
+    best = saved.best
+    if best and best.steps and best.sampler in SAMPLERS and best.sampler != "ddim":
+        sampler = f"pipeline = pipeline.with_sampler({literal(best.sampler)})\n"
+        return loading(model_id) + sampler, best.steps
+    few = best.steps if best and best.steps and best.sampler == "ddim" else saved.few_steps
     code = loading(model_id, *(["DDIMScheduler"] if few else []))
     if few:
         code += "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)\n"
@@ -41,7 +46,11 @@ def two_classes(saved: SavedModel) -> str:
 def seeded(saved: SavedModel, model_id: str) -> tuple[str, str]:
     """Usage of a pipeline that takes seeds, and class labels if it has classes."""
     labels = "" if saved.class_names is None else f"class_labels=[{two_classes(saved)}], "
-    code = f"""{loading(model_id)}images = pipeline({labels}seeds=[0, 1]).images
+    best = saved.best or Sampling(None, None, None)
+    steps = f"num_inference_steps={best.steps}, " if best.steps else ""
+    if labels and best.guidance_scale is not None and best.guidance_scale != 1:
+        steps = f"guidance_scale={best.guidance_scale:g}, {steps}"
+    code = f"""{loading(model_id)}images = pipeline({labels}{steps}seeds=[0, 1]).images
 images[0].save("sample.png")"""
     return code, f"A seed gives the same image in any batch. {code_beside(saved)}"
 

@@ -3,6 +3,7 @@
 import html
 import re
 import shlex
+from collections.abc import Mapping
 
 from trilemma.training.options.flags import HUB_ID
 from trilemma.training.options.text import as_text
@@ -43,3 +44,9 @@ def literal(text: str) -> str:
 def shell_word(text: str) -> str:
     """A word of a command line. Ids of the Hub are in double quotes, as cards have always had them."""
     return f'"{text}"' if HUB_ID.fullmatch(text) else shlex.quote(visible(text))
+
+
+def two_columns(left: str, right: str, rows: Mapping[str, str]) -> str:
+    """A table in Markdown of names, as they are, and values, as plain text."""
+    body = [f"| {name} | {escape(value)} |" for name, value in rows.items()]
+    return "\n".join([f"| {left} | {right} |", "| --- | --- |", *body])

@@ -14,10 +14,12 @@ GUIDANCE = """@misc{ho2022classifierfree,
 
 
 def usage(saved: SavedModel, model_id: str) -> Usage:
-    """With guidance, and with DDIM where it can take few steps."""
+    """With the sampler and the guidance of the best result; without results, with guidance and few steps."""
     code, steps = loading_with_steps(saved, model_id)
+    best = saved.best
+    guidance = 2.0 if best is None or best.guidance_scale is None else best.guidance_scale
     code += f"""images = pipeline(
-    class_labels=[{two_classes(saved)}], guidance_scale=2.0, num_inference_steps={steps}, seeds=[0, 1]
+    class_labels=[{two_classes(saved)}], guidance_scale={guidance}, num_inference_steps={steps}, seeds=[0, 1]
 ).images
 images[0].save("sample.png")"""
     return code, (

@@ -11,7 +11,11 @@ def usage(saved: SavedModel, model_id: str) -> Usage:
     """With a stock pipeline: DDIM where it can take few steps, else DDPM with all of them."""
     if saved.ships_code:
         return _with_code(saved, model_id)
-    total, few = saved.scheduler["num_train_timesteps"], saved.few_steps
+    total, few, best = saved.scheduler["num_train_timesteps"], saved.few_steps, saved.best
+    if best and best.sampler == "ddim" and best.steps and total % best.steps == 0:
+        few = best.steps
+    elif best and best.sampler == "ddpm" and best.steps == total:
+        few = None
     # Stock DDIM does not take the variance that some networks learn beside the noise.
     plain = saved.network["out_channels"] == saved.network["in_channels"]
     pipeline, steps = ("DDIMPipeline", few) if few and plain else ("DDPMPipeline", total)
