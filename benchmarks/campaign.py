@@ -38,7 +38,7 @@ class Campaign:
         self.folder, self.seed = folder, seed
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "trials.jsonl"
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         self.trials = {line["name"]: line for line in map(json.loads, lines) if line["seed"] == seed}
         self.world: World = make(folder / "world")
         self.uncut: dict[str, kills.Uncut] = {}

@@ -28,7 +28,7 @@ def opens_text(call: ast.Call) -> bool:
         return bool(names & {"text", "universal_newlines"})
     if isinstance(function, ast.Attribute):
         owner = getattr(function.value, "id", "")
-        if owner in ("Image", "os", "zipfile", "tarfile"):
+        if owner in ("Image", "os", "zipfile", "archive", "tarfile"):
             return False
         return name != "open" or not any(isinstance(c, str) and "b" in c for c in constants)
     return name == "open" and not any(isinstance(c, str) and "b" in c for c in constants)

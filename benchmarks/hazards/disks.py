@@ -110,7 +110,7 @@ def _results(world: World, disk: Path, whole: Uncut):
     flags += ("--output", str(disk / "r.jsonl"), "--save_reference", str(disk / "reference.safetensors"))
 
     def wrong() -> str:
-        lines = len((disk / "r.jsonl").read_text().splitlines())
+        lines = len((disk / "r.jsonl").read_text(encoding="utf-8").splitlines())
         return "" if lines in (1, 2) else f"{lines} lines"
 
     return "eval/evaluate.py", flags, 120_000, wrong
@@ -120,7 +120,11 @@ def _comparison(world: World, disk: Path, whole: Uncut):
     flags = ("--models", str(world.run), "--output_dir", str(disk / "out"))
 
     def wrong() -> str:
-        return "" if (disk / "out" / "comparison.md").read_text().strip() else "comparison.md is empty"
+        return (
+            ""
+            if (disk / "out" / "comparison.md").read_text(encoding="utf-8").strip()
+            else "comparison.md is empty"
+        )
 
     return "eval/compare.py", flags, 120_000, wrong
 

@@ -95,7 +95,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _lines(file: Path) -> list[dict]:
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in line.items() if key not in VARIES} for line in lines]
 
 

@@ -96,7 +96,7 @@ def make(path: Path) -> World:
         return world
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-    (path / "tiny.json").write_text(json.dumps(NETWORK))
+    (path / "tiny.json").write_text(json.dumps(NETWORK), encoding="utf-8")
     _photos(world)
     _must(world, "training/train_unconditional.py", *world.training(), "--output_dir", str(world.run),
           "--max_train_steps", "4")  # fmt: skip
@@ -133,7 +133,7 @@ def _photos(world: World) -> None:
     for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         picture.save(world.captioned / f"{number:02}.png")
         lines.append(f"{number:02}.png,{label}")
-    (world.captioned / "metadata.csv").write_text("\n".join([*lines, ""]))
+    (world.captioned / "metadata.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def _must(world: World, script: str, *flags: str) -> None:
