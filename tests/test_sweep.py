@@ -88,7 +88,7 @@ def test_flags_go_to_a_command_line_and_back():
 def line(value):
     return dict.fromkeys(REQUIRED) | {
         "metric": "fd_pixels", "feature_extractor": "pixels", "value": value, "interval": None, "floor": None,
-        "n": 9, "forced": False, "source": "run",
+        "n": 9, "forced": False, "source": "run", "created": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def full(
     (folder / "disk").mkdir()
     limited = f'ulimit -f {kibibytes}; exec "$@"'
     command = ["bash", "-c", limited, "-", sys.executable, str(ROOT / script), *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
     first = Outcome(done.returncode, done.stdout + done.stderr, 0.0)
     return what, *_ended(first, run(script, flags, folder), compare)
 

@@ -79,7 +79,13 @@ def run_alone(trial: Trial, cwd: Path) -> Outcome:
     command = [sys.executable, str(ROOT / trial.script), *trial.flags]
     try:
         done = subprocess.run(
-            command, cwd=cwd, env=trial.environment, capture_output=True, text=True, timeout=LIMIT
+            command,
+            cwd=cwd,
+            env=trial.environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=LIMIT,
         )
     except subprocess.TimeoutExpired as hung:
         return Outcome(None, str(hung.stdout) + str(hung.stderr), LIMIT)

@@ -1,11 +1,12 @@
-"""Whether the weights of a saved network are all there, and are numbers."""
+"""Whether the weights of a saved network are all there and are numbers, and its settings of the right types."""
 
 from pathlib import Path
+from typing import get_type_hints
 
 from torch import nn
 
 from trilemma.pipelines.files.arrays import tensor_shapes
-from trilemma.pipelines.files.reading import FileError, read_json
+from trilemma.pipelines.files.reading import FileError, check_types, read_json
 
 AGAIN = "restore it from a copy, or download or save it again"
 
@@ -21,8 +22,14 @@ def check_files(folder: Path) -> None:
 def check_weights(net: nn.Module, where: Path | str) -> None:
     """FileError unless every weight of a loaded network was in its file, and all are finite.
 
+    Its settings must have the types that its class says; some wrong ones only fail when it is called.
     where: the folder with the file. diffusers loads what is there and leaves the others without values.
     """
+    if settings := getattr(net, "config", None):
+        try:
+            check_types(settings, get_type_hints(type(net).__init__))
+        except ValueError as problem:
+            raise FileError(Path(where) / "config.json", problem, AGAIN) from problem
     for name, value in net.state_dict().items():
         if value.is_meta:
             raise FileError(where, f"lacks the weights {name}", AGAIN)
