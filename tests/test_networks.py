@@ -15,7 +15,8 @@ from trilemma.pipelines.networks.plain_unet import PlainUNet2DModel
 from trilemma.training.networks.build import build_network, load_network_config
 from trilemma.training.networks.rows import NETS, net_for
 
-SIZES = {"mlp": 1, "unet_8": 8, "unet_16": 16, "unet_cifar10": 32, "unet_64": 64, "unet_128": 128}
+SIZES = {"mlp": 1, "unet_8": 8, "unet_16": 16, "unet_cifar10": 32, "unet_128": 128}
+SIZES |= {"unet_64": 64, "unet_64_small": 64}
 ABLATION = ["simple", "conv", "resnet", "resnet_attention"]
 TINY = {
     "block_out_channels": [8, 16],

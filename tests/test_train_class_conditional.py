@@ -76,7 +76,6 @@ def test_evaluation_asks_for_the_datas_classes(model):
     assert 0 <= told[0]["value"] <= 1
     assert told[0]["judge_accuracy"] > 0.95
     assert (told[0]["guidance_scale"], told[0]["nfe"]) == (1.0, 5), "the pipeline's own default"
-    assert Image.open(model / "out" / "samples.png").width == 10 * 50  # a column a class
 
 
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):

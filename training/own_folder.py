@@ -109,11 +109,11 @@ def _take(folder: Path) -> FileLock | None:
 
 def _has_no_locks(path: Path) -> bool:
     """Whether a file lies on a network disk without locks; the file is made."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where every disk has locks
+        return False
     with naming(path), open(path, "ab") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows, where every disk has locks
-            return False
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as problem:

@@ -64,9 +64,9 @@ def draw_batches(
         output = pipeline(
             **per_image, **(options or {}), num_inference_steps=num_inference_steps, output_type="pt"
         )
-        finite = output.images.flatten(1).isfinite().all(1).cpu()
-        if not finite.all():
-            seed = per_image["seeds"][int(finite.logical_not().nonzero()[0])]
+        bad = output.images.flatten(1).isfinite().all(1).logical_not().cpu()
+        if bad.any():
+            seed = per_image["seeds"][int(bad.nonzero()[0])]
             raise ValueError(
                 f"the image of seed {seed} is not finite: the model's training has diverged, or its numbers "
                 "exceed this precision or this sampler. Nothing is made of it; take an earlier model"

@@ -1,4 +1,4 @@
-"""Whether the weights of a saved network are all there and are numbers, and its settings of the right types."""
+"""Whether the weights of a saved network are whole and finite, and its settings have the right types."""
 
 from pathlib import Path
 from typing import get_type_hints
