@@ -49,7 +49,7 @@ def family_flags(world: World, family: str) -> tuple[str, ...]:
 
 def uncut(world: World, family: str) -> Uncut:
     """Train a family without a kill."""
-    folder = world.path / f"uncut-{family}"
+    folder = world.path / f"uncut-{family}" / "out"  # results name the folder, so all have one name
     shutil.rmtree(folder, ignore_errors=True)
     outcome = _train(world, family, folder)
     if outcome.code != 0:
@@ -89,8 +89,11 @@ def difference(folder: Path, whole: Path) -> str:
 
 
 def _names(folder: Path) -> set[str]:
-    """Every path under a folder, hidden ones too, but for TensorBoard's, which are named after the time."""
-    paths = {path.relative_to(folder) for path in folder.rglob("*")}
+    """Every path under a folder, hidden ones too.
+
+    But for TensorBoard's, which are named after the time, and lines that a resumed run has put aside.
+    """
+    paths = {path.relative_to(folder) for path in folder.rglob("*")} - {Path("results.dropped.jsonl")}
     return {str(path) for path in paths if path.parts[0] != "logs" or path.name == "scalars.jsonl"}
 
 
