@@ -5,22 +5,34 @@ import json
 import numpy as np
 import pytest
 import yaml
+from accelerate import Accelerator
 from entry import run
 from PIL import Image
 
-from trilemma.training.networks.own import ENOUGH, SHARE, Timed, candidates, choose, with_options
+from trilemma.training.families import family
+from trilemma.training.images.image_set import load_images
+from trilemma.training.networks import own
+from trilemma.training.networks.own import (
+    CANDIDATES,
+    ENOUGH,
+    SHARE,
+    Timed,
+    candidates,
+    choose,
+    with_options,
+)
 from trilemma.training.networks.rows import NETS
 from trilemma.training.options.command_line import given, parse
+from trilemma.training.output_folder import OutputFolder
 
 SCRIPT = "training/train_class_conditional.py"
 
 
 @pytest.mark.parametrize("side", range(1, 300))
 def test_every_network_fits_the_images_where_one_does(side):
-    names = candidates(side)
-    levels = [len(NETS[name]["block_out_channels"]) for name in names]
-    assert len(names) == 1 or all(side % 2 ** (level - 1) == 0 for level in levels)
-    assert side % 2 or "unet_8" not in names or side <= 8
+    row = next((names for largest, names in CANDIDATES.items() if side <= largest), ("unet_128",))
+    fitting = [name for name in row if side % 2 ** (len(NETS[name]["block_out_channels"]) - 1) == 0]
+    assert candidates(side) == (tuple(fitting) or row[:1])
 
 
 def test_the_largest_network_that_sees_enough_images_is_taken():
@@ -30,7 +42,7 @@ def test_the_largest_network_that_sees_enough_images_is_taken():
     assert (chosen["net"], chosen["learning_rate"]) == ("b", 1e-3)
     assert chosen["max_train_steps"] * 32 == pytest.approx(ENOUGH / 0.99, rel=1e-2)
     assert choose(timed, 1)["net"] == "a"
-    assert choose(timed, 10, processes=4)["net"] == "c"
+    assert choose(timed, 10, per_step=4 * 32)["net"] == "c"
     for name, rate in (("a", 2e-3), ("b", 1e-3), ("c", 2e-4)):
         parameters = {"a": 10**6, "b": 5 * 10**6, "c": 5 * 10**6 + 1}[name]
         assert choose([Timed(name, parameters, 1.0)], 10)["learning_rate"] == rate
@@ -45,6 +57,41 @@ def test_what_is_chosen_can_be_given(minutes):
     flags = [f"--{name}={value}" for name, value in chosen.items()]
     assert parse("unconditional", "", ["--dataset_name", "digits", *flags]).optim == resolved.optim
     assert resolved.run.max_train_steps == chosen["max_train_steps"] >= 1
+
+
+@pytest.mark.parametrize(
+    "typed", [[], ["--train_batch_size", "64"], ["--gradient_accumulation_steps", "4"], ["--net", "unet_28"]]
+)
+@pytest.mark.parametrize("minutes", [1, 100])
+def test_the_steps_fit_the_time_whatever_is_given(monkeypatch, tmp_path, pictures, typed, minutes):
+    """Two networks take a millisecond an image, the third a hundred times as much."""
+
+    def seconds(method, images, config, device):
+        return 1e-3 * config.optim.train_batch_size * (100 if config.net.net == "unet_16" else 1)
+
+    monkeypatch.setattr(own, "_micro_batch_seconds", seconds)
+    argv = ["--preset", "own", "--minutes", str(minutes), *typed, "--resolution", "16"]
+    argv += ["--train_data_dir", str(pictures), "--cache_dir", str(tmp_path / "cache")]
+    config = parse("unconditional", "", argv)
+    row, names, folder = family("unconditional"), given("unconditional", argv), OutputFolder(tmp_path)
+    images = load_images(config.data)
+    done = row.complete(config, names, images, Accelerator(cpu=True), folder, row.build)
+    optim = done.optim
+    images_seen = done.run.max_train_steps * optim.train_batch_size * optim.gradient_accumulation_steps
+    assert images_seen * 1e-3 == pytest.approx(60 * minutes * SHARE, rel=0.01)
+    assert done.net.net == ("unet_28_small" if minutes == 1 and "--net" not in typed else "unet_28")
+    assert optim.train_batch_size == (64 if "--train_batch_size" in typed else 32)
+    assert done.own.minutes is None
+
+
+def test_a_schedule_without_a_warm_up_gets_none(monkeypatch, tmp_path, pictures):
+    monkeypatch.setattr(own, "_micro_batch_seconds", lambda *facts: 1.0)
+    argv = ["--preset", "own", "--lr_scheduler", "constant", "--train_data_dir", str(pictures)]
+    config = parse("unconditional", "", [*argv, "--cache_dir", str(tmp_path / "cache")])
+    row = family("unconditional")
+    facts = given("unconditional", argv), load_images(config.data), Accelerator(cpu=True)
+    done = row.complete(config, *facts, OutputFolder(tmp_path), row.build)
+    assert done.optim.lr_warmup_steps is None
 
 
 def test_what_is_given(tmp_path):

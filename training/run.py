@@ -83,7 +83,8 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
     with own_folder(config.run, accelerator) as folder:
         with Progress("reading the images", show=accelerator.is_main_process):
             images, held_out = load_data(config, accelerator)
-        config = families.family(family).complete(config, given, images, accelerator, folder)
+        row = families.family(family)
+        config = row.complete(config, given, images, accelerator, folder, row.build)
         config = with_validation_size(config, held_out)
         if config.hub.push_to_hub and not config.evaluation.eval_steps:
             accelerator.print(
@@ -93,7 +94,7 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
         config = with_warmup(config, budget.total, folder, accelerator)
 
         set_seed(config.run.seed)
-        method = families.family(family).build(config, images, accelerator, budget.total)
+        method = row.build(config, images, accelerator, budget.total)
         seed_noise(config.run.seed, accelerator.process_index)
         accelerator.print(first_line(config, images, method, budget, accelerator), flush=True)
 

@@ -64,8 +64,8 @@ class Family(NamedTuple):
     training. build(config, images, accelerator, total_steps): the Method; torch is imported inside.
     takes_classes(config): whether a model of these options is class-conditional. can_sample(config, sampler):
     whether a model of these options has this sampler. inherited: flags that the weights have learned, which
-    a run from --init_from takes over. complete(config, given, images, accelerator, folder): the configuration
-    with the options that depend on the data; those in `given` were typed and stay.
+    a run from --init_from takes over. complete(config, given, images, accelerator, folder, build): the
+    configuration with the options that depend on the data; those in `given` were typed and stay.
     """
 
     config: type

@@ -11,6 +11,7 @@ from trilemma.training.options.ddpm import (
     ProcessConfig,
     can_sample,
     check_sampler,
+    choose_by_minutes,
 )
 from trilemma.training.options.flags import option
 from trilemma.training.options.groups import (
@@ -87,13 +88,6 @@ def build(config: ClassConditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-def complete(config, given, images, accelerator, folder):
-    """What `--minutes` leaves to be chosen."""
-    from trilemma.training.networks import own
-
-    return own.complete(config, given, images, accelerator, folder, build)
-
-
 FAMILY = Family(
     ClassConditionalConfig,
     PRESETS,
@@ -102,5 +96,5 @@ FAMILY = Family(
     takes_classes=lambda config: True,
     can_sample=can_sample,
     inherited=tuple(IN_SCHEDULER),
-    complete=complete,
+    complete=choose_by_minutes,
 )

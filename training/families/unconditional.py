@@ -11,6 +11,7 @@ from trilemma.training.options.ddpm import (
     ProcessConfig,
     can_sample,
     check_sampler,
+    choose_by_minutes,
 )
 from trilemma.training.options.groups import (
     DataConfig,
@@ -155,13 +156,6 @@ def build(config: UnconditionalConfig, images, accelerator, total_steps):
     return descend(objective, config, accelerator, total_steps)
 
 
-def complete(config, given, images, accelerator, folder):
-    """What `--minutes` leaves to be chosen."""
-    from trilemma.training.networks import own
-
-    return own.complete(config, given, images, accelerator, folder, build)
-
-
 FAMILY = Family(
     UnconditionalConfig,
     PRESETS,
@@ -169,5 +163,5 @@ FAMILY = Family(
     build,
     can_sample=can_sample,
     inherited=tuple(IN_SCHEDULER),
-    complete=complete,
+    complete=choose_by_minutes,
 )

@@ -5,10 +5,11 @@ none does, the smallest. Batch, learning rate and averaging follow from the netw
 docs/recipes.md has the measurements behind the numbers.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from accelerate.utils import gather_object
 
 from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, to_float
+from trilemma.training.loop.learning_rate import WITH_WARMUP
 from trilemma.training.loop.method import Method
 from trilemma.training.networks.rows import NETS
 from trilemma.training.output_folder import OutputFolder
@@ -36,14 +38,18 @@ RATES = ((1_000_000, 2e-3), (5_000_000, 1e-3))
 LARGE_RATE = 2e-4
 
 BATCH = 32
+"""Images of a process in a micro-batch."""
 TIMED, UNTIMED = 20, 3
 """Optimizer steps that are timed for each network, the median of which counts, and steps before them."""
 SHARE = 0.85
 """Of the minutes, the share for optimizer steps; the rest goes to validation, checkpoints and samples."""
 
 
+Build = Callable[[Any, Images, Accelerator, int], Method]
+
+
 class Timed(NamedTuple):
-    """A network: its parameters, and the seconds that one optimizer step of BATCH images a process takes."""
+    """A network: its parameters, and the seconds that one optimizer step takes."""
 
     name: str
     parameters: int
@@ -57,10 +63,13 @@ def candidates(side: int) -> tuple[str, ...]:
     return fitting or row[:1]  # building it says which sides it takes
 
 
-def choose(timed: list[Timed], minutes: float, processes: int = 1) -> dict[str, Any]:
-    """The options for a training of this many minutes, with one of the networks; the cheapest comes first."""
+def choose(timed: list[Timed], minutes: float, per_step: int = BATCH) -> dict[str, Any]:
+    """The options for a training of this many minutes, with one of the networks; the cheapest comes first.
+
+    per_step: images that all processes see in one optimizer step.
+    """
     seconds = 60 * minutes * SHARE
-    affordable = [one for one in timed if seconds / one.seconds * BATCH * processes >= ENOUGH]
+    affordable = [one for one in timed if seconds / one.seconds * per_step >= ENOUGH]
     best = affordable[-1] if affordable else timed[0]
     steps = max(1, round(seconds / best.seconds))
     rate = next((rate for most, rate in RATES if best.parameters <= most), LARGE_RATE)
@@ -82,7 +91,7 @@ def complete(
     images: Images,
     accelerator: Accelerator,
     folder: OutputFolder,
-    build: Callable[[Any, Images, Accelerator, int], Method],
+    build: Build,
 ) -> Any:
     """The configuration with what `--minutes` leaves to be chosen, and without `--minutes`; collective.
 
@@ -96,56 +105,59 @@ def complete(
         chosen = {name: before[name] for name in choose([Timed("", 1, 1.0)], 1.0) if name in before}
         accelerator.print("The settings that --minutes chose for this run stay; for others, start a new one.")
     else:
-        timed = time_networks(config, given, images, accelerator, build)
-        chosen = choose(timed, minutes, accelerator.num_processes)
+        if "train_batch_size" not in given:
+            config = with_options(config, {"train_batch_size": BATCH})
+        per_step = images_per_step(config, accelerator)
+        timed = time_networks(config, images, accelerator, build)
+        chosen = choose(timed, minutes, per_step) | {"train_batch_size": config.optim.train_batch_size}
     chosen = {name: value for name, value in chosen.items() if name not in given}
     if "model_config_name_or_path" in given or "init_from" in given:
         chosen.pop("net", None)
     if "num_epochs" in given:
         chosen.pop("max_train_steps", None)
+    if config.optim.lr_scheduler not in WITH_WARMUP:
+        chosen.pop("lr_warmup_steps", None)
     config = with_options(config, chosen | {"minutes": None})
     if not before:
-        _say(config, timed, minutes, images, accelerator)
+        say(config, minutes, images, accelerator)
     return config
+
+
+def images_per_step(config: Any, accelerator: Accelerator) -> int:
+    """Images of all processes in one optimizer step."""
+    optim = config.optim
+    return optim.train_batch_size * optim.gradient_accumulation_steps * accelerator.num_processes
 
 
 def with_options(config: Any, values: dict[str, Any]) -> Any:
     """The configuration with these options, each in its group."""
-    groups = {}
-    for name in config.__dataclass_fields__:
-        group = getattr(config, name)
-        own = {key: value for key, value in values.items() if key in group.__dataclass_fields__}
-        groups[name] = replace(group, **own)
+    groups = {field.name: getattr(config, field.name) for field in fields(config)}
+    for name, group in groups.items():
+        own = {field.name for field in fields(group)} & values.keys()
+        groups[name] = replace(group, **{key: values[key] for key in own})
     return replace(config, **groups)
 
 
-def time_networks(
-    config: Any,
-    given: Collection[str],
-    images: Images,
-    accelerator: Accelerator,
-    build: Callable[[Any, Images, Accelerator, int], Method],
-) -> list[Timed]:
+def time_networks(config: Any, images: Images, accelerator: Accelerator, build: Build) -> list[Timed]:
     """Time the networks for these images, the cheapest first, until one is too slow; collective."""
     fixed = config.net.net or config.net.model_config_name_or_path or config.run.init_from
     names = (config.net.net,) if fixed else candidates(images.resolution)
-    timed: list[Timed] = []
+    micro_batches, timed = config.optim.gradient_accumulation_steps, []
     for name in names:
         accelerator.print(f"Timing {name or 'the network'} ...", flush=True)
-        small = {"net": name, "train_batch_size": BATCH, "gradient_accumulation_steps": 1}
-        trial = with_options(config, small)
+        trial = with_options(config, {"net": name})
         method = build(trial, images, accelerator, TIMED)
-        seconds = max(gather_object([_step_seconds(method, images, accelerator.device)]))
+        of_each = gather_object([_micro_batch_seconds(method, images, trial, accelerator.device)])
         parameters = sum(p.numel() for p in method.net.parameters())
-        timed.append(Timed(name, parameters, seconds))
-        left = 60 * config.own.minutes * SHARE / seconds * BATCH * accelerator.num_processes
-        if left < ENOUGH:
+        timed.append(Timed(name, parameters, max(of_each) * micro_batches))
+        seen = 60 * config.own.minutes * SHARE / timed[-1].seconds * images_per_step(config, accelerator)
+        if seen < ENOUGH:
             break
     return timed
 
 
-def _step_seconds(method: Method, images: Images, device: torch.device) -> float:
-    x0, labels = images.__getitems__([i % len(images) for i in range(BATCH)])
+def _micro_batch_seconds(method: Method, images: Images, config: Any, device: torch.device) -> float:
+    x0, labels = images.__getitems__([i % len(images) for i in range(config.optim.train_batch_size)])
     x0, labels = to_float(x0).to(device), None if labels is None else labels.to(device)
     seconds = []
     for _ in range(UNTIMED + TIMED):
@@ -155,15 +167,17 @@ def _step_seconds(method: Method, images: Images, device: torch.device) -> float
     return statistics.median(seconds[UNTIMED:])
 
 
-def _say(config: Any, timed: list[Timed], minutes: float, images: Images, accelerator: Accelerator) -> None:
-    optim, steps = config.optim, config.run.max_train_steps
-    seconds = {one.name: one.seconds for one in timed}.get(config.net.net, timed[-1].seconds)
-    seen = (steps or 0) * optim.train_batch_size * accelerator.num_processes
+def say(config: Any, minutes: float, images: Images, accelerator: Accelerator) -> None:
+    """Print what was chosen, and whether it is enough."""
+    optim, epoch = config.optim, math.ceil(len(images) / images_per_step(config, accelerator))
+    steps = config.run.max_train_steps or config.run.num_epochs * epoch
+    seen = steps * images_per_step(config, accelerator)
+    network = f"--net {config.net.net} " if config.net.net else ""
     accelerator.print(
-        f"Chosen for {minutes:g} minutes: --net {config.net.net or 'as given'} --max_train_steps {steps} "
+        f"Chosen for {minutes:g} minutes: {network}--max_train_steps {steps} "
         f"--train_batch_size {optim.train_batch_size} --learning_rate {optim.learning_rate:g} "
         f"--ema_max_decay {config.ema.ema_max_decay:g}; {seen:,} images, {seen / len(images):.0f} passes "
-        f"over the data, at {1000 * seconds:.0f} ms a step of {BATCH}"
+        "over the data"
     )
     if seen < ENOUGH:
         accelerator.print(

@@ -104,3 +104,10 @@ def check_sampler(config) -> None:
         raise ValueError(
             f"--sampler {name} cannot sample models with --prediction_type {target}; these can: {able}"
         )
+
+
+def choose_by_minutes(config, *facts):
+    """The configuration with what `--minutes` leaves to be chosen; facts: see `Family.complete`."""
+    from trilemma.training.networks.own import complete
+
+    return complete(config, *facts)
