@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trilemma.pipelines.networks.plain_unet import PlainUNet2DModel
 from trilemma.training.networks.build import build_network, load_network_config
 from trilemma.training.networks.rows import NETS, net_for
+from trilemma.training.networks.whole import check_weights
 
 SIZES = {"mlp": 1, "unet_8": 8, "unet_16": 16, "unet_cifar10": 32, "unet_128": 128}
 SIZES |= {"unet_64": 64, "unet_64_small": 64}
@@ -53,6 +55,25 @@ def test_every_row_maps_images_to_images_of_that_size(name):
     assert net(x, torch.zeros(2, device="meta"), labels).sample.shape == (2, 6, size, size)
     assert (net.config.in_channels, net.config.out_channels, net.config.sample_size) == (3, 6, size)
     assert net.config.num_class_embeds == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("freq_shift", "`id`"), ("norm_eps", [1]), ("layers_per_block", 1.5)]
+)
+def test_a_setting_of_the_wrong_type_is_named(tmp_path, name, value):
+    """diffusers takes some of them, and fails with a TypeError in the first forward pass."""
+    net = build_network(TINY, channels=1, resolution=8)
+    check_weights(net, tmp_path)
+    net.register_to_config(**{name: value})
+    with pytest.raises(ValueError, match=rf"config\.json has {name} "):
+        check_weights(net, tmp_path)
+
+
+def test_a_part_that_is_not_diffusers_has_no_settings_to_check(tmp_path):
+    """As the text encoders of transformers, whose configuration is an object."""
+    part = nn.Linear(1, 1)
+    part.config = SimpleNamespace(freq_shift="x")
+    check_weights(part, tmp_path)
 
 
 def test_rows_need_no_torch():

@@ -13,6 +13,7 @@ from entry import environment, run, start
 from PIL import Image
 from test_train_unconditional import assert_same, weights
 
+from trilemma.eval.plots.sheets import sheet
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.networks.init_from import saved_config, take_weights
@@ -76,6 +77,12 @@ def test_evaluation_asks_for_the_datas_classes(model):
     assert 0 <= told[0]["value"] <= 1
     assert told[0]["judge_accuracy"] > 0.95
     assert (told[0]["guidance_scale"], told[0]["nfe"]) == (1.0, 5), "the pipeline's own default"
+
+
+def test_the_sheet_has_a_row_for_each_class_with_its_name(model):
+    images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    labelled, plain = sheet(images, class_names=tuple(map(str, range(10)))), sheet(images)
+    assert Image.open(model / "out" / "samples.png").size == labelled.size != plain.size
 
 
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):

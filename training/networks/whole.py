@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import get_type_hints
 
+from diffusers import ModelMixin
 from torch import nn
 
 from trilemma.pipelines.files.arrays import tensor_shapes
@@ -25,9 +26,9 @@ def check_weights(net: nn.Module, where: Path | str) -> None:
     Its settings must have the types that its class says; some wrong ones only fail when it is called.
     where: the folder with the file. diffusers loads what is there and leaves the others without values.
     """
-    if settings := getattr(net, "config", None):
+    if isinstance(net, ModelMixin):
         try:
-            check_types(settings, get_type_hints(type(net).__init__))
+            check_types(net.config, get_type_hints(type(net).__init__))
         except ValueError as problem:
             raise FileError(Path(where) / "config.json", problem, AGAIN) from problem
     for name, value in net.state_dict().items():
