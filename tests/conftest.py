@@ -3,17 +3,7 @@
 import json
 
 import pytest
-
-TINY = {
-    "_class_name": "UNet2DModel",
-    "block_out_channels": [8, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "add_attention": False,
-    "dropout": 0.1,
-}
+from entry import TINY
 
 
 @pytest.fixture

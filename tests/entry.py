@@ -19,6 +19,17 @@ from queue import Empty
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "_class_name": "UNet2DModel",
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "add_attention": False,
+    "dropout": 0.1,
+}
+"""Configuration of a network that takes milliseconds a step."""
 WITHOUT_THREADS = ("model_cards/", "eval/compare.py")
 """Entry points that have no flag `--cpu_threads`."""
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_")

@@ -375,7 +375,7 @@ def test_a_picture_has_a_dot_for_each_point():
     drawn = picture(corners)
     assert (drawn.shape, drawn.dtype) == ((1, 512, 512), torch.uint8)
     assert (drawn[0, -1, 0], drawn[0, -1, -1], drawn[0, 0, 0], drawn[0, 256, 256]) == (0, 0, 255, 255)
-    assert sheet(corners, columns=3, points=True).size == (512, 512)
+    assert sheet(corners, points=True).size == (512, 512)
     states = corners[:, None].expand(-1, 4, *SHAPE)
     figure = process(states, states, [0, 0.3, 0.6, 1], points=True)
     assert len(figure.axes) == 2 * 4  # all points of a state in one picture

@@ -8,19 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hazards.runs import run
-
-NETWORK = {
-    "_class_name": "UNet2DModel",
-    "block_out_channels": [8, 8],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "add_attention": False,
-    "dropout": 0.1,
-}
-"""A network that takes milliseconds a step."""
+from hazards.runs import entry, run
 
 DRAW = ("--sampler", "ddim", "--num_inference_steps", "4", "--num_samples", "16", "--batch_size", "8")
 SCORE = ("--metrics", "energy", "--feature_extractor", "pixels", "--force")
@@ -96,7 +84,7 @@ def make(path: Path) -> World:
         return world
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-    (path / "tiny.json").write_text(json.dumps(NETWORK), encoding="utf-8")
+    (path / "tiny.json").write_text(json.dumps(entry.TINY), encoding="utf-8")
     _photos(world)
     _must(world, "training/train_unconditional.py", *world.training(), "--output_dir", str(world.run),
           "--max_train_steps", "4")  # fmt: skip

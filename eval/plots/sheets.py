@@ -53,10 +53,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def sheet(
-    images: Tensor,
-    columns: int | None = None,
-    points: bool = False,
-    class_names: Sequence[str] | None = None,
+    images: Tensor, points: bool = False, class_names: Sequence[str] | None = None
 ) -> Image.Image:
     """uint8 (N, C, H, W) as one picture, row by row, the last row filled with black; points as dots.
 
@@ -66,7 +63,7 @@ def sheet(
         return to_pil(picture(images))
     if class_names:
         return _class_rows(images, class_names)
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     images = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
     return make_image_grid([to_pil(image) for image in _enlarged(images)], rows, columns)
