@@ -12,16 +12,8 @@ from PIL import Image
 from trilemma.training.families import family
 from trilemma.training.images.image_set import load_images
 from trilemma.training.networks import own
-from trilemma.training.networks.own import (
-    CANDIDATES,
-    ENOUGH,
-    SHARE,
-    Timed,
-    candidates,
-    choose,
-    with_options,
-)
-from trilemma.training.networks.rows import NETS
+from trilemma.training.networks.own import ENOUGH, SHARE, Timed, choose, with_options
+from trilemma.training.networks.rows import CANDIDATES, NETS, candidates
 from trilemma.training.options.command_line import given, parse
 from trilemma.training.output_folder import OutputFolder
 
@@ -33,6 +25,7 @@ def test_every_network_fits_the_images_where_one_does(side):
     row = next((names for largest, names in CANDIDATES.items() if side <= largest), ("unet_128",))
     fitting = [name for name in row if side % 2 ** (len(NETS[name]["block_out_channels"]) - 1) == 0]
     assert candidates(side) == (tuple(fitting) or row[:1])
+    assert candidates(side, points=True) == ("mlp",)
 
 
 def test_the_largest_network_that_sees_enough_images_is_taken():

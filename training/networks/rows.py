@@ -143,6 +143,13 @@ FOR_POINTS = "mlp"
 BY_SIDE = {8: "unet_8", 16: "unet_16", 28: "unet_28", 32: "unet_cifar10", 64: "unet_64"}
 """Largest side of images -> row that is meant for them."""
 
+CANDIDATES = {
+    8: ("unet_8",),
+    32: ("unet_28_small", "unet_28", "unet_16", "unet_cifar10"),
+    64: ("unet_64_small", "unet_64"),
+}
+"""Largest side of images -> rows from which `--minutes` chooses, the cheapest first; above, `unet_128`."""
+
 
 def net_for(resolution: int, points: bool = False) -> str:
     """The default of `--net`: the row for points of the plane, or the first one for images of this side."""
@@ -163,3 +170,12 @@ def network_name(options: Mapping[str, Any], resolution: int | None, points: boo
     if options["init_from"] and not options["net"]:
         return f"of {options['init_from']}"
     return options["net"] or ("by the resolution" if resolution is None else net_for(resolution, points))
+
+
+def candidates(side: int, points: bool = False) -> tuple[str, ...]:
+    """Networks for images of this side, the cheapest first; only those whose levels can halve it."""
+    if points:
+        return (FOR_POINTS,)
+    row = next((names for largest, names in CANDIDATES.items() if side <= largest), ("unet_128",))
+    fitting = tuple(name for name in row if side % 2 ** (len(NETS[name]["block_out_channels"]) - 1) == 0)
+    return fitting or row[:1]  # building it says which sides it takes
