@@ -175,6 +175,8 @@ def test_dry_run_prints_yaml_and_stops(capsys):
         (["--train_batch_size", "0"], ["--train_batch_size", "at least 1", "0"]),
         (["--learning_rate", "0"], ["--learning_rate", "greater than 0"]),
         (["--learning_rate", "nan"], ["--learning_rate", "finite", "nan"]),
+        (["--train_data_dir="], ["--train_data_dir must not be empty", "leave the flag out"]),
+        (["--classes", "cat", ""], ["--classes must not be empty"]),
         (["--train_batch_size", "many"], ["--train_batch_size", "many"]),
         (["--huber_delta", "2"], ["--huber_delta", "no effect", "--loss_type huber"]),
         (["--ema_power", "1", "--no-use_ema"], ["--ema_power", "--use_ema"]),

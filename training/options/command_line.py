@@ -65,8 +65,11 @@ def parse(
         print(to_yaml(config), end="", flush=True)
         from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
 
-        for line in resolved(config):  # apart from what `--config` reads back
-            print(line, file=sys.stderr)
+        try:
+            for line in resolved(config):  # apart from what `--config` reads back
+                print(line, file=sys.stderr)
+        except (ValueError, OSError) as problem:  # the run itself would end here
+            raise SystemExit(f"error: {problem}") from problem
         raise SystemExit(0)
     return config
 
