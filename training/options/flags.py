@@ -264,7 +264,7 @@ class Parser(argparse.ArgumentParser):
             value, low, needs = values.get(name, flag.default), flag.meta["low"], flag.meta["needs"]
             if value is not None:
                 self._check_choices(flag, value, f"--{name}")
-            if "" in (value if flag.many and value else [value]):  # such as of a shell variable that is not set
+            if "" in (value if flag.many and value else [value]):  # a shell variable that is not set
                 self.error(f"--{name} must not be empty; leave the flag out for its default")
             if isinstance(value, float) and not math.isfinite(value):
                 self.error(f"--{name} must be a finite number; got {value}")
