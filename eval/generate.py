@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, check_evaluation
 from trilemma.training.loop.stop import ending_quietly
-from trilemma.training.options.flags import option, parse_flags
+from trilemma.training.options.flags import option
+from trilemma.training.options.parser import parse_flags
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from trilemma.training import families
-from trilemma.training.options.flags import Parser, build, flags_of, nearest, to_yaml
+from trilemma.training.options.flags import build, flags_of, nearest, to_yaml
 from trilemma.training.options.inherit import take_over
+from trilemma.training.options.parser import Parser
 
 INSTEAD_OF = {
     "model_config_name_or_path": "net", "num_epochs": "max_train_steps", "dataset_name": "train_data_dir",
