@@ -1,5 +1,6 @@
 """A saved model as a source of images: loading it, choosing its sampler, drawing seeds a..b."""
 
+import copy
 import shlex
 import sys
 import time
@@ -129,9 +130,9 @@ class Drawing:
         )
 
 
-def training_so_far(model: str) -> tuple[int | None, int | None]:
+def training_so_far(model: str | None) -> tuple[int | None, int | None]:
     """Steps and images of training, from the run.json beside a model; None where there is none."""
-    run = OutputFolder(Path(model)).read_run()
+    run = OutputFolder(Path(model)).read_run() if model else {}
     return run.get("steps"), run.get("images_seen")
 
 
@@ -140,13 +141,33 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
     if model.model is None:
         raise ValueError("--model must name a model folder or a Hub id")
     pipeline = load_model(model.model, accelerator.device, model.trust_remote_code)
+    # The name of a folder, not where it lies on this machine.
+    source = OutputFolder(Path(model.model)).name if Path(model.model).is_dir() else model.model
+    return drawing_of(pipeline, source, sampling, model.batch_size, accelerator)
+
+
+def drawing_in_memory(
+    pipeline: DiffusionPipeline, sampling: SamplingConfig, batch_size: int, accelerator: Accelerator
+) -> Drawing:
+    """The images of a pipeline of a script, which is left as it is but for its device."""
+    pipeline = copy.copy(as_ours(pipeline)).to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    return drawing_of(pipeline, f"{pipeline.family} pipeline", sampling, batch_size, accelerator)
+
+
+def drawing_of(
+    pipeline: DiffusionPipeline,
+    source: str,
+    sampling: SamplingConfig,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> Drawing:
+    """The images of a pipeline of one of the families; source: what results call it."""
     if sampling.sampler:
         pipeline = pipeline.with_sampler(sampling.sampler)
         pipeline.set_progress_bar_config(disable=True)
     sampling = replace(sampling, num_inference_steps=pipeline.steps(sampling.num_inference_steps))
-    # The name of a folder, not where it lies on this machine.
-    source = OutputFolder(Path(model.model)).name if Path(model.model).is_dir() else model.model
-    return Drawing(pipeline, source, sampling, model.batch_size, accelerator)
+    return Drawing(pipeline, source, sampling, batch_size, accelerator)
 
 
 def labels_like(drawing: Drawing, images: Images | None) -> list[int] | None:

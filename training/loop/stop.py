@@ -7,6 +7,7 @@ they are noted, and all processes stop together where the run can be taken up ag
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -50,7 +51,10 @@ class Notice:
 
     @contextmanager
     def listening(self, numbers: Iterable[int]) -> Iterator[None]:
-        """Receive these signals inside the block."""
+        """Receive these signals inside the block; none outside the main thread, where Python has none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.receive) for number in numbers}
         try:
             yield

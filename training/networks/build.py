@@ -5,7 +5,8 @@ Each is called as `net(x_t, t, class_labels).sample` with x_t (B, C, H, W) and t
 
 import difflib
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trilemma.pipelines.networks.vdm_model import PointMLP
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.init_from import saved_config, take_weights
 from trilemma.training.networks.rows import NETS, net_for
+from trilemma.training.options.in_memory import NetworkInMemory
 
 SILU_POWER = 0.3557
 """E[silu(z)^2] for z ~ N(0, 1)."""
@@ -118,7 +120,9 @@ def make_net(
     makes the network, with the arguments of `build_network`.
     """
     net = config.net
-    if net.model_config_name_or_path:
+    if isinstance(net, NetworkInMemory):
+        row = {"_class_name": type(net.module).__name__, **_plain(net.module.config)}
+    elif net.model_config_name_or_path:
         row = load_network_config(net.model_config_name_or_path)
     elif config.run.init_from and not net.net:
         row = saved_config(config.run.init_from)
@@ -132,6 +136,8 @@ def make_net(
         num_class_embeds=num_class_embeds,
         dropout=net.dropout,
     )
+    if isinstance(net, NetworkInMemory):
+        model = _fitting(net.module, model)
     if net.enable_xformers_memory_efficient_attention:
         try:
             model.enable_xformers_memory_efficient_attention()
@@ -140,6 +146,24 @@ def make_net(
     if config.run.init_from:
         take_weights(model, config.run.init_from, classes, config.run.init_new_classes)
     return model
+
+
+def _fitting(module: ModelMixin, needed: ModelMixin) -> ModelMixin:
+    """The network of a script; ValueError unless it is as the one that these images and options need."""
+    own, other = (
+        {"class": type(net).__name__, **json.loads(json.dumps(_plain(net.config)))}
+        for net in (module, needed)
+    )
+    differing = [name for name in {**other, **own} if own.get(name) != other.get(name)]
+    if differing:
+        words = "; ".join(f"{name} {other.get(name)}, not {own.get(name)}" for name in differing)
+        raise ValueError(f"network= does not fit these images and options, which need: {words}")
+    return module
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what diffusers notes in it."""
+    return {name: value for name, value in config.items() if name[0] != "_"}
 
 
 def _check_resolution(resolution: int, levels: int) -> None:
