@@ -45,7 +45,7 @@ class PointScoreConfig(ScoreConfig):
     """What is measured, the same at every point."""
 
     metrics: tuple[str, ...] | None = option(
-        None, f"of {', '.join(METRICS)}; the question's if not given"
+        None, lambda: f"of {', '.join(METRICS)}; the question's if not given"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from diffusers import UNet2DModel
 from entry import ROOT, TINY
 
@@ -36,6 +37,8 @@ def network(**changes) -> UNet2DModel:
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)  # one thread
+    AcceleratorState._reset_state(reset_partial_state=True)  # what another test has left
     monkeypatch.setenv("TRILEMMA_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
@@ -114,7 +117,7 @@ def test_train_gives_what_the_command_line_gives(here, monkeypatch):
     (dict(resolution=16), "--resolution has no effect with images= in memory; give it to load_images"),
     (dict(network=UNet2DModel, net="unet_8"), "--net has no effect with network= in memory"),
     (dict(network=network(in_channels=3)), "network= does not fit .*need: in_channels 1, not 3"),
-    (dict(network=network(), family="vae"), "network= is not for this family"),
+    (dict(network=network(), family="vae", sampler="decoder"), "network= is not for this family"),
 ])  # fmt: skip
 def test_options_are_checked_as_on_the_command_line(here, options, message):
     with pytest.raises(ValueError, match=message):
@@ -146,8 +149,6 @@ def test_images_of_an_array_are_those_of_their_source(here):
 
 def test_a_call_leaves_the_process_as_it_was_and_a_stopped_run_continues(here, monkeypatch):
     """Ctrl-C in the first call; the rest in a thread, where there are no signals; then another precision."""
-    from accelerate.state import PartialState
-
     from trilemma.training.loop.records import RunLog
 
     images, options = trilemma.load_images(PIXELS), dict(output_dir="out", max_train_steps=6, **SMALL)
@@ -160,6 +161,7 @@ def test_a_call_leaves_the_process_as_it_was_and_a_stopped_run_continues(here, m
         if step == 3 and "loss" in values:
             os.kill(os.getpid(), signal.SIGINT)
 
+    monkeypatch.setattr("trilemma.training.run.draw_pictures", lambda *facts: None)  # to be quick
     monkeypatch.setattr(RunLog, "write", write_and_stop)
     with pytest.raises(trilemma.Interrupted) as stopped:
         trilemma.train(images, network=network(), **options)
@@ -180,6 +182,20 @@ def test_a_call_leaves_the_process_as_it_was_and_a_stopped_run_continues(here, m
     assert before == (
         [signal.getsignal(number) for number in numbers], threading.excepthook, torch.get_num_threads()
     )  # fmt: skip
+
+
+def test_a_second_stop_of_a_script_raises_and_does_not_kill():
+    from trilemma.training.loop.stop import StopSignal
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.notice.code == 130
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_model_of_images_in_memory_is_measured_with_them(here):

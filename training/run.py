@@ -50,6 +50,7 @@ from trilemma.training.networks.rows import network_name
 from trilemma.training.options.flags import flatten
 from trilemma.training.options.groups import Config, HubConfig
 from trilemma.training.options.in_memory import NOTHING, InMemory, in_memory, with_network
+from trilemma.training.options.plugins import digests, located
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.own_folder import own_folder
 from trilemma.training.progress import Progress
@@ -72,7 +73,7 @@ def run(config: Config, family: str, given: Collection[str] = ()) -> None:
         with closing_groups(), saying_what_to_lower(REMEDY):
             train_and_save(config, family, given)
     except (ValueError, OSError, FloatingPointError, OutOfMemory, PublishError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+        raise SystemExit(f"error: {located(problem)}") from problem
 
 
 def train_and_save(
@@ -84,7 +85,7 @@ def train_and_save(
     """
     accelerator = make_accelerator(config)
     require_same_flags(accelerator, config)
-    require_same_code(accelerator, family=family)
+    require_same_code(accelerator, family=family, plugins=digests())
     stop = StopSignal(agreement(accelerator))
     with own_folder(config.run, accelerator) as folder:
         with Progress("reading the images", show=accelerator.is_main_process):

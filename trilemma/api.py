@@ -37,6 +37,7 @@ from trilemma.training.options.command_line import parser_of, resolve
 from trilemma.training.options.groups import Config, DataConfig
 from trilemma.training.options.in_memory import InMemory, check_replaced, with_network
 from trilemma.training.options.keywords import Keywords, configured, options_of
+from trilemma.training.options.plugins import load_from
 from trilemma.training.run import REMEDY, train_and_save
 
 
@@ -147,6 +148,7 @@ def evaluate(
     not trained on. The lines of a folder are added to its results.jsonl; those of a pipeline in memory go to
     a file only where `output` names one. ValueError, OSError and OutOfMemory as the messages say.
     """
+    load_plugins(options.pop("plugin", ()))
     named = {"model": model, "reference": reference}
     named = {name: value for name, value in named.items() if isinstance(value, str | Path)}
     settings = configured(EvaluateConfig, {**named, **options})
@@ -165,11 +167,14 @@ def save(pipeline: DiffusionPipeline, folder: str | Path) -> Path:
     return save_bundle(pipeline, folder)
 
 
-def load(model: str | Path, *, trust_remote_code: bool = False) -> DiffusionPipeline:
+def load(
+    model: str | Path, *, trust_remote_code: bool = False, plugin: Sequence[str | Path] = ()
+) -> DiffusionPipeline:
     """A pipeline of one of the families, from a folder or the Hub, on the device of this process.
 
     ValueError for what is no such pipeline. trust_remote_code: run code that comes with a model of the Hub.
     """
+    load_plugins(plugin)
     with _guest("take a smaller model"):
         device = PartialState().device
         return load_model(str(model), device, trust_remote_code)
@@ -186,12 +191,21 @@ def _settings(
     if memory.images is not None and memory.images.options is not None:  # its options say it all
         options = {**memory.images.options, **options}
         memory = memory._replace(images=None)
-    parser = parser_of(family, "", Keywords)
     file = None if config is None else str(config)
+    load_plugins(options.get("plugin") or (), file)
+    parser = parser_of(family, "", Keywords)
     typed = parser.read(options)
     check_replaced(memory, typed)
     given = frozenset(typed) | frozenset(parser.read_file(file) if file else ())
     return resolve(parser, family, {**typed, "preset": preset, "config": file}, check, memory), given, memory
+
+
+def load_plugins(plugin: Sequence[str | Path], config: str | None = None) -> None:
+    """Run plug-ins, each once in a process, or where there are none those of a --config; ValueError."""
+    if isinstance(plugin, str | Path):
+        raise ValueError(f"plugin= must be a list of files; got {str(plugin)!r}")
+    words = ["--plugin", *map(str, plugin)] if plugin else []
+    load_from([*words, *(["--config", config] if config else [])], with_config=True)
 
 
 @contextmanager

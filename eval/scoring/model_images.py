@@ -21,6 +21,7 @@ from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
+from trilemma.training import families
 from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_weights
@@ -46,7 +47,14 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             check_weights(part, Path(path_or_id) / name)
-    pipeline = as_ours(pipeline, folder.read_run().get("family"))
+    run = folder.read_run()
+    family, plugins = run.get("family"), run.get("plugins")
+    if family and plugins and family not in families.names():
+        raise ValueError(
+            f"--model {path_or_id!r} is of the family {family} of a plug-in; give "
+            f"--plugin {' '.join(plugins)}"
+        )
+    pipeline = as_ours(pipeline, family)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

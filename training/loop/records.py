@@ -33,6 +33,7 @@ from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import SKIPPED, Logs
 from trilemma.training.options.flags import flatten, public, to_yaml
 from trilemma.training.options.groups import Config
+from trilemma.training.options.plugins import digests
 from trilemma.training.options.text import as_text
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import Progress
@@ -120,7 +121,8 @@ class RunLog:
     ):
         """more: further entries of run.json."""
         self.accelerator, self.folder, self.config = accelerator, folder, config
-        self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit(), **more}
+        self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
+        self.facts |= {**more, **({"plugins": plugins} if (plugins := digests()) else {})}
         self.family, self.logs = family, folder.path / config.log.logging_dir
         self.bar: Progress | None = None
         self.seconds_aside = self.aside_in_window = 0.0  # those of what is done between steps

@@ -28,7 +28,7 @@ SILU_POWER = 0.3557
 """E[silu(z)^2] for z ~ N(0, 1)."""
 
 
-CLASSES: dict[str, type[ModelMixin]] = {
+NETWORK_CLASSES: dict[str, type[ModelMixin]] = {
     "UNet2DModel": UNet2DModel,
     "PlainUNet2DModel": PlainUNet2DModel,
     "PointMLP": PointMLP,
@@ -82,8 +82,8 @@ def build_network(
     `out_channels` is `channels` unless given (2 * channels where the variance is learned).
     """
     name = config.get("_class_name", "UNet2DModel")
-    if name not in CLASSES:
-        choices = ", ".join(CLASSES)
+    if name not in NETWORK_CLASSES:
+        choices = ", ".join(NETWORK_CLASSES)
         raise ValueError(f"the network's _class_name must be one of {choices}; got {name!r}")
     replaced = {"num_class_embeds": num_class_embeds, "dropout": dropout}
     values = {
@@ -93,12 +93,12 @@ def build_network(
         "out_channels": out_channels or channels,
         "sample_size": resolution,
     }
-    options = list(inspect.signature(CLASSES[name]).parameters)
+    options = list(inspect.signature(NETWORK_CLASSES[name]).parameters)
     for key in values:
         if key not in options:
             near = difflib.get_close_matches(key, options, n=1) or [", ".join(options)]
             raise ValueError(f"a {name} has no option {key!r}; did you mean {near[0]}?")
-    net = CLASSES[name](**values)
+    net = NETWORK_CLASSES[name](**values)
     _check_resolution(resolution, levels=len(net.config.get("block_out_channels", (1,))))
     return ho_init_(net)
 

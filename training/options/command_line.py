@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from trilemma.training import families
+from trilemma.training.options import plugins
 from trilemma.training.options.flags import Parser, build, flags_of, nearest, to_yaml
 from trilemma.training.options.in_memory import NOTHING, InMemory
 from trilemma.training.options.inherit import take_over
@@ -29,8 +30,13 @@ def parse(
 
     check: called with the configuration, for choices that only higher floors can check; raises ValueError.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        plugins.load_from(argv, with_config=True)
+    except ValueError as problem:
+        parser_of(name, description).error(str(problem))
     parser = parser_of(name, description)
-    typed: dict[str, Any] = parser.parse(sys.argv[1:] if argv is None else argv)
+    typed: dict[str, Any] = parser.parse(argv)
     dry_run = typed.pop("dry_run")
     config = resolve(parser, name, typed, check)
     if dry_run:

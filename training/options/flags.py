@@ -6,24 +6,25 @@ command line. Nothing here imports torch, so `--help` and a mistyped flag answer
 
 import argparse
 import dataclasses
-import difflib
 import math
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from trilemma.training.options.text import as_path, as_text
+from trilemma.training.options import plugins
+from trilemma.training.options.text import as_path, as_text, nearest, read_bool, shown
 from trilemma.training.options.yaml_file import read_options
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+PLUGIN = "Python file that adds metrics, networks or families (docs/extending.md); may be repeated"
 PLACES = (
     "dataset_name", "train_data_dir", "cache_dir", "model_config_name_or_path", "output_dir", "logging_dir",
     "resume_from_checkpoint", "init_from",
@@ -38,11 +39,8 @@ NO_EFFECT_IN_DIFFUSERS = (
 )  # fmt: skip
 """Flags that diffusers' script accepts where they have no effect: here a line says so, and it is no error."""
 
-BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-"""What a file has for a flag that takes no value on the command line."""
 
-
-def option(default, help, *, usual=None, free=False, secret=False, low=None, needs=None):
+def option(default, help, *, usual=None, free=False, secret=False, low=None, needs=None, choices=None):
     """A dataclass field that is also a flag.
 
     usual: of an option whose default, None, is resolved when the run begins: what it usually becomes.
@@ -50,8 +48,9 @@ def option(default, help, *, usual=None, free=False, secret=False, low=None, nee
     secret: never written to a file.
     low: the smallest allowed value; a float bound is exclusive (`low=0.0` means positive).
     needs: (option, values); without one of these values the flag has no effect. `...`: any but None.
+    choices: a function that gives them, where plug-ins may add some; so may help be.
     """
-    facts = dict(help=help, usual=usual, free=free, secret=secret, low=low, needs=needs)
+    facts = dict(help=help, usual=usual, free=free, secret=secret, low=low, needs=needs, choices=choices)
     return field(default=default, metadata=facts)
 
 
@@ -71,6 +70,11 @@ class Flag:
     def meta(self):
         return self.field.metadata
 
+    @property
+    def help(self) -> str:
+        """What `--help` says of it."""
+        return self.meta["help"]() if callable(self.meta["help"]) else self.meta["help"]
+
 
 def _flag(group: str, field: dataclasses.Field, annotation) -> Flag:
     many, choices = False, None
@@ -81,6 +85,8 @@ def _flag(group: str, field: dataclasses.Field, annotation) -> Flag:
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         annotation = type(choices[0])
+    if field.metadata["choices"]:
+        choices = field.metadata["choices"]()
     default = field.default if field.metadata["usual"] is None else field.metadata["usual"]
     return Flag(field.name, group, annotation, choices, many, field, default)
 
@@ -139,25 +145,9 @@ def public_name(place: str) -> str:
 
 def public(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flat values without the paths of this machine, for files that are published."""
-    return {**values, **{name: public_name(values[name]) for name in PLACES if values.get(name)}}
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """' Did you mean ...?' for a mistyped name, or ''."""
-    close = difflib.get_close_matches(word, list(names), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def read_bool(word: str) -> bool:
-    """A boolean as a file has it; ValueError for other words."""
-    if word.lower() not in BOOLEANS:
-        raise ValueError(f"must be one of {', '.join(BOOLEANS)}; got {word!r}")
-    return BOOLEANS[word.lower()]
-
-
-def shown(text: str | list[str] | None) -> str:
-    """A value of a file in an error."""
-    return "null" if text is None else repr(text)
+    files = [public_name(file) for file in values.get("plugin") or ()]
+    places = {name: public_name(values[name]) for name in PLACES if values.get(name)}
+    return {**values, **places, **({"plugin": files} if files else {})}
 
 
 class Parser(argparse.ArgumentParser):
@@ -184,13 +174,15 @@ class Parser(argparse.ArgumentParser):
         for name, names in choices.items():
             self.flags[name] = replace(self.flags[name], choices=names, default=names[0])
         sections: dict[str, Any] = {}
+        if "plugin" not in self.flags:
+            self.add_argument("--plugin", nargs="+", action="extend", metavar="FILE", help=PLUGIN)
         for flag in self.flags.values():
             if flag.group not in sections:
                 sections[flag.group] = self.add_argument_group(flag.group)
             self._add(sections[flag.group], flag)
 
     def _add(self, section, flag: Flag) -> None:
-        help = flag.meta["help"].replace("%", "%%")
+        help = flag.help.replace("%", "%%")
         keywords: dict[str, Any] = dict(default=argparse.SUPPRESS)
         if flag.kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
@@ -198,6 +190,8 @@ class Parser(argparse.ArgumentParser):
             # Choices are checked by `check`, whose errors suggest the nearest one.
             listed = "{" + ",".join(map(str, flag.choices or ())) + "}"
             keywords.update(type=flag.kind, nargs="+" if flag.many else None)
+            if flag.name == "plugin":
+                keywords["action"] = "extend"  # each adds to those before it
             keywords["metavar"] = listed if flag.choices else flag.kind.__name__.upper()
         section.add_argument(f"--{flag.name}", help=f"{help} (default: {flag.default})", **keywords)
 
@@ -291,6 +285,10 @@ class Parser(argparse.ArgumentParser):
 
 def parse_flags(family: type, description: str, argv: list[str]):
     """A configuration from the command line alone, for entry points without presets; exits on errors."""
+    try:
+        plugins.load_from(argv)
+    except ValueError as problem:
+        Parser(family, description).error(str(problem))
     parser = Parser(family, description)
     values = parser.parse(argv)
     parser.check(values, set(values))
