@@ -14,7 +14,8 @@ from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, chec
 from trilemma.eval.studies.questions import SWEEPS
 from trilemma.training import families
 from trilemma.training.loop.stop import ending_quietly
-from trilemma.training.options.flags import option, parse_flags
+from trilemma.training.options.flags import option
+from trilemma.training.options.parser import parse_flags
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from trilemma.eval.bounds.bits_per_dim import Likelihood
 from trilemma.eval.features.judge_files import JudgeChoice, judge_folder, keep_judges
 from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring import results
+from trilemma.eval.scoring.calibration import calibrate
 from trilemma.eval.scoring.file_images import open_images, own_share
 from trilemma.eval.scoring.model_images import (
     Drawing,
+    default_output,
     drawing_in_memory,
     labels_like,
     open_drawing,
@@ -94,6 +96,10 @@ def evaluate(
         with Progress("scoring", show=main):
             new = sample_lines(config, drawing, sticks, accelerator)
         record(new)
+        with Progress("scoring real images, blurred ones and noise", show=main):
+            n = min(config.reference.calibration_images, new[0].n)
+            if meaning := calibrate(sticks, reference, n, accelerator):
+                accelerator.print(meaning, flush=True)
         beside_model = config.model.model and path == OutputFolder(Path(config.model.model)).results
         if beside_model:
             judges = [stick.extractor.file for stick in sticks]
@@ -290,9 +296,3 @@ def likelihood_lines(
         )
         new += results.lines(measured, origin, protocol, commit=commit())
     return new
-
-
-def default_output(model: str | None) -> str:
-    """Beside the model where it is a folder, else here."""
-    inside = model and Path(model).is_dir()
-    return str(OutputFolder(Path(model if inside else ".")).results)

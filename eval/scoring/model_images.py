@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
-from torch import Tensor, nn
+from torch import Tensor
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
@@ -24,7 +24,7 @@ from trilemma.pipelines.files.saved import check_loadable, index_path, read_inde
 from trilemma.training import families
 from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
-from trilemma.training.networks.whole import check_files, check_weights
+from trilemma.training.networks.whole import check_files, check_part
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import Progress
 from trilemma.training.sampling import Share, draw_batches
@@ -45,8 +45,7 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
         text = f"is not a pipeline folder or Hub id: {type(problem).__name__} {problem}"
         raise FileError(f"--model {path_or_id!r}", text) from problem
     for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module):
-            check_weights(part, Path(path_or_id) / name)
+        check_part(part, Path(path_or_id) / name)
     run = folder.read_run()
     family, plugins = run.get("family"), run.get("plugins")
     if family and plugins and family not in families.names():
@@ -142,6 +141,12 @@ def training_so_far(model: str | None) -> tuple[int | None, int | None]:
     """Steps and images of training, from the run.json beside a model; None where there is none."""
     run = OutputFolder(Path(model)).read_run() if model else {}
     return run.get("steps"), run.get("images_seen")
+
+
+def default_output(model: str | None) -> str:
+    """The results file beside a model that is a folder, else here."""
+    inside = model and Path(model).is_dir()
+    return str(OutputFolder(Path(model if inside else ".")).results)
 
 
 def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Accelerator) -> Drawing:

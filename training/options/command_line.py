@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from trilemma.training import families
 from trilemma.training.options import plugins
-from trilemma.training.options.flags import Parser, build, flags_of, nearest, to_yaml
+from trilemma.training.options.flags import build, flags_of, nearest, to_yaml
 from trilemma.training.options.in_memory import NOTHING, InMemory
 from trilemma.training.options.inherit import take_over
+from trilemma.training.options.parser import Parser
 
 P = TypeVar("P", bound=Parser)
 
@@ -43,8 +44,11 @@ def parse(
         print(to_yaml(config), end="", flush=True)
         from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
 
-        for line in resolved(config):  # apart from what `--config` reads back
-            print(line, file=sys.stderr)
+        try:
+            for line in resolved(config):  # apart from what `--config` reads back
+                print(line, file=sys.stderr)
+        except (ValueError, OSError) as problem:  # the run itself would end here
+            raise SystemExit(f"error: {problem}") from problem
         raise SystemExit(0)
     return config
 

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import make_dataclass
 from typing import Any, NoReturn
 
-from trilemma.training.options.flags import Parser, build
+from trilemma.training.options.flags import build
+from trilemma.training.options.parser import Parser
 
 
 class Keywords(Parser):
