@@ -57,6 +57,9 @@ class OutputConfig:
     output: str | None = option(
         None, "results file; results.jsonl in the model's folder, or here, if not given"
     )
+    dry_run: bool = option(
+        False, "open model, reference and extractors, say whether anything is refused, and draw nothing"
+    )
 
 
 @dataclass(frozen=True)

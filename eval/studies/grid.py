@@ -52,6 +52,7 @@ def sweep(config, own: Sequence[str], training: Sequence[str]) -> None:
             print("".join(f"  {shlex.join(command)}\n" for command in commands if command), end="")
         return
     folder.mkdir(parents=True, exist_ok=True)
+    check_first(jobs, folder)
     failed = make_all(jobs, folder)
     report(name, row, jobs, folder)
     if failed:
@@ -65,6 +66,24 @@ def lines_of(job: Job, folder: Path) -> list[ResultLine]:
         {line.metric: line for line in lines if line.extra.get("settings") == job.settings}.values()
     )
     return newest if newest and len(newest) == newest[-1].extra.get("lines") else []
+
+
+def check_first(jobs: Sequence[Job], folder: Path) -> None:
+    """SystemExit for what would fail at every point, such as data that cannot be read or missing weights.
+
+    A dry run of the first point to do: of its training, or of its evaluation where nothing is trained.
+    """
+    job = next((job for job in jobs if not lines_of(job, folder)), None)
+    if job is None:
+        return
+    log = folder / "check.log"
+    command = [*(job.train or job.score), "--dry_run"]
+    print(f"checking the first point, {job.point.name}, before the sweep begins", flush=True)
+    log.unlink(missing_ok=True)
+    with Children() as children:
+        code = children.run(command, log)
+    if code:
+        raise SystemExit(children.stopped or f"nothing was started: {shlex.join(command)}\n{last_lines(log)}")
 
 
 def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
