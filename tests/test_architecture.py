@@ -11,7 +11,8 @@ from entry import ROOT
 
 LAYERS = ["pipelines", "training", "eval", "model_cards"]
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
-SHARED = ("shared", "samplers", "scheduled")
+SHARED = ("shared", "samplers", "scheduled", "unconditional", "class_conditional")
+"""What pipelines share; the last two are the pipelines of families that are sampled as they are."""
 FILES = ROOT / "pipelines" / "files"
 """Readers and writers of files, for the toolkit alone: nothing shipped imports them."""
 PIPELINES_MAY_IMPORT = {"torch", "numpy", "PIL", "diffusers", "safetensors"} | set(sys.stdlib_module_names)
@@ -129,4 +130,6 @@ def test_files_and_functions_stay_small(path):
 
 def test_folders_have_few_files():
     for folder in {path.parent for path in SOURCES}:
-        assert len([p for p in folder.iterdir() if p.is_file()]) <= 12, folder
+        # Each family has an entry point: their number says nothing of the folder's order.
+        files = [path for path in folder.iterdir() if path.is_file() and path not in ENTRY_POINTS]
+        assert len(files) <= 12, folder
