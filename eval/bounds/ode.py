@@ -16,8 +16,9 @@ has, and the steps of the solver one that it has not: docs/flow.md shows how lar
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +36,22 @@ Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x (B, C, H, W), s (), labels (B,) or None) -> d x / d s (B, C, H, W), differentiable in x."""
 
 
+class Path(NamedTuple):
+    """A flow from images at s = `start` to noise at s = `end`, within 0..1: x_s = (1 - s) x_0 + s noise.
+
+    Where `end` is not 1, what is left of the image there is taken for noise.
+    """
+
+    velocity: Velocity
+    start: float = 0.0
+    end: float = 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class ODETerms:
     """See the top of this file and `bits_per_dim`."""
 
-    velocity: Velocity
+    path: Path
     steps: int
     images_at_once: int
     names = ("latent", "volume", "bins")
@@ -58,29 +70,30 @@ class ODETerms:
             x, change = self._step(x, labels, signs, *self._ends(k))
             volume += change
         unit = math.log(2) * math.prod(shape)
-        latent = 0.5 * (exact(x).square() + math.log(2 * math.pi)).flatten(1).sum(1)
+        variance = (1 - self.path.end) ** 2 + self.path.end**2
+        latent = 0.5 * (exact(x).square() / variance + math.log(2 * math.pi * variance)).flatten(1).sum(1)
         bins = torch.full_like(latent, -math.log2(BIN))
         return {"latent": latent / unit, "volume": -volume / unit, "bins": bins}
 
     def _ends(self, k: int) -> tuple[float, float]:
         """Step k begins and ends here: close together near the image, where the velocity changes fastest."""
-        return (k / self.steps) ** 2, ((k + 1) / self.steps) ** 2
+        start, length = self.path.start, self.path.end - self.path.start
+        return start + length * (k / self.steps) ** 2, start + length * ((k + 1) / self.steps) ** 2
 
     def _step(
         self, x: Tensor, labels: Tensor | None, signs: Tensor, s: float, end: float
     ) -> tuple[Tensor, Tensor]:
         """A step of the classical Runge-Kutta rule for x and for the integral of the divergence (B,)."""
         width = end - s
-        v, div = zip(
-            *self._stages(x, labels, signs, s, width),
-            strict=True,
-        )
+        velocities, divergences = zip(*self._stages(x, labels, signs, s, width), strict=True)
         weights = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-        move = sum(weight * value for weight, value in zip(weights, v, strict=True))
-        change = sum(weight * value for weight, value in zip(weights, div, strict=True))
+        move = sum(weight * value for weight, value in zip(weights, velocities, strict=True))
+        change = sum(weight * value for weight, value in zip(weights, divergences, strict=True))
         return x + width * move, width * change
 
-    def _stages(self, x: Tensor, labels: Tensor | None, signs: Tensor, s: float, width: float):
+    def _stages(
+        self, x: Tensor, labels: Tensor | None, signs: Tensor, s: float, width: float
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         velocity = torch.zeros_like(x)
         for part in (0, 0.5, 0.5, 1):
             velocity, divergence = self._both(x + part * width * velocity, s + part * width, labels, signs)
@@ -90,15 +103,15 @@ class ODETerms:
         """The velocity and the estimate of its divergence, (B,) float64."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            velocity = self.velocity(x, torch.tensor(s, dtype=torch.float64), labels)
+            velocity = self.path.velocity(x, torch.tensor(s, dtype=torch.float64), labels)
             (gradient,) = torch.autograd.grad((velocity * signs).sum(), x)
         return velocity.detach(), exact(gradient * signs).flatten(1).sum(1)
 
 
-def ode_terms(velocity: Velocity, timesteps: int | None, batch_size: int) -> ODETerms:
-    """The terms for a velocity; timesteps: of the solver, 32 by default."""
+def ode_terms(path: Path, timesteps: int | None, batch_size: int) -> ODETerms:
+    """The terms of a path; timesteps: of the solver, 32 by default."""
     if timesteps is not None and timesteps < 1:
         raise ValueError(f"--bpd_timesteps must be at least 1, or None; got {timesteps}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    return ODETerms(velocity, timesteps or STEPS, batch_size)
+    return ODETerms(path, timesteps or STEPS, batch_size)
