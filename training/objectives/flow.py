@@ -34,10 +34,13 @@ class Flow(Objective):
         self.condition = LabelDropout(len(class_names), config.p_uncond) if class_names else None
 
     def times(self, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """s (count,) float64 in [0, 1), of the density of the flags and together evenly spread over it."""
+        """s (count,) float64 in [0, 1), of the density of the flags and together evenly spread over it.
+
+        Where `spread_times` draws them: not every device has float64.
+        """
         density = TIME_DENSITIES[self.config.time_density]
         even = spread_times(count, device, generator)
-        return density(even, self.config.logit_mean, self.config.logit_std).to(device)
+        return density(even, self.config.logit_mean, self.config.logit_std)
 
     def forward(
         self, x0: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
@@ -49,9 +52,10 @@ class Flow(Objective):
             noise = coupled(x0, noise, labels if self.condition else None)
         class_labels = self.condition(labels) if self.condition else None
         # float(): under autocast the network answers in half precision, losses are always float32.
-        output = self.velocity(between(x0, noise, s), s.float() * TIME_STEPS, class_labels).sample.float()
+        time_steps = s.float().to(x0.device) * TIME_STEPS
+        output = self.velocity(between(x0, noise, s), time_steps, class_labels).sample.float()
         losses = mean_per_example((output - (noise - x0)).square())
-        quarter = (s * QUARTILES).long().clamp(max=QUARTILES - 1) + 1
+        quarter = (s * QUARTILES).long().clamp(max=QUARTILES - 1).to(x0.device) + 1
         return losses, by_quartile(losses.detach(), quarter, QUARTILES)
 
     def pipeline(self, net: nn.Module) -> DiffusionPipeline:
