@@ -36,6 +36,7 @@ class MixtureVelocity(ModelMixin, ConfigMixin):
 
     def forward(self, x, time_step, class_labels=None):
         s = (torch.as_tensor(time_step).double() / 1000).clamp(1e-9, 1 - 1e-9).view(-1, 1, 1, 1)
+        x = x.double()  # here, so that the two large parts of the derivative meet in float64
         return UNet2DOutput(sample=(MIXTURE.expected_noise(x, 1 - s, s) - x) / (1 - s))
 
 
