@@ -153,10 +153,12 @@ python -m trilemma.model_cards.publish --verify{_separator(contents.model_id)}{s
 def _training(contents: Contents) -> str:
     run, hardware = contents.run, contents.run.get("hardware", {})
     seen, speed = _number(run.get("images_seen"), ","), _number(run.get("images_per_second"), "g")
+    wall, between = _duration(run.get("seconds")), _duration(run.get("evaluation_seconds") or None)
+    pictures = f", of which {between} for evaluation and pictures" if between else ""
     rows = _network(contents) | {
         "hardware": hardware and f"{hardware.get('processes', '?')} x {hardware.get('name', 'unknown')}",
         "precision": hardware.get("mixed_precision"),
-        "wall time (h:mm:ss)": _duration(run.get("seconds")),
+        "wall time (h:mm:ss)": wall and wall + pictures,
         "optimizer steps": _number(run.get("steps"), ","),
         "images seen": seen and f"{seen} ({speed} a second)",
         "versions": ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items()),
