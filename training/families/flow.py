@@ -77,7 +77,10 @@ PRESETS = {
         "the recipe of the unconditional digits, with the velocity of a flow",
     ),
     "own": Preset(
-        dict(minutes=10, lr_scheduler="cosine", adam_beta2=0.99, ddpm_num_inference_steps=20),
+        dict(
+            minutes=10, lr_scheduler="cosine", adam_beta2=0.99, sampler="dpmsolver++",
+            ddpm_num_inference_steps=20,
+        ),
         "our own, for pictures of your own: --minutes chooses the rest; docs/recipes.md",
     ),
     "mnist-cpu": Preset(
