@@ -33,7 +33,8 @@ class ConsistencyConfig:
     timestep_scaling: float = option(
         10.0, "how fast f(x_t, t) turns from x_t to the predicted image as t grows; LCMScheduler's", low=0.0
     )
-    stages: int = option(8, "stages in which the gap closes; in stage k it is 2^-k of t", low=1)
+    first_stage: int = option(1, "k of the first stage; in stage k the gap is 2^-k of t", low=1)
+    stages: int = option(8, "k of the last stage", low=1)
     stage_steps: int | None = option(
         None,
         "optimizer steps of a stage; if not given, equal shares of what follows --denoising_steps",
@@ -47,6 +48,9 @@ class ConsistencyConfig:
     )
     huber_c: float | None = option(
         None, "c of the pseudo-Huber loss; 0.00054 sqrt(values of an image) if not given", low=0.0
+    )
+    distil: bool = option(
+        False, "take x_r from a step of --init_from along the path, in place of the noise of x_t"
     )
     class_conditional: bool = option(False, "condition on class labels; the data must have labels")
     p_uncond: float = option(
@@ -64,11 +68,14 @@ class ConsistencyConfig:
     def __post_init__(self):
         if self.p_uncond > 1:
             raise ValueError(f"--p_uncond must be in 0..1; got {self.p_uncond}")
+        if self.first_stage > self.stages:
+            raise ValueError(f"--first_stage must be at most --stages, {self.stages}; got {self.first_stage}")
 
     def gap(self, step: int) -> float:
-        """(t - r) / t at optimizer step 0, 1, ...: 1 while denoising, then 1/2, 1/4, ... 2^-stages."""
+        """(t - r) / t at optimizer step 0, 1, ...: 1 while denoising, then 2^-first_stage ... 2^-stages."""
         after = step - self.denoising_steps
-        return 1.0 if after < 0 else 2.0 ** -min(self.stages, 1 + after // self.stage_steps)
+        stage = min(self.stages, self.first_stage + after // self.stage_steps)
+        return 1.0 if after < 0 else 2.0**-stage
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,11 @@ class ConsistencyFamilyConfig:
     hub: HubConfig
 
     def __post_init__(self):
-        if self.objective.guidance_scale != 1 and not self.run.init_from:
-            raise ValueError(
-                f"--guidance_scale {self.objective.guidance_scale:g} is the guidance of a diffusion model: "
-                "name one with --init_from"
-            )
+        scale, source = self.objective.guidance_scale, self.run.init_from
+        if scale != 1 and not source:
+            raise ValueError(f"--guidance_scale {scale:g} needs a diffusion model: name one with --init_from")
+        if self.objective.distil and not source:
+            raise ValueError("--distil needs a diffusion model: name one with --init_from")
 
 
 _COSINE = dict(prediction_type="v_prediction", ddpm_beta_schedule="squaredcos_cap_v2")
@@ -145,7 +152,9 @@ def complete(config: ConsistencyFamilyConfig, given, images, accelerator, folder
     denoising = objective.denoising_steps
     if denoising is None:
         denoising = 0 if run.init_from else int(SCRATCH * total)
-    stage = objective.stage_steps or max(1, (total - denoising) // objective.stages)
+    stage = objective.stage_steps or max(
+        1, (total - denoising) // (objective.stages - objective.first_stage + 1)
+    )
     return replace(config, objective=replace(objective, denoising_steps=denoising, stage_steps=stage))
 
 
@@ -166,7 +175,7 @@ def build(config: ConsistencyFamilyConfig, images, accelerator, total_steps):
             "--compile: compiled code may drop other units at the two ends of the gap; add --dropout 0"
         )
     teacher = None
-    if objective.guidance_scale != 1:  # the weights of --init_from, also when a run is resumed
+    if objective.distil or objective.guidance_scale != 1:  # --init_from, also of a run that is resumed
         teacher = copy.deepcopy(net).to(accelerator.device).eval().requires_grad_(False)
     dropout = LabelDropout(len(names), objective.p_uncond) if names else None
     tuned = Consistency(net, schedule_of(config.process), objective, dropout, names, teacher)

@@ -141,7 +141,7 @@ class Consistency(Objective):
         x_t, x_r = (self.process.diffuse(x0, time, noise) for time in (t, r))
         labels = self.condition(labels) if self.condition else None
         with torch.no_grad(), randomness_kept(x0.device):
-            x_r = x_r if self.teach is None else x_r + self.guidance(x_t, t, r, labels)
+            x_r = x_r if self.teach is None else self.taught(x_t, x_r, t, r, labels)
             end = self.f(x_r, r, labels)
         start = self.f(x_t, t, labels)
         c = self.config.huber_c or 0.00054 * x0[0].numel() ** 0.5
@@ -161,20 +161,24 @@ class Consistency(Objective):
         skip, out = boundary(t.to(self.process.abar.device), self.config.timestep_scaling)
         return beside(skip, x_t) * x_t + beside(out, x_t) * x0_hat
 
-    def guidance(self, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor) -> Tensor:
-        """What guidance adds to x_r (B, C, H, W) on a step of the probability-flow ODE from t to r.
+    def taught(self, x_t: Tensor, x_r: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
+        """x_r (B, C, H, W) as the diffusion model has it: a step of DDIM from x_t, or x_r with its guidance.
 
         A step of DDIM is x_r = (sigma_r / sigma_t) x_t + (alpha_r - alpha_t sigma_r / sigma_t) x0_hat, and
         guidance replaces x0_hat by null + scale (x0_hat - null) of the teacher (Ho & Salimans 2022). So an
         image without its label gets none.
         """
-        null = torch.full_like(labels, self.num_classes)
-        both = torch.cat([x_t, x_t]), torch.cat([t, t]) - 1, torch.cat([labels, null])
-        outputs = self.teach(*both).sample.float().chunk(2)
         (alpha, sigma), (alpha_r, sigma_r) = (self.process.signal_and_noise(time, x_t) for time in (t, r))
-        known, unknown = (self.target.to_x0(output, x_t, alpha, sigma) for output in outputs)
-        share = alpha_r - alpha * sigma_r / sigma
-        return share * (self.config.guidance_scale - 1) * (known - unknown)
+        ratio = sigma_r / sigma
+        share = alpha_r - alpha * ratio
+        known = self.target.to_x0(self.teach(x_t, t - 1, labels).sample.float(), x_t, alpha, sigma)
+        if self.config.distil:
+            x_r = ratio * x_t + share * known
+        if self.config.guidance_scale != 1:
+            null = torch.full_like(labels, self.num_classes)
+            unknown = self.target.to_x0(self.teach(x_t, t - 1, null).sample.float(), x_t, alpha, sigma)
+            x_r = x_r + share * (self.config.guidance_scale - 1) * (known - unknown)
+        return x_r
 
     def signs(self, prediction: Tensor, x0: Tensor, t: Tensor) -> Logs:
         """What the watchdog looks at, for f (B, C, H, W) of x0 at t; NaN where it does not apply."""
