@@ -8,13 +8,12 @@ its floor, and each of the others worse than the one before. Prints one table of
 """
 
 import argparse
-from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
+from trilemma.eval.scoring.calibration import Spoil, blurred, uniform
 from trilemma.eval.scoring.yardsticks import BATCH, Batch, Reference, score, yardsticks
 from trilemma.training.images.image_set import Images, cache_folder, load_images
 from trilemma.training.options.groups import DataConfig
@@ -23,24 +22,13 @@ METRICS = ("fd", "kid", "is", "prdc", "modes")
 SHOWN = ("fd", "kid", "is", "precision", "recall", "density", "coverage", "modes_kl", "confidence")
 
 
-def blurred(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The images after a 3x3 box blur."""
-    padded = F.pad(images.float(), (1, 1, 1, 1), mode="replicate")
-    return F.avg_pool2d(padded, 3, stride=1).round().to(torch.uint8)
-
-
 def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
     """The images with Gaussian noise of standard deviation 64 grey levels."""
     noise = 64 * torch.randn(images.shape, generator=generator)
     return (images + noise).clamp(0, 255).round().to(torch.uint8)
 
 
-def uniform(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform noise with the shape of the images."""
-    return torch.randint(256, images.shape, generator=generator, dtype=torch.uint8)
-
-
-SETS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+SETS: dict[str, Spoil] = {
     "test": lambda images, generator: images,
     "test, blurred 3x3": blurred,
     "test, noise of 64 levels": noisy,
@@ -71,7 +59,7 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(_cell(measured[metric]) for metric in SHOWN) + " |", flush=True)
 
 
-def spoiled(images: Images, spoil: Callable[[Tensor, torch.Generator], Tensor]):
+def spoiled(images: Images, spoil: Spoil):
     """Batches of degraded images; all noise is from one seed."""
     generator = torch.Generator().manual_seed(0)
     for index in torch.arange(len(images)).split(BATCH):

@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 
 from trilemma.training.loop.stop import ending_quietly
-from trilemma.training.options.flags import option, parse_flags
+from trilemma.training.options.flags import option
+from trilemma.training.options.parser import parse_flags
 
 
 @dataclass(frozen=True)

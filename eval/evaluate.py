@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_evaluation
 from trilemma.training.loop.stop import ending_quietly
-from trilemma.training.options.flags import option, parse_flags
+from trilemma.training.options.flags import option
+from trilemma.training.options.parser import parse_flags
 from trilemma.training.progress import loading_libraries
 
 
@@ -41,6 +42,9 @@ class ReferenceConfig:
     )
     save_reference: str | None = option(
         None, "also write the reference's statistics to this .safetensors or .npz"
+    )
+    calibration_images: int = option(
+        1000, "show what at most this many real images, the same blurred, and noise score; 0: none", low=0
     )
     cache_dir: str | None = option(None, "where data and statistics are kept")
 

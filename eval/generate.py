@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, check_evaluation
 from trilemma.training.loop.stop import ending_quietly
-from trilemma.training.options.flags import option, parse_flags
+from trilemma.training.options.flags import option
+from trilemma.training.options.parser import parse_flags
+from trilemma.training.progress import loading_libraries
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     with ending_quietly():
         config = parse_flags(GenerateConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
-        from trilemma.eval.scoring.image_output import draw_to_files
-        from trilemma.training.devices.memory import saying_what_to_lower
-        from trilemma.training.loop.machine import closing_groups
+        with loading_libraries():
+            from trilemma.eval.scoring.image_output import draw_to_files
+            from trilemma.training.devices.memory import saying_what_to_lower
+            from trilemma.training.loop.machine import closing_groups
 
         try:
             with closing_groups(), saying_what_to_lower("lower --batch_size"):

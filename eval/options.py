@@ -49,9 +49,7 @@ class SamplingConfig:
 
     num_samples: int = option(10_000, "images to draw or to score", low=1)
     seed: int = option(0, "first seed; image i has this seed plus i", low=0)
-    sampler: str | None = option(
-        None, f"of {samplers_by_family()}; the model's own if not given"
-    )
+    sampler: str | None = option(None, f"of {samplers_by_family()}; the model's own if not given")
     num_inference_steps: int | None = option(
         None, "steps of the sampler; its usual number if not given", low=1
     )

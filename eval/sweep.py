@@ -14,7 +14,8 @@ from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, chec
 from trilemma.eval.studies.questions import SWEEPS
 from trilemma.training import families
 from trilemma.training.loop.stop import ending_quietly
-from trilemma.training.options.flags import option, parse_flags
+from trilemma.training.options.flags import option
+from trilemma.training.options.parser import parse_flags
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,7 @@ class PointSamplingConfig(SamplingConfig):
 class PointScoreConfig(ScoreConfig):
     """What is measured, the same at every point."""
 
-    metrics: tuple[str, ...] | None = option(
-        None, f"of {', '.join(METRICS)}; the question's if not given"
-    )
+    metrics: tuple[str, ...] | None = option(None, f"of {', '.join(METRICS)}; the question's if not given")
 
 
 @dataclass(frozen=True)

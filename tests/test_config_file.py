@@ -11,7 +11,8 @@ import pytest
 from trilemma.pipelines.files.reading import read_yaml
 from trilemma.training import families
 from trilemma.training.options.command_line import parse
-from trilemma.training.options.flags import Parser, dump, flatten, to_yaml
+from trilemma.training.options.flags import dump, flatten, to_yaml
+from trilemma.training.options.parser import Parser
 
 
 @pytest.fixture

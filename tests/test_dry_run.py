@@ -46,6 +46,11 @@ def test_what_is_not_known_is_said(tmp_path):
     assert length == "length: 7 epochs; the number of steps depends on the number of images"
 
 
+def test_data_that_a_run_would_refuse_are_an_error(folder):
+    with pytest.raises(SystemExit, match=r"--classes must be among .*; got 'bird'"):
+        parse("class_conditional", "", ["--train_data_dir", str(folder), "--classes", "bird", "--dry_run"])
+
+
 def test_a_dry_run_prints_it_apart_from_the_flags(folder, capsys):
     with pytest.raises(SystemExit):
         parse("class_conditional", "", ["--train_data_dir", str(folder), "--dry_run"])

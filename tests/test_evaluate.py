@@ -34,8 +34,8 @@ from trilemma.pipelines.vae import VAEPipeline
 from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.training.images.image_set import load_images
 from trilemma.training.loop.machine import evaluation_accelerator
-from trilemma.training.options.flags import parse_flags
 from trilemma.training.options.groups import DataConfig
+from trilemma.training.options.parser import parse_flags
 from trilemma.training.output_folder import OutputFolder
 
 EVALUATE, GENERATE, TRAIN = "eval/evaluate.py", "eval/generate.py", "training/train_unconditional.py"

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trilemma.pipelines.networks.plain_unet import PlainUNet2DModel
 from trilemma.training.networks.build import build_network, load_network_config
 from trilemma.training.networks.rows import NETS, net_for
-from trilemma.training.networks.whole import check_weights
+from trilemma.training.networks.whole import check_part
 
 SIZES = {"mlp": 1, "unet_8": 8, "unet_16": 16, "unet_cifar10": 32, "unet_128": 128}
 SIZES |= {"unet_64": 64, "unet_64_small": 64}
@@ -63,17 +70,30 @@ def test_every_row_maps_images_to_images_of_that_size(name):
 def test_a_setting_of_the_wrong_type_is_named(tmp_path, name, value):
     """diffusers takes some of them, and fails with a TypeError in the first forward pass."""
     net = build_network(TINY, channels=1, resolution=8)
-    check_weights(net, tmp_path)
+    check_part(net, tmp_path)
     net.register_to_config(**{name: value})
     with pytest.raises(ValueError, match=rf"config\.json has {name} "):
-        check_weights(net, tmp_path)
+        check_part(net, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("clip_sample_range", "1"), ("trained_betas", 1e25), ("trained_betas", ["a"]), ("timestep_spacing", " "),
+    ("num_train_timesteps", 999.5),
+])  # fmt: skip
+def test_a_setting_of_a_scheduler_of_the_wrong_type_is_named(tmp_path, name, value):
+    for kind in (DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, LCMScheduler):
+        check_part(kind(), tmp_path)  # defaults of the wrong type are diffusers' own
+    scheduler = DDPMScheduler()
+    scheduler.register_to_config(**{name: value})
+    with pytest.raises(ValueError, match=rf"scheduler_config\.json has {name} "):
+        check_part(scheduler, tmp_path)
 
 
 def test_a_part_that_is_not_diffusers_has_no_settings_to_check(tmp_path):
     """As the text encoders of transformers, whose configuration is an object."""
     part = nn.Linear(1, 1)
     part.config = SimpleNamespace(freq_shift="x")
-    check_weights(part, tmp_path)
+    check_part(part, tmp_path)
 
 
 def test_rows_need_no_torch():

@@ -150,7 +150,13 @@ def each(items: Iterable[T], what: str, total: int, unit: str, show: bool = True
 
 @contextmanager
 def loading_libraries() -> Iterator[None]:
-    """Import of what takes seconds. In a log, their bars, which would rewrite a line, are left out."""
+    """Import of torch and its users, which takes seconds.
+
+    In a log, their bars, which would rewrite a line, are left out. Threads of torch that wait for each other
+    sleep: where other programs use the cores, threads that spin take many times as long (docs/recipes.md).
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # is read when torch is imported
     if not sys.stderr.isatty():
         for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")

@@ -99,7 +99,8 @@ def flags(world: World, folder: Path, rng: random.Random) -> Trial:
     line = ("--dry_run", "--output_dir", str(folder / "out"), f"--{flag}={value}")
 
     def right(outcome: Outcome) -> str | None:
-        resolved = yaml.safe_load(outcome.output).get(flag)
+        printed = outcome.output.partition("\ndata: ")[0]  # flags; what data tell of them follows
+        resolved = yaml.safe_load(printed).get(flag)
         return None if same(resolved, value) else f"--{flag}={value!r} became {resolved!r}"
 
     return Trial(f"{flag}={value!r}", TRAIN, line, (f"--{flag}",), right, (folder / "out",))

@@ -66,7 +66,7 @@ def same(resolved: object, typed: str) -> bool:
         return typed.lower() in (("true",) if resolved else ("false", "no"))
     if isinstance(resolved, int | float):
         try:
-            return float(typed) == resolved
+            return type(resolved)(typed) == resolved
         except ValueError:
             return False
     return str(resolved) == typed or (resolved is None and typed in ("", "None", "null"))

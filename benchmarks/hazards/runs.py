@@ -120,7 +120,10 @@ def verdict(trial: Trial, outcome: Outcome, before: dict[str, str]) -> tuple[str
     if "Traceback (most recent call last)" in outcome.output:
         return "traceback", outcome.output.strip().splitlines()[-1]
     if outcome.code == 0:
-        wrong = trial.right(outcome)
+        try:
+            wrong = trial.right(outcome)
+        except Exception as problem:  # what it left could not even be read
+            wrong = f"cannot be checked: {problem!r}"
         return ("silent", wrong) if wrong else ("right", "")
     if not any(name in outcome.output for name in trial.names):
         return "unnamed", f"none of {trial.names} is in the error"

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trilemma.eval.features.judge_files import SHIPPED, VERSION
-from trilemma.training.options.flags import option, parse_flags
+from trilemma.training.options.flags import option
 from trilemma.training.options.groups import DataConfig
+from trilemma.training.options.parser import parse_flags
 
 
 @dataclass(frozen=True)

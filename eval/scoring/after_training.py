@@ -13,6 +13,7 @@ from trilemma.eval.bounds.bits_per_dim import Likelihood
 from trilemma.eval.features.judge_files import JudgeChoice, judge_folder, keep_judges
 from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring import results
+from trilemma.eval.scoring.calibration import calibrate
 from trilemma.eval.scoring.file_images import open_images, own_share
 from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing, training_so_far
 from trilemma.eval.scoring.protocol import ReferenceProtocol
@@ -77,6 +78,10 @@ def evaluate(config) -> None:
         with Progress("scoring", show=main):
             new = sample_lines(config, drawing, sticks, accelerator)
         record(new)
+        with Progress("scoring real images, blurred ones and noise", show=main):
+            n = min(config.reference.calibration_images, new[0].n)
+            if meaning := calibrate(sticks, reference, n, accelerator):
+                accelerator.print(meaning, flush=True)
         beside_model = config.model.model and path == OutputFolder(Path(config.model.model)).results
         if beside_model:
             judges = [stick.extractor.file for stick in sticks]

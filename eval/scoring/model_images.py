@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
-from torch import Tensor, nn
+from torch import Tensor
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
@@ -22,7 +22,7 @@ from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
 from trilemma.training.devices.precision import plain_float32
 from trilemma.training.images.image_set import Images
-from trilemma.training.networks.whole import check_files, check_weights
+from trilemma.training.networks.whole import check_files, check_part
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import Progress
 from trilemma.training.sampling import Share, draw_batches
@@ -43,8 +43,7 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
         text = f"is not a pipeline folder or Hub id: {type(problem).__name__} {problem}"
         raise FileError(f"--model {path_or_id!r}", text) from problem
     for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module):
-            check_weights(part, Path(path_or_id) / name)
+        check_part(part, Path(path_or_id) / name)
     pipeline = as_ours(pipeline, folder.read_run().get("family"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -232,7 +232,12 @@ def table(lines: Iterable[ResultLine]) -> str:
         floor = "" if line.floor is None else number(line.floor)
         name = line.metric + (" (forced)" if line.forced else "")
         rows.append((name, number(line.value, 5), interval, floor, str(line.n)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as text, in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
     )

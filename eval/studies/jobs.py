@@ -13,7 +13,8 @@ from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, chec
 from trilemma.eval.studies.questions import SWEEPS, Flags, Point, Sweep, own_sweep, typed, words
 from trilemma.training import families
 from trilemma.training.options.command_line import parse
-from trilemma.training.options.flags import HUB_ID, flags_of, flatten, parse_flags
+from trilemma.training.options.flags import HUB_ID, flags_of, flatten
+from trilemma.training.options.parser import parse_flags
 from trilemma.training.output_folder import OutputFolder
 
 
@@ -90,6 +91,7 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
     run |= threads | {"batch_size": str(config.model.batch_size)}
     run |= {"trust_remote_code": "true"} if config.model.trust_remote_code else {}
     run |= {"force": "true"} if config.score.force else {}
+    run |= {"calibration_images": "0"}  # it is the same for all points
     score = [*launcher, "-m", "trilemma.eval.evaluate", *words(run), *words(scoring)]
     plain = json.loads(json.dumps({**settings, "scoring": scoring}))  # as it will be read back
     return Job(point, place.path, train, score, plain, samplers, takes_classes)

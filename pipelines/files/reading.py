@@ -195,6 +195,8 @@ def fits(value: object, hint: Any) -> bool:
         if parts[1:] == (...,):
             return all(fits(item, parts[0]) for item in value)
         return len(value) == len(parts) and all(map(fits, value, parts))
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(
             fits(key, parts[0]) and fits(item, parts[1]) for key, item in value.items()
@@ -210,7 +212,7 @@ def _words(hint: Any) -> str:
         return " or ".join(map(_words, typing.get_args(hint)))
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) in (tuple, list):
         return "a list of the right values"
     words = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return words.get(hint, "an object")

@@ -220,10 +220,11 @@ def look(source: Source, channels: int | None, resolution: int | None) -> tuple[
     """(C, H, W) of the model's images, their own where not given, and the number of threads."""
     # 64 images from all over tell what is usual; one that differs is found when all are decoded.
     rows = source.rows[np.unique(np.linspace(0, len(source.rows) - 1, 64).astype(np.int64))]
-    images, problem = [], ""
+    images, example, problem = [], {}, ""
     for row, encoded in zip(rows, source.read(rows), strict=True):
         try:
             images.append(ImageOps.exif_transpose(open_picture(encoded)))
+            example.setdefault(images[-1].size, _where(row, encoded))
         except Exception as error:  # reported with all the others later, unless there is nothing else
             problem = f"{_where(row, encoded)}: {error}"
     if not images:
@@ -231,9 +232,9 @@ def look(source: Source, channels: int | None, resolution: int | None) -> tuple[
             f"{source.name}: none of the {len(rows)} images looked at can be read, such as {problem}"
         )
     channels = channels or (1 if all(image.mode in GREY_MODES for image in images) else 3)
-    sizes = sorted({image.size for image in images})
+    sizes = sorted(example)
     if resolution is None and (len(sizes) > 1 or sizes[0][0] != sizes[0][1]):
-        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
+        shown = ", ".join(f"{w}x{h}, such as {example[w, h]}" for w, h in sizes[:5])
         raise ValueError(
             f"the images of {source.name} are not squares of one size (found {shown}); pass --resolution to "
             "resize and crop them"

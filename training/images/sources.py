@@ -267,7 +267,8 @@ def _table(tables, name: str, config: DataConfig, split: str, key: str, folder: 
 def _check_split(name: str, split: str, splits: list[str]) -> None:
     if split not in splits:
         raise ValueError(
-            f"{name} has no split '{split}'; it has {', '.join(splits)}.{nearest(split, splits)}"
+            f"{name} has no split '{split}' (--train_split, --validation_split, --split); it has "
+            f"{', '.join(splits)}.{nearest(split, splits)}"
         )
 
 

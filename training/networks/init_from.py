@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trilemma.pipelines.files import saved
 from trilemma.pipelines.files.reading import FileError
-from trilemma.training.networks.whole import check_files, check_weights
+from trilemma.training.networks.whole import check_files, check_part
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _load(source: str, kind: type[ModelMixin]) -> ModelMixin:
         if name == kind.__name__:
             # Not the whole pipeline: a bundle's would run the code in it.
             net = kind.from_pretrained(source, subfolder=folder, use_safetensors=True)
-            check_weights(net, f"{source}/{folder}")
+            check_part(net, f"{source}/{folder}")
             return net
     except FileError as fault:
         raise ValueError(f"--init_from: {fault}") from fault

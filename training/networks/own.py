@@ -22,6 +22,7 @@ from trilemma.training.loop.learning_rate import WITH_WARMUP
 from trilemma.training.loop.method import Method
 from trilemma.training.networks.rows import candidates
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.progress import Progress
 
 ENOUGH = 60_000
 """Images that a network should see. A rule of thumb: 83,200 gave clear shapes of 16x16 pixels."""
@@ -129,10 +130,10 @@ def time_networks(config: Any, images: Images, accelerator: Accelerator, build: 
     names = (config.net.net,) if fixed else candidates(images.resolution, images.points)
     micro_batches, timed = config.optim.gradient_accumulation_steps, []
     for name in names:
-        accelerator.print(f"Timing {name or 'the network'} ...", flush=True)
-        trial = with_options(config, {"net": name})
-        method = build(trial, images, accelerator, TIMED)
-        of_each = gather_object([_micro_batch_seconds(method, images, trial, accelerator.device)])
+        with Progress(f"timing {name or 'the network'}", show=accelerator.is_main_process):
+            trial = with_options(config, {"net": name})
+            method = build(trial, images, accelerator, TIMED)
+            of_each = gather_object([_micro_batch_seconds(method, images, trial, accelerator.device)])
         parameters = sum(p.numel() for p in method.net.parameters())
         timed.append(Timed(name, parameters, max(of_each) * micro_batches))
         seen = 60 * config.own.minutes * SHARE / timed[-1].seconds * images_per_step(config, accelerator)

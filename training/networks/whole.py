@@ -1,9 +1,10 @@
-"""Whether the weights of a saved network are whole and finite, and its settings have the right types."""
+"""Whether the weights of a saved network are whole and finite, and settings of parts have the right types."""
 
+import inspect
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
-from diffusers import ModelMixin
+from diffusers import ConfigMixin
 from torch import nn
 
 from trilemma.pipelines.files.arrays import tensor_shapes
@@ -20,17 +21,29 @@ def check_files(folder: Path) -> None:
         tensor_shapes(path, AGAIN)
 
 
+def check_part(part: Any, where: Path | str) -> None:
+    """FileError unless a loaded part of a pipeline has settings of the right types and whole, finite weights.
+
+    where: its folder. Some wrong settings only fail, or give other images, when the part is used.
+    """
+    if isinstance(part, ConfigMixin):
+        kind = type(part)
+        usual = {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items()}
+        # Not every default of diffusers has the type that is written beside it.
+        given = {name: value for name, value in part.config.items() if value != usual.get(name, ...)}
+        try:
+            check_types(given, get_type_hints(kind.__init__))
+        except ValueError as problem:
+            raise FileError(Path(where) / kind.config_name, problem, AGAIN) from problem
+    if isinstance(part, nn.Module):
+        check_weights(part, where)
+
+
 def check_weights(net: nn.Module, where: Path | str) -> None:
     """FileError unless every weight of a loaded network was in its file, and all are finite.
 
-    Its settings must have the types that its class says; some wrong ones only fail when it is called.
     where: the folder with the file. diffusers loads what is there and leaves the others without values.
     """
-    if isinstance(net, ModelMixin):
-        try:
-            check_types(net.config, get_type_hints(type(net).__init__))
-        except ValueError as problem:
-            raise FileError(Path(where) / "config.json", problem, AGAIN) from problem
     for name, value in net.state_dict().items():
         if value.is_meta:
             raise FileError(where, f"lacks the weights {name}", AGAIN)

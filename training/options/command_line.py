@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from trilemma.training import families
-from trilemma.training.options.flags import Parser, build, flags_of, nearest, to_yaml
+from trilemma.training.options.flags import build, flags_of, nearest, to_yaml
 from trilemma.training.options.inherit import take_over
+from trilemma.training.options.parser import Parser
 
 INSTEAD_OF = {
     "model_config_name_or_path": "net", "num_epochs": "max_train_steps", "dataset_name": "train_data_dir",
@@ -65,8 +66,11 @@ def parse(
         print(to_yaml(config), end="", flush=True)
         from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
 
-        for line in resolved(config):  # apart from what `--config` reads back
-            print(line, file=sys.stderr)
+        try:
+            for line in resolved(config):  # apart from what `--config` reads back
+                print(line, file=sys.stderr)
+        except (ValueError, OSError) as problem:  # the run itself would end here
+            raise SystemExit(f"error: {problem}") from problem
         raise SystemExit(0)
     return config
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from trilemma.pipelines.files.saved import read_configuration
 from trilemma.training.options.ddpm import BETAS, of_scheduler
-from trilemma.training.options.flags import Parser
+from trilemma.training.options.parser import Parser
 from trilemma.training.options.yaml_file import read_options
 
 SCHEDULER, CONFIG = "scheduler/scheduler_config.json", "config.yaml"

@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
 
 def resolved(config: "Config") -> Iterator[str]:
-    """Lines about data, network and length of the run."""
+    """Lines about data, network and length of the run; ValueError for data that a run would refuse."""
     found, unknown = look(config)
     data, optim, run = config.data, config.optim, config.run
     if found:
@@ -68,11 +68,10 @@ def look(config: "Config") -> tuple[Found | None, str]:
     name = data.dataset_name or ""
     if not (data.train_data_dir or name in ("", "digits", *POINTS) or Path(name).is_dir()):
         return None, f"{public_name(name)} is a data set of the Hub, and a dry run downloads nothing"
-    try:
-        source = open_source(data, data.train_split)
-        shape = SHAPE if source.points else usual_shape(source, data.channels, data.resolution)[0]
-    except (ValueError, OSError) as problem:
-        return None, str(problem)
+    if data.train_data_dir and not Path(data.train_data_dir).exists():
+        return None, f"--train_data_dir {data.train_data_dir!r} does not exist on this machine"
+    source = open_source(data, data.train_split)
+    shape = SHAPE if source.points else usual_shape(source, data.channels, data.resolution)[0]
     held_out = (data.validation_size or 0) if data.validation_split is None else 0
     classes = None if source.labels is None else len(source.class_names or set(source.labels.tolist()))
     return Found(max(len(source.rows) - held_out, 1), tuple(shape), classes, source.points), ""
