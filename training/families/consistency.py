@@ -34,7 +34,11 @@ class ConsistencyConfig:
         10.0, "how fast f(x_t, t) turns from x_t to the predicted image as t grows; LCMScheduler's", low=0.0
     )
     first_stage: int = option(1, "k of the first stage; in stage k the gap is 2^-k of t", low=1)
-    stages: int = option(8, "k of the last stage", low=1)
+    stages: int | None = option(
+        None,
+        "k of the last stage; if not given, 8, or 4 with --distil, whose steps are as good as 50 of DDIM",
+        low=1,
+    )
     stage_steps: int | None = option(
         None,
         "optimizer steps of a stage; if not given, equal shares of what follows --denoising_steps",
@@ -50,7 +54,9 @@ class ConsistencyConfig:
         None, "c of the pseudo-Huber loss; 0.00054 sqrt(values of an image) if not given", low=0.0
     )
     distil: bool = option(
-        False, "take x_r from a step of --init_from along the path, in place of the noise of x_t"
+        False,
+        "take x_r from a step of --init_from along the path, in place of the noise of x_t",
+        needs=("init_from", ...),
     )
     class_conditional: bool = option(False, "condition on class labels; the data must have labels")
     p_uncond: float = option(
@@ -68,8 +74,6 @@ class ConsistencyConfig:
     def __post_init__(self):
         if self.p_uncond > 1:
             raise ValueError(f"--p_uncond must be in 0..1; got {self.p_uncond}")
-        if self.first_stage > self.stages:
-            raise ValueError(f"--first_stage must be at most --stages, {self.stages}; got {self.first_stage}")
 
     def gap(self, step: int) -> float:
         """(t - r) / t at optimizer step 0, 1, ...: 1 while denoising, then 2^-first_stage ... 2^-stages."""
@@ -98,8 +102,6 @@ class ConsistencyFamilyConfig:
         scale, source = self.objective.guidance_scale, self.run.init_from
         if scale != 1 and not source:
             raise ValueError(f"--guidance_scale {scale:g} needs a diffusion model: name one with --init_from")
-        if self.objective.distil and not source:
-            raise ValueError("--distil needs a diffusion model: name one with --init_from")
 
 
 _COSINE = dict(prediction_type="v_prediction", ddpm_beta_schedule="squaredcos_cap_v2")
@@ -149,13 +151,18 @@ def complete(config: ConsistencyFamilyConfig, given, images, accelerator, folder
     objective, optim, run = config.objective, config.optim, config.run
     per_step = optim.train_batch_size * optim.gradient_accumulation_steps * accelerator.num_processes
     total = run.max_train_steps or run.num_epochs * math.ceil(len(images) / per_step)
+    distil = objective.distil and bool(run.init_from)
+    stages = objective.stages or max(objective.first_stage, 4 if distil else 8)
+    if objective.first_stage > stages:
+        raise ValueError(f"--first_stage must be at most --stages, {stages}; got {objective.first_stage}")
     denoising = objective.denoising_steps
     if denoising is None:
         denoising = 0 if run.init_from else int(SCRATCH * total)
-    stage = objective.stage_steps or max(
-        1, (total - denoising) // (objective.stages - objective.first_stage + 1)
+    equal = (total - denoising) // (stages - objective.first_stage + 1)
+    lengths = dict(
+        stages=stages, denoising_steps=denoising, stage_steps=objective.stage_steps or max(1, equal)
     )
-    return replace(config, objective=replace(objective, denoising_steps=denoising, stage_steps=stage))
+    return replace(config, objective=replace(objective, distil=distil, **lengths))
 
 
 def build(config: ConsistencyFamilyConfig, images, accelerator, total_steps):
