@@ -318,11 +318,14 @@ def test_distillation_and_guidance_are_those_of_a_step_of_stock_ddim():
     x, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     t, r = torch.full((4,), 600), torch.full((4,), 500)
     facts = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
-    stock = DDIMScheduler(**facts, clip_sample=False, timestep_spacing="trailing")
+    stock = DDIMScheduler(**facts, timestep_spacing="trailing")
     stock.set_timesteps(10)
     with torch.no_grad():
         known, null = (teacher(x, t - 1, ids).sample for ids in (labels, torch.full_like(labels, 3)))
-        plain, guided = (stock.step(out, 599, x).prev_sample for out in (known, null + 3 * (known - null)))
+        plain, guided = (
+            stock.step(out, 599, x, use_clipped_model_output=True).prev_sample
+            for out in (known, null + 3 * (known - null))
+        )
         zero = torch.zeros_like(x)
         ours = objective.taught(x, zero, t, r, labels)
         objective.config = options(class_conditional=True, distil=True)

@@ -10,8 +10,8 @@ what was trained:
 
     f(x_t, t) = c_skip(t) x_t + c_out(t) x0_hat(x_t, t)
 
-x0_hat follows from the network's output by the target. At t = 1, the least noisy level, c_skip is 1 and c_out
-is 0.
+x0_hat follows from the network's output by the target, and is clipped to [-1, 1]. At t = 1, the least noisy
+level, c_skip is 1 and c_out is 0.
 """
 
 from collections.abc import Iterator
@@ -78,6 +78,7 @@ def lcm_scheduler(schedule: NoiseSchedule, config: ConsistencyConfig) -> LCMSche
         beta_end=schedule.beta_end,
         trained_betas=None if schedule.name in KNOWN_TO_ALL else schedule.betas().tolist(),
         original_inference_steps=last_time(schedule.process(), config.prediction_type),
+        clip_sample=True,
         prediction_type=config.prediction_type,
         timestep_scaling=config.timestep_scaling,
     )
@@ -157,28 +158,31 @@ class Consistency(Objective):
         """The consistency function, float32 (B, C, H, W), for x_t (B, C, H, W) and t (B,) in 1..T."""
         # float(): under autocast the network answers in half precision.
         output = self.denoise(x_t, t - 1, labels).sample.float()
-        x0_hat = self.target.to_x0(output, x_t, *self.process.signal_and_noise(t, x_t))
+        x0_hat = self.target.to_x0(output, x_t, *self.process.signal_and_noise(t, x_t)).clamp(-1, 1)
         skip, out = boundary(t.to(self.process.abar.device), self.config.timestep_scaling)
         return beside(skip, x_t) * x_t + beside(out, x_t) * x0_hat
 
     def taught(self, x_t: Tensor, x_r: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
         """x_r (B, C, H, W) as the diffusion model has it: a step of DDIM from x_t, or x_r with its guidance.
 
-        A step of DDIM is x_r = (sigma_r / sigma_t) x_t + (alpha_r - alpha_t sigma_r / sigma_t) x0_hat, and
-        guidance replaces x0_hat by null + scale (x0_hat - null) of the teacher (Ho & Salimans 2022). So an
-        image without its label gets none.
+        A step of DDIM is x_r = (sigma_r / sigma_t) x_t + (alpha_r - alpha_t sigma_r / sigma_t) x0_hat, with
+        x0_hat clipped. Guidance replaces x0_hat by null + scale (x0_hat - null) before that (Ho & Salimans
+        2022); an image without its label gets none.
         """
         (alpha, sigma), (alpha_r, sigma_r) = (self.process.signal_and_noise(time, x_t) for time in (t, r))
+
+        def x0_hat(ids: Tensor | None) -> Tensor:
+            return self.target.to_x0(self.teach(x_t, t - 1, ids).sample.float(), x_t, alpha, sigma)
+
+        known = guided = x0_hat(labels)
+        if self.config.guidance_scale != 1:
+            null = x0_hat(torch.full_like(labels, self.num_classes))
+            guided = null + self.config.guidance_scale * (known - null)
         ratio = sigma_r / sigma
         share = alpha_r - alpha * ratio
-        known = self.target.to_x0(self.teach(x_t, t - 1, labels).sample.float(), x_t, alpha, sigma)
         if self.config.distil:
-            x_r = ratio * x_t + share * known
-        if self.config.guidance_scale != 1:
-            null = torch.full_like(labels, self.num_classes)
-            unknown = self.target.to_x0(self.teach(x_t, t - 1, null).sample.float(), x_t, alpha, sigma)
-            x_r = x_r + share * (self.config.guidance_scale - 1) * (known - unknown)
-        return x_r
+            return ratio * x_t + share * guided.clamp(-1, 1)
+        return x_r + share * (guided.clamp(-1, 1) - known.clamp(-1, 1))
 
     def signs(self, prediction: Tensor, x0: Tensor, t: Tensor) -> Logs:
         """What the watchdog looks at, for f (B, C, H, W) of x0 at t; NaN where it does not apply."""
