@@ -98,12 +98,11 @@ def test_a_sheet_has_a_labelled_row_for_each_class():
     drawn = torch.tensor([40, 90, 140] * 4 + [40]).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
     whole = np.array(sheet(drawn, class_names=["cat", "dog", "a\nname $$ that is much too long"]))
     assert whole.shape[0] == 3 * 50
-    margin = whole.shape[1] - 5 * 50
+    margin = whole.shape[1] - 4 * 50  # the 13th image would make one row longer
     for row, brightness in enumerate((40, 90, 140)):
         here = whole[row * 50 + 1 : row * 50 + 49]
         assert (here[:, margin + 1 : margin + 49] == brightness).all()
         assert (here[:, :margin] < 128).any(), "its name"
-    assert (whole[50:, -50:] == 255).all(), "classes with an image less"
     many = sheet(drawn[:1].expand(64, 1, 8, 8), class_names=[str(k) for k in range(100)])
     assert many.width < 2 * many.height < 4 * many.width, "many short rows stand side by side"
     assert short_name("a\n\x1b[2Jb" + "c" * 20) == "a ?[2Jb" + "c" * 8 + "\N{HORIZONTAL ELLIPSIS}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,10 +217,11 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
     listed = run(SCRIPT, *sweep, "--dry_run", *flags)
     assert f"{name}: to do" in listed.output  # another sampler
 
-    grid = ["--model", str(out / name), "--grid", "sampler=ddim", "num_inference_steps=2"]
-    run(SCRIPT, *grid, *score, "--output_dir", str(tmp_path / "samplers"))
-    (other,) = read(tmp_path / "samplers" / "results.jsonl")
+    grid = ["--model", str(out / name), "--grid", "sampler=ddim", "num_inference_steps=2,1"]
+    sampled = run(SCRIPT, *grid, *score, "--output_dir", str(tmp_path / "samplers"))
+    other, _ = read(tmp_path / "samplers" / "results.jsonl")
     assert other.value == pytest.approx(told.value)
+    assert re.search(r"about \d\d:\d\d left for 1 of 2 points", sampled.output)
     assert (tmp_path / "samplers" / "sampler-num_inference_steps.png").is_file()
 
 

@@ -28,6 +28,7 @@ HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed
 RUN = {"steps": int, "images_seen": int}
 RUN |= dict.fromkeys(("seconds", "evaluation_seconds", "images_per_second"), float)
 RUN |= {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
+RUN |= {"plugins": dict[str, str], "in_memory": dict[str, str]}
 OF_ALL_STEPS = ("family", "hardware", "versions", "commit")
 ABOUT = dict.fromkeys(("description", "data_source", "license", "licence"), str)
 ABOUT |= {"language": str | tuple[str, ...], "intended_use": str, "contact": str}

@@ -57,7 +57,8 @@ def sheet(
 ) -> Image.Image:
     """uint8 (N, C, H, W) as one picture, row by row, the last row filled with black; points as dots.
 
-    With names of K classes, image i is of class i modulo K, and each class has a row with its name.
+    With names of K classes, image i is of class i modulo K, and each class has a row with its name; images
+    that would make some rows longer are left out.
     """
     if points:
         return to_pil(picture(images))
@@ -77,14 +78,14 @@ def _enlarged(images: Tensor) -> Tensor:
 
 
 def _class_rows(images: Tensor, names: Sequence[str]) -> Image.Image:
-    """A row for each class that has an image; many short rows stand side by side."""
-    classes = min(len(names), len(images))
+    """A row for each class that has an image, all of one length; many short rows stand side by side."""
+    classes, each = min(len(names), len(images)), max(1, len(images) // len(names))
     large = [to_pil(image) for image in _enlarged(images)]
     labels = [short_name(name) for name in names[:classes]]
     font = ImageFont.truetype(findfont(FONT), FONT_PIXELS)
     margin = math.ceil(max(font.getlength(label) for label in labels)) + 20
     width, height = large[0].size
-    block = margin + math.ceil(len(images) / len(names)) * width
+    block = margin + each * width
     blocks = max(1, round(math.sqrt(classes * height / block)))
     rows = math.ceil(classes / blocks)
     whole = Image.new(large[0].mode, (math.ceil(classes / rows) * block, rows * height), "white")
@@ -92,7 +93,7 @@ def _class_rows(images: Tensor, names: Sequence[str]) -> Image.Image:
     for index, label in enumerate(labels):
         left, top = index // rows * block, index % rows * height
         draw.text((left + margin - 6, top + height // 2), label, "black", font, anchor="rm")
-        for column, image in enumerate(large[index :: len(names)]):
+        for column, image in enumerate(large[index :: len(names)][:each]):
             whole.paste(image, (left + margin + column * width, top))
     return whole
 

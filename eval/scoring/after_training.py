@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 
 from trilemma.eval.bounds.bits_per_dim import Likelihood
 from trilemma.eval.features.judge_files import JudgeChoice, judge_folder, keep_judges
@@ -15,7 +16,14 @@ from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.calibration import calibrate
 from trilemma.eval.scoring.file_images import open_images, own_share
-from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing, training_so_far
+from trilemma.eval.scoring.model_images import (
+    Drawing,
+    default_output,
+    drawing_in_memory,
+    labels_like,
+    open_drawing,
+    training_so_far,
+)
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.eval.scoring.reference import READERS, load_reference
 from trilemma.eval.scoring.results import Origin, ResultLine
@@ -46,21 +54,30 @@ HELD_OUT = "test"
 """The split under whose name the likelihood of held-out images is recorded."""
 
 
-def evaluate(config) -> None:
-    """Score what the flags of `eval/evaluate.py` name; collective."""
-    of_samples, of_model = check_flags(config)
-    path = Path(config.output.output or default_output(config.model.model))
+def evaluate(
+    config, model: DiffusionPipeline | None = None, reference: Reference | None = None
+) -> list[ResultLine]:
+    """Score what the flags of `eval/evaluate.py` name, and record it; collective.
+
+    model, reference: a pipeline and images in memory, in place of --model and --reference. Of a pipeline in
+    memory nothing is recorded without --output.
+    """
+    of_samples, of_model = check_flags(config, model is not None)
+    place = config.output.output or (default_output(config.model.model) if model is None else None)
+    path, every = place and Path(place), []
     accelerator = evaluation_accelerator(config.model.cpu_threads)
     require_same_flags(accelerator, config)
     require_same_code(accelerator)
-    decided(accelerator, lambda: results.check_writable(path))  # an error now, not when all is measured
+    decided(accelerator, lambda: path and results.check_writable(path))  # now, not when all is measured
     drawing, main = None, accelerator.is_main_process
+    if model is not None:
+        drawing = drawing_in_memory(model, config.sampling, config.model.batch_size, accelerator)
     if config.model.model:
         with Progress("loading the model", show=main):
             drawing = on_all(accelerator, lambda: open_drawing(config.model, config.sampling, accelerator))
     likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
     with Progress("reading the reference", show=main):
-        reference = open_reference(config, accelerator)
+        reference = reference or open_reference(config, accelerator)
     if drawing:
         drawing.labels = labels_like(drawing, reference.images)
     for likelihood in likelihoods:  # all that can be refused is refused before the first image is drawn
@@ -72,7 +89,8 @@ def evaluate(config) -> None:
     def record(lines: list[ResultLine]) -> None:
         said = f"{results.heading(lines)}\n{results.table(lines)}"
         accelerator.print(said, flush=True)  # first, so that no disk can take it away
-        decided(accelerator, lambda: results.append(path, lines))
+        decided(accelerator, lambda: path and results.append(path, lines))
+        every.extend(lines)
 
     if sticks:
         with Progress("scoring", show=main):
@@ -88,16 +106,22 @@ def evaluate(config) -> None:
             decided(accelerator, lambda: keep_judges(OutputFolder(path.parent), judges))
     for likelihood in likelihoods:
         record(likelihood_lines(config, drawing, likelihood, reference, accelerator))
-    accelerator.print(f"added to {path}")
+    if path:
+        accelerator.print(f"added to {path}")
+    return every
 
 
-def check_flags(config) -> tuple[list[str], list[str]]:
-    """Names of the metrics of samples, and of those of the model itself; ValueError for flags that clash."""
-    if (config.model.model is None) == (config.images.images is None):
+def check_flags(config, has_model: bool = False) -> tuple[list[str], list[str]]:
+    """Names of the metrics of samples, and of those of the model itself; ValueError for flags that clash.
+
+    has_model: whether a model is given in memory.
+    """
+    has_model = has_model or config.model.model is not None
+    if has_model == (config.images.images is not None):
         raise ValueError("give one of --model and --images")
     names = tuple(dict.fromkeys(config.score.metrics))  # each once
     of_model = [name for name in names if METRICS[name].needs == ("model",)]
-    if of_model and config.model.model is None:
+    if of_model and not has_model:
         raise ValueError(f"--metrics {of_model[0]} needs a --model")
     of_samples = [name for name in names if name not in of_model]
     if config.reference.save_reference and not of_samples:
@@ -218,6 +242,8 @@ def trained_on(model: str | None) -> tuple[DataConfig, int]:
     options = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in names}
     if "seed" not in values:
         raise FileError(OutputFolder(Path(model)).config, "lacks the seed")
+    if not (values.get("dataset_name") or values.get("train_data_dir")):
+        raise ValueError("--reference must name the data: a script trained this model on images in memory")
     return DataConfig(**options), values["seed"]
 
 
@@ -270,9 +296,3 @@ def likelihood_lines(
         )
         new += results.lines(measured, origin, protocol, commit=commit())
     return new
-
-
-def default_output(model: str | None) -> str:
-    """Beside the model where it is a folder, else here."""
-    inside = model and Path(model).is_dir()
-    return str(OutputFolder(Path(model if inside else ".")).results)

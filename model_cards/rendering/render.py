@@ -153,10 +153,12 @@ python -m trilemma.model_cards.publish --verify{_separator(contents.model_id)}{s
 def _training(contents: Contents) -> str:
     run, hardware = contents.run, contents.run.get("hardware", {})
     seen, speed = _number(run.get("images_seen"), ","), _number(run.get("images_per_second"), "g")
+    wall, between = _duration(run.get("seconds")), _duration(run.get("evaluation_seconds") or None)
+    pictures = f", of which {between} for evaluation and pictures" if between else ""
     rows = _network(contents) | {
         "hardware": hardware and f"{hardware.get('processes', '?')} x {hardware.get('name', 'unknown')}",
         "precision": hardware.get("mixed_precision"),
-        "wall time (h:mm:ss)": _duration(run.get("seconds")),
+        "wall time (h:mm:ss)": wall and wall + pictures,
         "optimizer steps": _number(run.get("steps"), ","),
         "images seen": seen and f"{seen} ({speed} a second)",
         "versions": ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items()),
@@ -174,13 +176,27 @@ def _training(contents: Contents) -> str:
     }
     return f"""{text}
 
-```sh
-{train_command(contents.family, config, hardware)}
-```
+{_how(contents, config)}
 
 {two_columns("flag", "value", differing)}
 
 All other flags have their default values. `{contents.folder.config.name}` has every flag, for `--config`."""
+
+
+def _how(contents: Contents, config: dict[str, Any]) -> str:
+    """The command that trains the model again, or what stands in its way."""
+    given = _in_memory(contents)
+    if given:
+        return f"Trained by a script with `trilemma.train`, which gave it {' and '.join(given)} of its own."
+    return f"```sh\n{train_command(contents.family, config, contents.run.get('hardware', {}))}\n```"
+
+
+def _in_memory(contents: Contents) -> dict[str, str]:
+    """What a script gave to the training in place of names -> what it is called."""
+    config, given = contents.config, dict(contents.run.get("in_memory", {}))
+    if config and not (config.get("train_data_dir") or config.get("dataset_name")):
+        given = {"images": "images of a script"} | given
+    return given
 
 
 def _network(contents: Contents) -> dict[str, str]:
@@ -212,7 +228,8 @@ def _plain(value: Any) -> str:
 
 def _data_name(contents: Contents) -> str:
     config = contents.config
-    return public_name(config.get("train_data_dir") or config.get("dataset_name") or "unknown data")
+    place = config.get("train_data_dir") or config.get("dataset_name")
+    return public_name(place) if place else _in_memory(contents).get("images", "unknown data")
 
 
 def _data(contents: Contents, number: int) -> str:
