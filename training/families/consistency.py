@@ -105,33 +105,33 @@ class ConsistencyFamilyConfig:
 
 
 _COSINE = dict(prediction_type="v_prediction", ddpm_beta_schedule="squaredcos_cap_v2")
+_DISTIL = dict(distil=True, first_stage=2, learning_rate=3e-4, lr_scheduler="cosine", adam_beta2=0.99)
 _GENG = "Geng et al. 2024 (arXiv 2406.14548)"
 
 PRESETS = {
     "digits": Preset(
         dict(
-            **_COSINE, dataset_name="digits", net="unet_8", train_batch_size=32, max_train_steps=1500,
-            learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=50, adam_beta2=0.99,
-            ema_max_decay=0.995, validation_size=64, checkpointing_steps=500, validation_steps=250,
-            sample_steps=500,
+            **_COSINE, **_DISTIL, dataset_name="digits", net="unet_8", train_batch_size=32,
+            max_train_steps=1500, lr_warmup_steps=50, ema_max_decay=0.995, validation_size=64,
+            checkpointing_steps=500, validation_steps=250, sample_steps=500,
         ),
         "our own, for --init_from a model of the digits; docs/consistency.md shows what was tried",
     ),
     "mnist-cpu": Preset(
         dict(
-            **_COSINE, dataset_name="ylecun/mnist", net="unet_28_small", train_batch_size=32,
-            max_train_steps=2000, learning_rate=5e-4, lr_scheduler="cosine", lr_warmup_steps=100,
-            adam_beta2=0.99, ema_max_decay=0.999, validation_split="test", validation_size=512,
+            **_COSINE, **_DISTIL, dataset_name="ylecun/mnist", net="unet_28_small", train_batch_size=32,
+            max_train_steps=2000, lr_warmup_steps=100, ema_max_decay=0.999, validation_split="test",
+            validation_size=512,
         ),
-        "our own, the recipe of the digits with a lower rate, for --init_from a model of MNIST",
+        "our own, the recipe of the digits, for --init_from a model of MNIST; not measured",
     ),
     "airplanes-16": Preset(
         dict(
-            **_COSINE, dataset_name="uoft-cs/cifar10", classes=("airplane",), resolution=16, net="unet_16",
-            random_flip=True, train_batch_size=64, max_train_steps=4000, learning_rate=5e-4,
-            lr_scheduler="cosine", lr_warmup_steps=200, adam_beta2=0.99, ema_max_decay=0.999,
+            **_COSINE, **_DISTIL, dataset_name="uoft-cs/cifar10", classes=("airplane",), resolution=16,
+            net="unet_16", random_flip=True, train_batch_size=64, max_train_steps=4000, lr_warmup_steps=200,
+            ema_max_decay=0.999,
         ),
-        "our own, the recipe of the digits with a lower rate: the airplanes of CIFAR-10 at 16x16",
+        "our own, the recipe of the digits, for the airplanes of CIFAR-10 at 16x16; not measured",
     ),
     "cifar10": Preset(
         dict(
@@ -141,7 +141,7 @@ PRESETS = {
             validation_size=1024, validation_steps=2000, **_COSINE,
         ),
         f"{_GENG}: batch 128, rate 1e-4, dropout 0.2, eight halvings of the gap; with AdamW and Ho et al.'s "
-        "network",
+        "network; not measured",
     ),
 }  # fmt: skip
 
