@@ -477,7 +477,18 @@ def scalars(folder):
 
 def test_a_run_from_scratch_fills_its_folder_and_is_scored(tmp_path, flags):
     out = tmp_path / "out"
-    more = ["--max_train_steps", "8", "--stages", "2", "--sample_steps", "4", "--eval_steps", "8"]
+    more = [
+        "--max_train_steps",
+        "8",
+        "--first_stage",
+        "1",
+        "--stages",
+        "2",
+        "--sample_steps",
+        "4",
+        "--eval_steps",
+        "8",
+    ]
     more += ["--eval_feature_extractor", "pixels", "--eval_num_samples", "64", "--timestep_scaling", "5"]
     more += ["--ddpm_num_inference_steps", "4"]
     run(SCRIPT, *flags, *more, "--output_dir", str(out))
@@ -521,7 +532,7 @@ def test_a_guided_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_
     """Over the ends of stages, with classes, dropout and a teacher."""
     parent = parents / "class_conditional"
     flags = [*flags, "--init_from", str(parent), "--class_conditional", "--guidance_scale", "2"]
-    flags += ["--stages", "3", "--checkpointing_steps", "4", "--max_train_steps", "16"]
+    flags += ["--first_stage", "1", "--stages", "3", "--checkpointing_steps", "4", "--max_train_steps", "16"]
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
     cut, step = tmp_path / "cut", random.Random(0).randrange(5, 15)
     killed = start(SCRIPT, *flags, "--output_dir", str(cut), signal_at=(step, signal.SIGKILL))
