@@ -19,9 +19,9 @@ from trilemma.pipelines.files.reading import (
     read_yaml,
 )
 from trilemma.pipelines.files.saved import INDEX, read_index
+from trilemma.pipelines.files.text import as_path
 from trilemma.training.options.flags import PLACES
 from trilemma.training.options.groups import DataConfig
-from trilemma.training.options.text import as_path
 
 USED_OF_INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
 HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}

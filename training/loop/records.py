@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from trilemma.pipelines.files.reading import FileError, fits
+from trilemma.pipelines.files.text import as_text
 from trilemma.pipelines.files.writing import (
     append_lines,
     keep_lines,
@@ -34,7 +35,6 @@ from trilemma.training.loop.method import SKIPPED, Logs
 from trilemma.training.options.flags import flatten, public, to_yaml
 from trilemma.training.options.groups import Config
 from trilemma.training.options.plugins import digests
-from trilemma.training.options.text import as_text
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import Progress
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from trilemma.training.options.text import as_text
+from trilemma.pipelines.files.text import as_text
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 PLUGIN = "Python file that adds metrics, networks or families (docs/extending.md); may be repeated"
@@ -24,6 +24,9 @@ PLACES = (
     "resume_from_checkpoint", "init_from",
 )  # fmt: skip
 """Flags that may hold a path."""
+
+SECRET = ("hub_token",)
+"""Flags that are never written to a file."""
 
 IN_DATA = ("classes", "image_column", "label_column", "train_split", "validation_split")
 """Flags that hold names which the data have."""
@@ -37,17 +40,16 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 """What a file has for a flag that takes no value on the command line."""
 
 
-def option(default, help, *, usual=None, free=False, secret=False, low=None, needs=None, choices=None):
+def option(default, help, *, usual=None, free=False, low=None, needs=None, choices=None):
     """A dataclass field that is also a flag.
 
     usual: of an option whose default, None, is resolved when the run begins: what it usually becomes.
     free: may change when a run is resumed, since it does not change the trained weights.
-    secret: never written to a file.
     low: the smallest allowed value; a float bound is exclusive (`low=0.0` means positive).
     needs: (option, values); without one of these values the flag has no effect. `...`: any but None.
     choices: a function that gives them, where plug-ins may add some; so may help be.
     """
-    facts = dict(help=help, usual=usual, free=free, secret=secret, low=low, needs=needs, choices=choices)
+    facts = dict(help=help, usual=usual, free=free, low=low, needs=needs, choices=choices)
     return field(default=default, metadata=facts)
 
 
@@ -103,7 +105,7 @@ def flatten(config) -> dict[str, Any]:
     return {
         name: getattr(getattr(config, flag.group), name)
         for name, flag in flags_of(type(config)).items()
-        if not flag.meta["secret"]
+        if name not in SECRET
     }
 
 

@@ -262,7 +262,7 @@ class HubConfig:
     )  # fmt: skip
     push_to_hub: bool = option(False, "publish the output folder to the Hub at the end", free=True)
     hub_token: str | None = option(
-        None, "token; better: `hf auth login`", free=True, secret=True, needs=("push_to_hub", ...)
+        None, "token; better: `hf auth login`", free=True, needs=("push_to_hub", ...)
     )
     hub_model_id: str | None = option(
         None,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trilemma.pipelines.files.text import as_path, as_text
 from trilemma.training.options import plugins
 from trilemma.training.options.flags import (
     BOOLEANS,
@@ -21,7 +22,6 @@ from trilemma.training.options.flags import (
     flags_of,
     nearest,
 )
-from trilemma.training.options.text import as_path, as_text
 from trilemma.training.options.yaml_file import read_options
 
 
