@@ -20,6 +20,7 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UNet2DModel,
 )
@@ -29,6 +30,7 @@ from trilemma import pipelines
 from trilemma.model_cards.hub.bundle import check_standalone, save_bundle
 from trilemma.pipelines import as_ours, shared
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
+from trilemma.pipelines.consistency import ConsistencyPipeline
 from trilemma.pipelines.ddgan import DDGANPipeline
 from trilemma.pipelines.flow import ClassConditionalFlowPipeline
 from trilemma.pipelines.networks.plain_unet import PlainUNet2DModel
@@ -62,6 +64,10 @@ def ddgan(names=NAMES):
     return DDGANPipeline(net, DDPMScheduler(4, prediction_type="sample"), names)
 
 
+def consistency(names=NAMES):
+    return ConsistencyPipeline(UNet2DModel(**UNET, num_class_embeds=names and 4), LCMScheduler(), names)
+
+
 def vdm(names=NAMES):
     return VDMPipeline(VDMModel(TINY, num_class_embeds=names and 4, **SIZES), names)
 
@@ -86,9 +92,9 @@ def plain():
 
 FAMILIES = {
     "unconditional": unconditional, "class_conditional": class_conditional, "ddgan": ddgan, "vdm": vdm,
-    "vae": vae, "flow": flow,
+    "vae": vae, "consistency": consistency, "flow": flow,
 }  # fmt: skip
-WITH_CLASSES = ("class_conditional", "ddgan", "vdm", "flow")
+WITH_CLASSES = ("class_conditional", "consistency", "ddgan", "vdm", "flow")
 
 
 def test_every_family_is_tested_here():
@@ -126,6 +132,7 @@ def test_batch_size_alone_is_the_number_of_images(family):
     [
         ("unconditional", "ddpm", tuple(SAMPLERS), 40, 40, None),
         ("class_conditional", "ddim", tuple(SAMPLERS), 40, 40, 1.0),
+        ("consistency", "lcm", ("lcm",), 2, 2, None),
         ("ddgan", "ddpm", ("ddpm",), 4, 4, None),
         ("vdm", "ancestral", ("ancestral", "shortcut"), 250, 250, 1.0),
         ("vae", "decoder", ("decoder",), 1, 1, None),
