@@ -58,6 +58,10 @@ class SamplingConfig:
     )
     classes: tuple[str, ...] | None = option(None, "draw only these classes, by name or number")
 
+    def __post_init__(self):
+        if self.seed + self.num_samples >= 2**63:
+            raise ValueError(f"--seed must be less than 2^63 less --num_samples; got {self.seed}")
+
 
 @dataclass(frozen=True)
 class ScoreConfig:

@@ -93,6 +93,6 @@ def _is_class(value: Any, base: type) -> bool:
 
 
 def _module(name: str | None) -> ModuleType | None:
-    path = f"{__name__}.{LIKE.get(name, name)}"
+    path = f"{__name__}.{LIKE.get(str(name), name)}"
     known = isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(path)
     return importlib.import_module(path) if known else None

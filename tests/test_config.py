@@ -176,6 +176,7 @@ def test_dry_run_prints_yaml_and_stops(capsys):
         (["--learning_rate", "0"], ["--learning_rate", "greater than 0"]),
         (["--learning_rate", "nan"], ["--learning_rate", "finite", "nan"]),
         (["--train_data_dir="], ["--train_data_dir must not be empty", "leave the flag out"]),
+        (["--seed", "4294967296"], ["--seed must be less than 4294967296"]),
         (["--eval_num_samples=--"], ["--eval_num_samples has no value"]),
         (["--classes", "cat", ""], ["--classes must not be empty"]),
         (["--train_batch_size", "many"], ["--train_batch_size", "many"]),

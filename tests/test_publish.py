@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from diffusers import DDPMScheduler
+from entry import ROOT
 from huggingface_hub import HfApi, constants, snapshot_download
 from loopback_hub import SILENT, LoopbackHub
 from safetensors.numpy import save
@@ -29,12 +30,14 @@ from trilemma.eval.scoring import yardsticks
 from trilemma.eval.scoring.results import REQUIRED, append, read
 from trilemma.model_cards.hub import recheck, upload
 from trilemma.model_cards.hub.bundle import save_bundle
+from trilemma.model_cards.hub.sent import sent
 from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.publish import main
 from trilemma.model_cards.rendering.render import render_card, write_card
 from trilemma.pipelines.class_conditional import ClassConditionalPipeline
 from trilemma.training.options.flags import build
 from trilemma.training.options.groups import HubConfig
+from trilemma.training.output_folder import OutputFolder
 from trilemma.training.run import report
 
 NAME = "tester/model"
@@ -212,7 +215,7 @@ def test_a_push_that_is_cut_is_run_again(hub, folder, cut):
 )
 def test_a_hub_that_does_not_answer_is_an_error(hub, folder, monkeypatch, request_):
     """Whatever the request; and the same call goes through when it answers."""
-    monkeypatch.setattr(upload, "PATIENCE", 0.2)
+    monkeypatch.setattr("trilemma.pipelines.files.hub.PATIENCE", 0.2)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     before = state(folder)
     hub.fail_after(0, request_, times=100, status=SILENT)
@@ -269,7 +272,8 @@ def link(path, target):
 
 
 @pytest.mark.parametrize("name", [
-    "samples.png", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "logs/notes", "LICENSE",
+    "samples.png", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "logs/scalars.jsonl",
+    "LICENSE",
 ])  # fmt: skip
 @pytest.mark.parametrize("target", ["../id_rsa", "/nowhere", "{root}/id_rsa", "../private"])
 def test_a_link_out_of_the_folder_is_not_followed(hub, folder, tmp_path, name, target):
@@ -301,9 +305,48 @@ def test_what_is_not_the_model_s_stays_here(hub, folder, tmp_path, caplog):
     (folder / "LICENSE").write_text("mine")
     (folder / "logs" / "latest").symlink_to("events.out.tfevents.1")
     publish(folder, NAME)
-    assert set(hub.repos[NAME].files()) == PUBLISHED | {"LICENSE", "logs/latest"}
+    assert set(hub.repos[NAME].files()) == PUBLISHED | {"LICENSE"}
     assert "extra.txt" in caplog.text
     assert not any(b"secret" in content for content in hub.lfs.values())
+
+
+@pytest.mark.parametrize("place", ["/", "{folder}/..", ".", "private"])
+def test_a_folder_of_logs_brings_no_other_files(hub, folder, place):
+    """Whatever config.yaml, which may be a stranger's, calls it."""
+    (folder / "private").mkdir()
+    for name in ("secret.env", "private/id_rsa"):
+        (folder / name).write_text("a secret")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"logging_dir": place.format(folder=folder)}))
+    assert {"secret.env", "private/id_rsa"}.isdisjoint(sent(OutputFolder(folder)))
+
+
+ASK = """
+import huggingface_hub.file_download as download
+import huggingface_hub.utils._http as http
+from trilemma.eval.features.judge_files import judge_folder
+from trilemma.model_cards.hub.recheck import _folder_of
+from trilemma.pipelines.files import hub
+from trilemma.pipelines.files.saved import index_path
+from trilemma.training.options.inherit import _file
+
+hub.PATIENCE, download._ETAG_RETRY_TIMEOUT, http.time.sleep = 0.2, 0.2, lambda seconds: None
+for ask in (index_path, judge_folder, _folder_of, lambda model: _file(model, "config.yaml")):
+    try:
+        print(ask("user/model"))
+    except Exception as refused:
+        print(type(refused).__name__)
+print("answered")
+"""
+
+
+def test_a_hub_that_does_not_answer_keeps_nobody_waiting(hub, tmp_path):
+    """Whoever reads from it."""
+    hub.fail_after(0, "", times=1000, status=SILENT)
+    environment = hub.environment(tmp_path) | {"PYTHONPATH": str(ROOT), "HF_HUB_ETAG_TIMEOUT": "1"}
+    command = [sys.executable, "-c", ASK]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "answered", done.stderr
+    assert hub.requests
 
 
 def test_a_linked_output_folder_is_published(hub, folder, tmp_path):

@@ -91,7 +91,7 @@ def test_lines(tmp_path):
         "", "null", "- a", "a", "5", "[" * 50_000, "a: [", "a: !!python/object/apply:os.system [x]",
         "a: !!timestamp x", "a: !!int ''", "a: 2001-99-99", "? [a]\n: b", LAUGHS, MERGES, "a: &a [*a]",
         'a: "\\UFFFFFFFF"', "a: b: c", "a\tb: \x07", "---\na: 1\n---\nb: 1", "a: [" + "1," * 60_000 + "]",
-        "x" * 1_000_001,
+        "x" * 1_000_001, "seed: 1" + ":1" * 200_000, "seed: 0x" + "f" * 6000,
     ],
 )  # fmt: skip
 def test_what_is_no_yaml_mapping_is_named_in_time(tmp_path, text):
@@ -121,7 +121,9 @@ def header(shape, descr="<f8"):
     return b"\x93NUMPY\x01\x00" + (len(text) + 1).to_bytes(2, "little") + text + b"\n"
 
 
-@pytest.mark.parametrize("kind", ["promise", "bomb", "pickle", "negative", "deep", "empty", "text", "cut"])
+@pytest.mark.parametrize(
+    "kind", ["promise", "bomb", "pickle", "negative", "deep", "empty", "text", "cut", "twice"]
+)
 def test_an_npz_that_is_none_is_named_and_takes_no_memory(tmp_path, kind):
     path = tmp_path / "stats.npz"
     if kind == "promise":
@@ -135,6 +137,11 @@ def test_an_npz_that_is_none_is_named_and_takes_no_memory(tmp_path, kind):
         zipped(path, [header((-1, 3))])
     elif kind == "deep":
         zipped(path, [header("(" * 5000)])
+    elif kind == "twice":
+        zeros = bytes(2**20)
+        zipped(path, [header((200 * 2**17,)), *(zeros for _ in range(200))], zipfile.ZIP_DEFLATED, name="mu")
+        with zipfile.ZipFile(path, "a") as archive, archive.open("mu.npy", "w") as member:
+            np.save(member, np.ones(3))
     elif kind == "empty":
         zipped(path, [b""], name="other.txt")
     else:

@@ -266,9 +266,45 @@ def test_a_stage_moves_nothing_out_of_its_folder(tmp_path):
     left = aside_of(tmp_path / "m" / "stage")
     (left / NEW).mkdir(parents=True)
     write_json(left / "moves.json", {"out": ["../victim"], "in": []})
-    with pytest.raises(ValueError, match=r"moves\.json"):
-        finish_stages(tmp_path / "m")
+    finish_stages(tmp_path / "m")
     assert (tmp_path / "victim").exists()
+    assert [path.name for path in (tmp_path / "m").iterdir()] == [f"left{left.name.removesuffix('.partial')}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"out": null, "in": []}', '{"out": [1], "in": []}', "", "\x00"]
+)
+def test_a_stage_with_a_damaged_list_is_put_aside(tmp_path, text, caplog):
+    left = aside_of(tmp_path / "stage")
+    (left / NEW).mkdir(parents=True)
+    (left / NEW / "weights").write_text("1")
+    (left / "moves.json").write_text(text)
+    finish_stages(tmp_path)
+    (aside,) = tmp_path.iterdir()
+    assert (aside / NEW / "weights").read_text() == "1"
+    assert "moves.json" in caplog.text
+
+
+@pytest.mark.parametrize("link", ["stage", NEW, "old", "moves.json"])
+def test_a_stage_with_a_link_moves_nothing(tmp_path, link):
+    home, folder = tmp_path / "home", tmp_path / "m"
+    for place in (home / NEW, home / "old", folder):
+        place.mkdir(parents=True)
+    (home / NEW / "id_rsa").write_text("secret")
+    write_json(home / "moves.json", {"out": ["notes"], "in": ["id_rsa"]})
+    (folder / "notes").write_text("mine")
+    left = aside_of(folder / "stage")
+    if link == "stage":
+        left.symlink_to(home)
+    else:
+        left.mkdir()
+        write_json(left / "moves.json", {"out": ["notes"], "in": ["id_rsa"]})
+        (left / link).unlink(missing_ok=True)
+        (left / link).symlink_to(home / link)
+    finish_stages(folder)
+    assert (home / NEW / "id_rsa").read_text() == "secret"
+    assert (folder / "notes").read_text() == "mine"
+    assert not (folder / "id_rsa").exists()
 
 
 MAY_WRITE = {

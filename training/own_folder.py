@@ -137,7 +137,7 @@ def _clear_up(folder: OutputFolder) -> None:
     for place in (folder.path, folder.best):
         finish_stages(place)
     _remove_asides(folder.path)
-    for place in [path for path in folder.path.iterdir() if path.is_dir()]:
+    for place in [path for path in folder.path.iterdir() if path.is_dir() and not path.is_symlink()]:
         _remove_asides(place)
     here = folder.path.absolute()
     for parent, name in ((here.parent, here.name), (here, folder.best.name)):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_type_hints
 
 from trilemma.pipelines.files.arrays import open_safetensors
+from trilemma.pipelines.files.hub import patience
 from trilemma.pipelines.files.reading import FileError, check_types
 from trilemma.pipelines.files.writing import written
 from trilemma.training.options.flags import nearest
@@ -167,7 +168,8 @@ def judge_folder(model: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=[OutputFolder(Path()).judge("*").name]))
+        with patience():
+            return Path(snapshot_download(model, allow_patterns=[OutputFolder(Path()).judge("*").name]))
     except (OSError, ValueError):  # no network, or no such model: nothing that concerns the judge
         return None
 

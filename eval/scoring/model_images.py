@@ -19,6 +19,7 @@ from torch import Tensor
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
+from trilemma.pipelines.files.hub import patience
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
 from trilemma.training import families
@@ -63,7 +64,8 @@ def _load(path_or_id: str, trusted: bool) -> DiffusionPipeline:
     index, options = index_path(path_or_id), {"trust_remote_code": trusted, "use_safetensors": True}
     if not Path(path_or_id).is_dir():
         read_index(index)
-        index = Path(DiffusionPipeline.download(path_or_id, **options)) / index.name
+        with patience():
+            index = Path(DiffusionPipeline.download(path_or_id, **options)) / index.name
     if index.is_file():
         OutputFolder(index.parent).read_index()
         check_loadable(index)

@@ -4,7 +4,10 @@
 """
 
 import json
+import math
 import os
+import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -24,6 +27,7 @@ PROTOCOL = (
     "n", "extractor_sha256", "resize", "quantisation", "reference", "data_fingerprint", "reference_split",
     "reference_n",
 )  # fmt: skip
+SEEDS = re.compile(r"(\d{1,20})\.\.(\d{1,20})")
 SAMPLING = ("sampler", "num_inference_steps", "guidance_scale", "classes")
 """What must agree before two numbers are compared; and how images were sampled, which may be the question."""
 
@@ -90,6 +94,7 @@ class ResultLine:
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
         check_types(values, TYPES)
         values["interval"] = values["interval"] and tuple(values["interval"])
+        _check_numbers(values)
         name = values["metric"]
         if "measure" not in values:  # a line of an older file
             values["measure"] = measure_of(name, values["feature_extractor"])
@@ -112,6 +117,22 @@ class ResultLine:
     def column(self) -> str:
         """What tables of several models call it, whatever it was measured with: fd, coverage, bpd_test."""
         return self.metric if measure_row(self.measure).of_split else self.measure
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """ValueError for what no evaluation gives: numbers that are not finite, no images, odd seeds."""
+    numbers = (values["value"], values["floor"], values["seconds_per_image"], *(values["interval"] or ()))
+    if not all(math.isfinite(number) for number in numbers if number is not None):
+        raise ValueError("has a number that is not finite")
+    if values["n"] < 1:
+        raise ValueError(f"has n {values['n']}, which is no number of images")
+    ends = SEEDS.fullmatch(values["seeds"] or "0..0")
+    if ends is None or int(ends[1]) > int(ends[2]):
+        raise ValueError(f"has seeds {values['seeds']!r}, which must be such as 0..499")
+    try:
+        shlex.split(values["classes"] or "")
+    except ValueError as problem:
+        raise ValueError(f"has classes {values['classes']!r}: {problem}") from problem
 
 
 ENTRIES = tuple(entry.name for entry in fields(ResultLine) if entry.name != "extra")

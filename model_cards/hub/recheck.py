@@ -29,6 +29,7 @@ from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
 from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import compare_card
+from trilemma.pipelines.files.hub import patience
 from trilemma.pipelines.files.saved import check_loadable, foreign_code
 from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.loop.machine import evaluation_accelerator
@@ -87,9 +88,10 @@ def _folder_of(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     config = OutputFolder(Path()).config.name  # says where the logs are
-    folder = OutputFolder(Path(snapshot_download(model, allow_patterns=[config])))
-    logs = os.path.relpath(folder.logs, folder.path)
-    return Path(snapshot_download(model, ignore_patterns=[f"{logs}/*"]))
+    with patience():
+        folder = OutputFolder(Path(snapshot_download(model, allow_patterns=[config])))
+        logs = os.path.relpath(folder.logs, folder.path)
+        return Path(snapshot_download(model, ignore_patterns=[f"{logs}/*"]))
 
 
 def _check_code(folder: Path, trusted: bool) -> None:

@@ -24,6 +24,9 @@ WEIGHTS = ".safetensors"
 AT_THE_TOP = ("*.png", "license*", "licence*", "notice*", "citation*")
 """Files beside the index, in small letters, whatever they are called in full."""
 
+IN_LOGS = ("scalars.jsonl", "events.out.tfevents.*", "hparams.yml")
+"""Files of the folder of logs, which a configuration may name as it likes."""
+
 IN_PARTS = {".json", ".jinja", ".model", ".txt", WEIGHTS}
 """Endings in the folders of the pipeline's parts: weights, configurations, vocabularies."""
 
@@ -88,7 +91,9 @@ def _of_model(folder: OutputFolder) -> Callable[[str], bool]:
             return place.suffix in IN_PARTS or len(place.parts) == 1
         if place.suffix.lower() in PICKLES:
             return False
-        if logs != folder.path and path.is_relative_to(logs):
+        if path.is_relative_to(logs) and any(fnmatchcase(path.name, form) for form in IN_LOGS):
+            return True
+        if path == logs:  # a link, which is refused
             return True
         return len(place.parts) == 1 and any(fnmatchcase(name.lower(), form) for form in AT_THE_TOP)
 

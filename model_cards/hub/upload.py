@@ -5,24 +5,20 @@ and a push without changes makes no commit, so an interrupted push is simply rep
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.utils import get_session
 
 from trilemma.model_cards.hub.sent import WEIGHTS, sent
 from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import REMEDY, compare_card
 from trilemma.model_cards.rendering.render import render_card, words_of
+from trilemma.pipelines.files.hub import PATIENCE, patience
 from trilemma.training.options.flags import public
 from trilemma.training.output_folder import OutputFolder
-
-PATIENCE = 60
-"""Seconds without any answer to a request; the client tries some requests up to six times."""
 
 T = TypeVar("T")
 
@@ -58,7 +54,7 @@ def publish(
     _check_token_stays_here(folder, names, token)
     api = HfApi(token=token)
     try:
-        with _patience():
+        with patience():
             return _abandonable(
                 lambda: _push(api, folder, names, hub_model_id, private=private, create_pr=create_pr, tag=tag)
             )
@@ -77,17 +73,6 @@ def _reason(error: BaseException) -> str:
     """What an error of the client says, and what lies behind it."""
     said = f"{type(error).__name__}: {error}".rstrip(": ")
     return f"{said} ({_reason(error.__cause__)})" if error.__cause__ else said
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Requests end where the Hub does not answer; the client would wait for ever."""
-    session = get_session()
-    before, session.timeout = session.timeout, PATIENCE
-    try:
-        yield
-    finally:
-        session.timeout = before
 
 
 def _abandonable(work: Callable[[], T]) -> T:

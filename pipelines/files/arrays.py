@@ -36,6 +36,8 @@ def read_npz(path: Path | str, names: Sequence[str] | None = None, remedy: str =
     with naming(path, "an .npz of plain arrays", remedy):
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise FileError(path, "has two arrays of one name", remedy)
             names = [*members][:1] if names is None else names
             missing = [name for name in names if name not in members]
             if missing or not names:
@@ -80,6 +82,8 @@ def open_safetensors(path: Path | str, framework: str, remedy: str = "") -> Iter
     """A .safetensors file as `safe_open` gives it."""
     from safetensors import safe_open
 
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+        raise FileError(path, "is not a file", remedy)
     with naming(path, "a whole .safetensors file", remedy), safe_open(path, framework=framework) as file:
         yield file
 

@@ -5,6 +5,8 @@ was not written a moment ago. Arrays and weights are read by `arrays.py`.
 """
 
 import json
+import os
+import stat
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +25,8 @@ LARGEST_LINE = 2**20
 """Bytes in a line of a file with an object on each line."""
 MOST_NODES = 50_000
 """Values in a YAML file, those that an alias repeats counted again."""
+LONGEST_INTEGER = 300
+"""Characters."""
 BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 KINDS = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "true or false"}
@@ -44,10 +48,14 @@ def read_text(path: Path | str, limit: int = LARGEST_TEXT) -> str:
     Every end of a line becomes \\n.
     """
     try:
-        with open(path, "rb") as file:
-            encoded = file.read(limit + 1)
+        encoded = None
+        if not stat.S_ISFIFO(os.stat(path).st_mode):
+            with open(path, "rb") as file:
+                encoded = file.read(limit + 1)
     except (OSError, ValueError) as problem:  # ValueError: a name with a zero byte
         raise FileError(path, f"cannot be read: {problem}") from problem
+    if encoded is None:
+        raise FileError(path, "cannot be read: it is a pipe, which may never end")
     if len(encoded) > limit:
         raise FileError(path, f"cannot be read: it has more than {limit:,} bytes")
     return _decoded(encoded, path).replace("\r\n", "\n").replace("\r", "\n")
@@ -118,7 +126,7 @@ def _float(literal: str) -> float:
 
 
 def _int(literal: str) -> int:
-    if len(literal) > 300:
+    if len(literal) > LONGEST_INTEGER:
         raise ValueError(f"the number {literal[:20]}... has {len(literal)} digits")
     return int(literal)
 
@@ -147,6 +155,16 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"it has more than {MOST_NODES:,} values")
         self.sizes[id(node)] = self.nodes - before
         return node
+
+
+def _integer(loader: _Loader, node: yaml.Node) -> int:
+    """PyYAML's integers take a time that grows with the square of their length."""
+    if len(node.value) > LONGEST_INTEGER:
+        raise yaml.YAMLError(f"it has an integer of more than {LONGEST_INTEGER} characters")
+    return loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def parse_yaml(text: str, path: Path | str) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trilemma.pipelines.files.hub import patience
 from trilemma.pipelines.files.names import inside
 from trilemma.pipelines.files.reading import FileError, read_json
 
@@ -39,7 +40,8 @@ def index_path(source: str) -> Path:
         return Path(source) / INDEX
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(source, INDEX))
+    with patience():
+        return Path(hf_hub_download(source, INDEX))
 
 
 def read_index(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ and the new ones in. A process that is killed meanwhile leaves its stage, which 
 `finish_stages` moves the rest.
 """
 
-import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trilemma.pipelines.files.names import inside
+from trilemma.pipelines.files.reading import FileError, check_types, read_json
 from trilemma.pipelines.files.writing import (
     aside_of,
     naming,
@@ -22,6 +23,8 @@ from trilemma.pipelines.files.writing import (
     target_of,
     write_json,
 )
+
+logger = logging.getLogger(__name__)
 
 NEW, OLD, MOVES = "new", "old", "moves.json"
 
@@ -67,21 +70,43 @@ def put_in_place(stage: Path, leaving: Collection[str], last: str) -> None:
 def finish_stages(folder: Path) -> None:
     """Finish what killed processes left: a stage that is whole goes into place, any other is deleted.
 
-    Call it where no other process saves to this folder.
+    One whose list of moves is damaged, or that leads out of the folder by a link, is put aside. Call it where
+    no other process saves to this folder.
     """
-    for stage in folder.iterdir() if folder.is_dir() else ():
-        if target_of(stage.name) == _NAME and stage.is_dir():
-            if (stage / MOVES).is_file():
+    for stage in list(folder.iterdir()) if folder.is_dir() else ():
+        if target_of(stage.name) != _NAME or not stage.is_dir():
+            continue
+        if stage.is_symlink() or any((stage / part).is_symlink() for part in (NEW, OLD, MOVES)):
+            _put_aside(stage, "has a link, which a save never makes")
+        elif not (stage / MOVES).is_file():
+            shutil.rmtree(stage, ignore_errors=True)
+        else:
+            try:
                 with naming(folder):
                     _move(stage)
-            else:
-                shutil.rmtree(stage, ignore_errors=True)
+            except FileError as problem:
+                _put_aside(stage, str(problem))
+
+
+def _put_aside(stage: Path, problem: str) -> None:
+    """Under a name that no run takes for a stage of its own."""
+    aside = stage.with_name(f"left{stage.name.removesuffix('.partial')}")
+    stage.rename(aside)
+    logger.warning("%s, left by a save that was cut, is put aside as %s: it %s", stage, aside.name, problem)
 
 
 def _move(stage: Path) -> None:
     """Do the moves that are not done yet; an entry that is still in `new` has not arrived."""
     folder, new, old = stage.parent, stage / NEW, stage / OLD
-    moves = json.loads((stage / MOVES).read_text(encoding="utf-8"))
+    moves = read_json(stage / MOVES)
+    if moves.keys() != {"out", "in"}:
+        raise FileError(stage / MOVES, "is no list of moves")
+    try:
+        check_types(moves, {"out": list[str], "in": list[str]})
+    except ValueError as problem:
+        raise FileError(stage / MOVES, problem) from problem
+    for name in (*moves["out"], *moves["in"]):  # nothing is moved unless all of it can be
+        inside(folder, name, stage / MOVES)
     old.mkdir(exist_ok=True)
     for name in moves["out"]:
         here = inside(folder, name, stage / MOVES)

@@ -39,7 +39,7 @@ class Preset(NamedTuple):
         """
         options = dict(self.options)
         if max_train_steps and 2 * options.get("lr_warmup_steps", 0) > max_train_steps:
-            del options["lr_warmup_steps"]
+            options.pop("lr_warmup_steps", None)
         return options
 
 

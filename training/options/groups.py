@@ -157,7 +157,7 @@ class RunConfig:
     overwrite_output_dir: bool = option(
         False, "delete what an earlier run left in --output_dir and start over", free=True
     )
-    seed: int = option(0, "seed of initial weights, data order and noise", low=0)
+    seed: int = option(0, "seed of initial weights, data order and noise, below 2^32", low=0)
     num_epochs: int = option(100, "passes over the data, unless --max_train_steps is given", low=1)
     max_train_steps: int | None = option(None, "optimizer steps; replaces --num_epochs", low=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
@@ -182,6 +182,10 @@ class RunConfig:
     )
     plugin: tuple[str, ...] | None = option(None, PLUGIN)
     local_rank: int = option(-1, "set by some launchers; the LOCAL_RANK variable wins", free=True)
+
+    def __post_init__(self):
+        if self.seed >= 2**32:  # numpy takes no larger one
+            raise ValueError(f"--seed must be less than 4294967296; got {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from trilemma.pipelines.files.hub import patience
 from trilemma.pipelines.files.saved import read_configuration
 from trilemma.training.options.ddpm import BETAS, of_scheduler
 from trilemma.training.options.parser import Parser
@@ -75,7 +76,8 @@ def _file(source: str, name: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(source, name))
+        with patience():
+            return Path(hf_hub_download(source, name))
     except (OSError, ValueError, EntryNotFoundError) as problem:
         if isinstance(problem, EntryNotFoundError) and not isinstance(problem, LocalEntryNotFoundError):
             return None
