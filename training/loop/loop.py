@@ -172,7 +172,7 @@ class Loop:
         if self.due.log(self.step) and self.means.sums:
             self._write_means()
         try:
-            self.stop.check()
+            self.stop.check_after_step(due=bool(self.left) or self.due.checkpoint(self.step))
             while self.left:
                 with saying_what_to_lower(FORWARD_REMEDY), self.runlog.aside(self.left[0], self.step):
                     tasks[self.left[0]]()
