@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 METHODS = (
-    "unconditional", "unconditional mmd", "unconditional hybrid", "unconditional vlb", "unconditional min-SNR",
-    "class-conditional", "vae", "vdm", "vdm monotone", "vdm of T steps", "vdm shortcut", "ddgan",
-    "ddgan with classes",
+    "unconditional", "unconditional mmd", "unconditional hybrid", "unconditional vlb",
+    "unconditional min-SNR", "class-conditional", "vae", "vdm", "vdm monotone", "vdm of T steps",
+    "vdm shortcut", "ddgan", "ddgan with classes",
 )  # fmt: skip
 
 FP16 = {"ddgan with classes": 3}

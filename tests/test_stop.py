@@ -84,12 +84,12 @@ def test_several_processes_ask_once_in_some_steps_and_one_at_each(monkeypatch):
         return list(numbers)
 
     with StopSignal(agree) as stop:
-        for step in range(1, 41):  # of 1 ms each, then of half a second
-            now[0] += 0.001 if step <= 31 else 0.5
+        for step in range(1, 51):  # of 1 ms each, then of 0.4 s
+            now[0] += 0.001 if step <= 31 else 0.4
             stop.check_after_step(due=step == 25)
-        assert asked == [1, 11, 21, 25, 35, 37, 39]
+        assert asked == [1, 11, 21, 25, 35, 41, 43, 45, 47, 49]
         send(signal.SIGTERM)
-        step = 41
+        step = 51
         with pytest.raises(Stopped):
             stop.check_after_step(due=False)
     with StopSignal() as stop:

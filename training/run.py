@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline
@@ -27,6 +28,7 @@ from trilemma.model_cards.rendering.render import write_card
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.writing import written
 from trilemma.training import families
+from trilemma.training.devices.chosen import settle, with_threads, work
 from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
 from trilemma.training.devices.ranks import (
     agreement,
@@ -96,6 +98,8 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
         set_seed(config.run.seed)
         method = row.build(config, images, accelerator, budget.total)
         seed_noise(config.run.seed, accelerator.process_index)
+        threads = torch.get_num_threads()
+        config = settle(config, accelerator, folder, work(method.net, images.resolution**2), row.bf16)
         accelerator.print(first_line(config, images, method, budget, accelerator), flush=True)
 
         def save(pipeline: DiffusionPipeline, where: Path = folder.path) -> None:
@@ -121,6 +125,7 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
             with Progress("preparing the evaluation", show=accelerator.is_main_process):
                 evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
             evaluate.check_metrics(conditional=method.num_classes is not None)
+            evaluate = with_threads(threads, evaluate)
         data = data_of(config, images, held_out, budget, accelerator)
         runlog = RunLog(accelerator, folder, config, family)
         with stop:

@@ -51,8 +51,8 @@ class Reach:
 def reach(gamma_0: Tensor) -> Tensor:
     """How many values off one is FAR, int64 () in 0..LEVELS - 1; gamma_0 () at time 0.
 
-    If gamma has diverged to NaN it is 0 and the loss NaN, which the training loop reports better than an error
-    here.
+    If gamma has diverged to NaN it is 0 and the loss NaN, which the training loop reports better than an
+    error here.
     """
     unit = gamma_0.detach().mul(-0.5).exp() / 127.5
     return (FAR / unit).nan_to_num(posinf=LEVELS).clamp(max=LEVELS - 1).ceil().long()

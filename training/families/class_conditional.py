@@ -97,4 +97,5 @@ FAMILY = Family(
     can_sample=can_sample,
     inherited=tuple(IN_SCHEDULER),
     complete=choose_by_minutes,
+    bf16=True,
 )

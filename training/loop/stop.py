@@ -113,7 +113,7 @@ class StopSignal:
             raise Stopped(code)
 
     def check_after_step(self, due: bool) -> None:
-        """`check`; of several processes only once in a second or in `MOST_STEPS` steps, and where it is `due`.
+        """`check`; of several processes only once in a second or `MOST_STEPS` steps, and where `due`.
 
         Collective; `due` must be the same on all.
         """
