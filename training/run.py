@@ -99,7 +99,7 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
         method = row.build(config, images, accelerator, budget.total)
         seed_noise(config.run.seed, accelerator.process_index)
         threads = torch.get_num_threads()
-        config = settle(config, accelerator, folder, work(method.net, images.resolution**2), row.bf16)
+        config = settle(config, accelerator, folder, work(method.net, images.resolution**2), row.bf16(config))
         accelerator.print(first_line(config, images, method, budget, accelerator), flush=True)
 
         def save(pipeline: DiffusionPipeline, where: Path = folder.path) -> None:

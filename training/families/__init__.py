@@ -65,8 +65,8 @@ class Family(NamedTuple):
     takes_classes(config): whether a model of these options is class-conditional. can_sample(config, sampler):
     whether a model of these options has this sampler. inherited: flags that the weights have learned, which
     a run from --init_from takes over. complete(config, given, images, accelerator, folder, build): the
-    configuration with the options that depend on the data; those in `given` were typed and stay. bf16:
-    whether its models were shown to be as good in bf16, which a run may then choose by itself.
+    configuration with the options that depend on the data; those in `given` were typed and stay.
+    bf16(config): whether models of these options are as good in bf16, which a run may then choose by itself.
     """
 
     config: type
@@ -77,7 +77,7 @@ class Family(NamedTuple):
     can_sample: Callable[[Any, str], bool] = always
     inherited: tuple[str, ...] = ()
     complete: Callable[..., Any] = as_given
-    bf16: bool = False
+    bf16: Callable[[Any], bool] = never
 
     def samplers_for(self, config: Any) -> tuple[str, ...]:
         """The samplers of a model of these options."""

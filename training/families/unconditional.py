@@ -9,6 +9,7 @@ from trilemma.training.options.ddpm import (
     DDPMConfig,
     OwnConfig,
     ProcessConfig,
+    as_good_in_bf16,
     can_sample,
     check_sampler,
     choose_by_minutes,
@@ -164,5 +165,5 @@ FAMILY = Family(
     can_sample=can_sample,
     inherited=tuple(IN_SCHEDULER),
     complete=choose_by_minutes,
-    bf16=True,
+    bf16=as_good_in_bf16,
 )

@@ -106,6 +106,14 @@ def check_sampler(config) -> None:
         )
 
 
+def as_good_in_bf16(config) -> bool:
+    """Whether a model of these options loses nothing in bf16 (docs/speed.md): its loss is no likelihood.
+
+    A likelihood in bits per dimension has the last digits of a learned variance in it.
+    """
+    return config.objective.loss_type in ("l2", "l1", "huber")
+
+
 def choose_by_minutes(config, *facts):
     """The configuration with what `--minutes` leaves to be chosen; facts: see `Family.complete`."""
     from trilemma.training.networks.own import complete
