@@ -74,7 +74,7 @@ def test_what_was_asked_for_stays(tmp_path, capsys):
     assert settled(tmp_path, large, "--mixed_precision", "no") == ("no", 2)
     assert settled(tmp_path, 1.0, "--mixed_precision", "bf16") == ("bf16", 1)
     assert settled(tmp_path, 1.0, launched="bf16") == ("bf16", 1)
-    assert settled(tmp_path, large, bf16=False) == ("no", 2)  # a family for which it was not shown
+    assert settled(tmp_path, large, bf16=False) == ("no", 2)  # a family that does not let it
     assert settled(tmp_path, 1.0, "--cpu_threads", "2") == ("no", 2)
     with mock.patch.object(chosen, "has_bf16", return_value=False):
         assert settled(tmp_path, large) == ("no", 2)

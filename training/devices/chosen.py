@@ -20,7 +20,7 @@ from trilemma.training.output_folder import OutputFolder
 
 C, T = TypeVar("C", bound=Config), TypeVar("T")
 
-ONE_THREAD = 2e9
+ONE_THREAD = 5e9
 """Weights x pixels x images of a micro-batch, below which a training on a CPU has one thread."""
 BFLOAT16 = 1.2e8
 """Weights x pixels of an image, from which on bf16 pays."""
@@ -34,7 +34,7 @@ def work(net: nn.Module, pixels: int) -> int:
 def settle(config: C, accelerator: Accelerator, folder: OutputFolder, work_per_image: int, bf16: bool) -> C:
     """The configuration with its precision, which the accelerator then has, as this process has its threads.
 
-    bf16: whether it was shown not to cost quality, for models of this family. Collective.
+    bf16: whether the family lets a run choose it. Collective.
     """
     before = decided(accelerator, lambda: hardware_before(folder))
     lines = []

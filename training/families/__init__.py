@@ -66,7 +66,7 @@ class Family(NamedTuple):
     whether a model of these options has this sampler. inherited: flags that the weights have learned, which
     a run from --init_from takes over. complete(config, given, images, accelerator, folder, build): the
     configuration with the options that depend on the data; those in `given` were typed and stay.
-    bf16(config): whether models of these options are as good in bf16, which a run may then choose by itself.
+    bf16(config): whether a run of these options may choose bf16 by itself.
     """
 
     config: type

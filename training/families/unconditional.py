@@ -9,10 +9,10 @@ from trilemma.training.options.ddpm import (
     DDPMConfig,
     OwnConfig,
     ProcessConfig,
-    as_good_in_bf16,
     can_sample,
     check_sampler,
     choose_by_minutes,
+    may_choose_bf16,
 )
 from trilemma.training.options.groups import (
     DataConfig,
@@ -165,5 +165,5 @@ FAMILY = Family(
     can_sample=can_sample,
     inherited=tuple(IN_SCHEDULER),
     complete=choose_by_minutes,
-    bf16=as_good_in_bf16,
+    bf16=may_choose_bf16,
 )

@@ -106,10 +106,10 @@ def check_sampler(config) -> None:
         )
 
 
-def as_good_in_bf16(config) -> bool:
-    """Whether a model of these options loses nothing in bf16 (docs/speed.md): its loss is no likelihood.
+def may_choose_bf16(config) -> bool:
+    """Whether a run of these options may choose bf16 by itself: its loss is no likelihood.
 
-    A likelihood in bits per dimension has the last digits of a learned variance in it.
+    The last digits of a learned variance count in bits per dimension. docs/speed.md says what is known.
     """
     return config.objective.loss_type in ("l2", "l1", "huber")
 

@@ -159,7 +159,7 @@ class RunConfig:
     max_train_steps: int | None = option(None, "optimizer steps; replaces --num_epochs", low=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None,
-        "if not given, accelerate's own setting, or bf16 where it is as good and faster (docs/speed.md)",
+        "if not given, accelerate's own setting, or bf16 for DDPMs that train faster in it (docs/speed.md)",
         usual="no",
     )
     compile: bool = option(False, "compile the network with torch.compile")
