@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training import entry
 from trilemma.training.devices import chosen
-from trilemma.training.devices.chosen import settle, use_bf16, with_threads, work
+from trilemma.training.devices.chosen import settle, use_bf16, with_all_threads, work
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.networks.build import build_network
 from trilemma.training.networks.rows import NETS
@@ -91,8 +91,10 @@ def test_a_run_that_is_resumed_keeps_both(tmp_path, before):
 
 
 def test_an_evaluation_has_its_own_threads():
+    config = parse("unconditional", "", ["--preset", "digits", "--cpu_threads", "2"])
     torch.set_num_threads(1)
-    assert with_threads(2, lambda x: (x, torch.get_num_threads()))(3) == (3, 2)
+    evaluate = with_all_threads(config, accelerator(), lambda x: (x, torch.get_num_threads()))
+    assert evaluate(3) == (3, 2)
     assert torch.get_num_threads() == 1
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 METHODS = (
     "unconditional", "unconditional mmd", "unconditional hybrid", "unconditional vlb",
     "unconditional min-SNR", "class-conditional", "vae", "vdm", "vdm monotone", "vdm of T steps",
-    "vdm shortcut", "ddgan", "ddgan with classes",
+    "vdm shortcut", "flow", "flow with classes", "ddgan", "ddgan with classes",
 )  # fmt: skip
 
 FP16 = {"ddgan with classes": 3}
@@ -30,7 +30,7 @@ FP16 = {"ddgan with classes": 3}
 
 ONE_OF_EACH = (
     "unconditional", "unconditional hybrid", "class-conditional", "vae", "vdm monotone", "vdm of T steps",
-    "ddgan with classes",
+    "flow with classes", "ddgan with classes",
 )  # fmt: skip
 
 BY_FAMILY = {

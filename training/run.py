@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline
@@ -25,10 +24,9 @@ from trilemma.eval.scoring.while_training import Evaluation
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.rendering.render import write_card
-from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.writing import written
 from trilemma.training import families
-from trilemma.training.devices.chosen import settle, with_threads, work
+from trilemma.training.devices.chosen import settle, with_all_threads, with_warmup, work
 from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
 from trilemma.training.devices.ranks import (
     agreement,
@@ -41,7 +39,6 @@ from trilemma.training.devices.ranks import (
 )
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
-from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
 from trilemma.training.loop.loop import Data, Hooks, train
 from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
@@ -51,11 +48,11 @@ from trilemma.training.loop.stop import StopSignal
 from trilemma.training.networks.rows import network_name
 from trilemma.training.options.flags import flatten
 from trilemma.training.options.groups import Config, HubConfig
+from trilemma.training.options.in_memory import NOTHING, InMemory, in_memory, with_network
+from trilemma.training.options.plugins import digests, located
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.own_folder import own_folder
 from trilemma.training.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 IMAGES_SHOWN, POINTS_SHOWN = 4, 500
 """Images, or points of the plane, in the pictures of the process."""
@@ -73,19 +70,25 @@ def run(config: Config, family: str, given: Collection[str] = ()) -> None:
         with closing_groups(), saying_what_to_lower(REMEDY):
             train_and_save(config, family, given)
     except (ValueError, OSError, FloatingPointError, OutOfMemory, PublishError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+        raise SystemExit(f"error: {located(problem)}") from problem
 
 
-def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> None:
-    """Fill the output folder; given: options that were typed, and which the family does not choose."""
+def train_and_save(
+    config: Config, family: str, given: Collection[str] = (), memory: InMemory = NOTHING
+) -> None:
+    """Fill the output folder; given: options that were typed, and which the family does not choose.
+
+    memory: images and a network of a script, in place of those that the options name.
+    """
     accelerator = make_accelerator(config)
     require_same_flags(accelerator, config)
-    require_same_code(accelerator, family=family)
+    require_same_code(accelerator, family=family, plugins=digests())
     stop = StopSignal(agreement(accelerator))
     with own_folder(config.run, accelerator) as folder:
         with Progress("reading the images", show=accelerator.is_main_process):
-            images, held_out = load_data(config, accelerator)
+            images, held_out = load_data(config, accelerator, memory)
         row = families.family(family)
+        config = with_network(config, memory.network)
         config = row.complete(config, given, images, accelerator, folder, row.build)
         config = with_validation_size(config, held_out)
         if config.hub.push_to_hub and not config.evaluation.eval_steps:
@@ -98,7 +101,6 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
         set_seed(config.run.seed)
         method = row.build(config, images, accelerator, budget.total)
         seed_noise(config.run.seed, accelerator.process_index)
-        threads = torch.get_num_threads()
         config = settle(config, accelerator, folder, work(method.net, images.resolution**2), row.bf16(config))
         accelerator.print(first_line(config, images, method, budget, accelerator), flush=True)
 
@@ -125,9 +127,9 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
             with Progress("preparing the evaluation", show=accelerator.is_main_process):
                 evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
             evaluate.check_metrics(conditional=method.num_classes is not None)
-            evaluate = with_threads(threads, evaluate)
+            evaluate = with_all_threads(config, accelerator, evaluate)
         data = data_of(config, images, held_out, budget, accelerator)
-        runlog = RunLog(accelerator, folder, config, family)
+        runlog = RunLog(accelerator, folder, config, family, memory.facts)
         with stop:
             hooks = Hooks(save, finish, stop, show, evaluate)
             train(method, data, hooks, runlog, accelerator, config, budget.total)
@@ -157,35 +159,14 @@ def first_line(
     size = "points" if images.points else f"{images.resolution}x{images.resolution} {channels}"
     classes = "no classes" if method.num_classes is None else f"{method.num_classes:,} classes"
     count = sum(p.numel() for p in method.net.parameters())
-    network = network_name(flatten(config), images.resolution, images.points) or type(method.net).__name__
+    flags = {} if in_memory(config) else flatten(config)
+    network = network_name(flags, images.resolution, images.points) or type(method.net).__name__
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     return (
         f"{len(images):,} images of {images.name} ({size}), {classes}; network {network} "
         f"({count:,} parameters, {precision}); {budget.total:,} steps of {budget.per_step:,} images on "
         f"{accelerator.num_processes} x {accelerator.device.type}"
     )
-
-
-def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
-    """The configuration with a number of steps of warm-up: where none is given, that of the run to resume."""
-    optim = config.optim
-    if optim.lr_warmup_steps is None:
-        optim = replace(optim, lr_warmup_steps=decided(accelerator, lambda: warmup_before(folder)))
-    if remark := warmup_remark(optim, total_steps):
-        accelerator.print(remark)
-    return replace(config, optim=replace(optim, lr_warmup_steps=warmup_steps(optim, total_steps)))
-
-
-def warmup_before(folder: OutputFolder) -> int | None:
-    """The warm-up of the run to resume; None, with a warning, where its config.yaml is damaged.
-
-    The checkpoint says whether another number fits, and names the flag if not.
-    """
-    try:
-        return folder.read_config().get("lr_warmup_steps") if folder.checkpoints.is_dir() else None
-    except FileError as fault:
-        logger.warning("%s; it is written again", fault)
-        return None
 
 
 def data_of(
@@ -207,18 +188,22 @@ def data_of(
     return Data(stream, held_out, budget.epoch, images.fingerprint, images.points)
 
 
-def load_data(config: Config, accelerator: Accelerator) -> tuple[Images, Images | None]:
+def load_data(
+    config: Config, accelerator: Accelerator, memory: InMemory = NOTHING
+) -> tuple[Images, Images | None]:
     """Images to train on and, if requested, others to validate on; one process a machine decodes them."""
-    images, held_out = on_all(accelerator, lambda: read_data(config), local_main_first=True)
+    images, held_out = on_all(accelerator, lambda: read_data(config, memory), local_main_first=True)
     prints = {"training images": images.fingerprint, "held-out images": held_out and held_out.fingerprint}
     require_same(accelerator, prints, "the data must be the same on all machines")
     return images, held_out
 
 
-def read_data(config: Config) -> tuple[Images, Images | None]:
+def read_data(config: Config, memory: InMemory = NOTHING) -> tuple[Images, Images | None]:
     """Images to train on and, if requested, others to validate on."""
     data = config.data
-    images = load_images(data)
+    images = load_images(data) if memory.images is None else memory.images
+    if memory.held_out is not None:
+        return images, memory.held_out
     size, split = data.validation_size, data.validation_split
     if size == 0 or size is split is None:
         return images, None

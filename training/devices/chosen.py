@@ -1,9 +1,10 @@
-"""Threads and precision where the flags leave them open: from the network's size, the same each time.
+"""Threads, precision and warm-up where the flags leave them open: by rules, the same each time.
 
-Both change the last bits of a training, so nothing here is timed, and a run that is resumed keeps what its
-run.json says. docs/speed.md has the measurements behind the two limits.
+Threads and precision change the last bits of a training, so nothing here is timed, and a run that is resumed
+keeps what its run.json says. docs/speed.md has the measurements behind the two limits.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,8 +16,12 @@ from torch import nn
 
 from trilemma.pipelines.files.reading import FileError
 from trilemma.training.devices.ranks import decided
+from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
+from trilemma.training.loop.machine import set_cpu_threads
 from trilemma.training.options.groups import Config
 from trilemma.training.output_folder import OutputFolder
+
+logger = logging.getLogger(__name__)
 
 C, T = TypeVar("C", bound=Config), TypeVar("T")
 
@@ -74,12 +79,14 @@ def has_bf16(device: torch.device) -> bool:
     )
 
 
-def with_threads(threads: int, function: Callable[..., T]) -> Callable[..., T]:
-    """The function on this many threads: an evaluation has other networks than the training."""
+def with_all_threads(
+    config: Config, accelerator: Accelerator, function: Callable[..., T]
+) -> Callable[..., T]:
+    """The function on the share of the cores: an evaluation has other networks than the training."""
 
     def call(*arguments: Any) -> T:
         before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+        set_cpu_threads(accelerator, config.run.cpu_threads)
         try:
             return function(*arguments)
         finally:
@@ -91,3 +98,25 @@ def with_threads(threads: int, function: Callable[..., T]) -> Callable[..., T]:
 def use_bf16(accelerator: Accelerator) -> None:
     """bf16 for modules that `machine.distribute` has prepared; they look it up at each call."""
     accelerator.state._mixed_precision, accelerator.native_amp = "bf16", True
+
+
+def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
+    """The configuration with a number of steps of warm-up: where none is given, that of the run to resume."""
+    optim = config.optim
+    if optim.lr_warmup_steps is None:
+        optim = replace(optim, lr_warmup_steps=decided(accelerator, lambda: warmup_before(folder)))
+    if remark := warmup_remark(optim, total_steps):
+        accelerator.print(remark)
+    return replace(config, optim=replace(optim, lr_warmup_steps=warmup_steps(optim, total_steps)))
+
+
+def warmup_before(folder: OutputFolder) -> int | None:
+    """The warm-up of the run to resume; None, with a warning, where its config.yaml is damaged.
+
+    The checkpoint says whether another number fits, and names the flag if not.
+    """
+    try:
+        return folder.read_config().get("lr_warmup_steps") if folder.checkpoints.is_dir() else None
+    except FileError as fault:
+        logger.warning("%s; it is written again", fault)
+        return None
