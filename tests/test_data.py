@@ -711,6 +711,15 @@ def test_torchs_own_generator_is_left_alone(numbered):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_images_that_lie_on_the_device_give_the_same_batches(numbered, monkeypatch):
+    order, options = Order(4, 5, rank=1, world=2, start=3), {"device": "cpu", "random_flip": True}
+    expected = taken(batches(numbered, order, **options), 8)
+    monkeypatch.setattr("trilemma.training.images.batches.fits", lambda *_: True)
+    monkeypatch.setattr("trilemma.training.images.batches.AT_ONCE", 3)
+    for batch, other in zip(taken(batches(numbered, order, **options), 8), expected, strict=True):
+        assert all(map(torch.equal, batch, other))
+
+
 def test_reader_processes_give_the_same_batches(numbered):
     order, options = Order(4, 0, start=3), {"device": "cpu", "random_flip": True}
     stream = batches(numbered, order, **options, num_workers=2)

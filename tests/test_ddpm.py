@@ -161,6 +161,22 @@ def test_importance_history_keeps_the_newest():
     assert times.history[0].tolist() == [float(v) for v in range(5, 15)]
 
 
+@pytest.mark.parametrize("count", [1, 16, 300])
+def test_importance_history_is_that_of_one_loss_after_another(count):
+    """Bit for bit, also where a batch has more losses of one t than the history holds."""
+    torch.manual_seed(count)
+    times, history, seen = ImportanceTimes(20).train(), torch.zeros(20, 10), torch.zeros(20, dtype=torch.long)
+    for _ in range(30):
+        t, losses = torch.randint(1, 21, (count,)), torch.rand(count)
+        times.observe(t, losses)
+        for row, loss in zip((t - 1).tolist(), losses.tolist(), strict=True):
+            history[row] = history[row].roll(-1)
+            history[row, -1] = loss
+            seen[row] += 1
+        assert torch.equal(times.history, history)
+        assert torch.equal(times.seen, seen)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_published_scheduler_has_our_schedule(schedule):
     ours = noise_schedule(schedule, 200)

@@ -73,6 +73,29 @@ def test_work_that_may_be_abandoned_is_so_at_once():
     assert seen == [0]
 
 
+def test_several_processes_ask_once_in_some_steps_and_one_at_each(monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr("trilemma.training.loop.stop.time.monotonic", lambda: now[0])
+
+    def agree(*numbers):
+        asked.append(step)
+        return list(numbers)
+
+    with StopSignal(agree) as stop:
+        for step in range(1, 51):  # of 1 ms each, then of 0.4 s
+            now[0] += 0.001 if step <= 31 else 0.4
+            stop.check_after_step(due=step == 25)
+        assert asked == [1, 11, 21, 25, 35, 41, 43, 45, 47, 49]
+        send(signal.SIGTERM)
+        step = 51
+        with pytest.raises(Stopped):
+            stop.check_after_step(due=False)
+    with StopSignal() as stop:
+        send(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.check_after_step(due=False)
+
+
 PROGRAM = """
 import sys, time
 from trilemma.training.loop.stop import *

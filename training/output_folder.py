@@ -101,6 +101,11 @@ class OutputFolder:
         return f"{run.path.name}/{own}" if run else own
 
     @property
+    def trace(self) -> Path:
+        """Some steps as `--profile` saw them, for chrome://tracing; it is not published."""
+        return self.path / "profile.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints, a folder each."""
         return self.path / "checkpoints"

@@ -153,7 +153,7 @@ def loading_libraries() -> Iterator[None]:
     """Import of torch and its users, which takes seconds.
 
     In a log, their bars, which would rewrite a line, are left out. Threads of torch that wait for each other
-    sleep: where other programs use the cores, threads that spin take many times as long (docs/recipes.md).
+    sleep: where other programs use the cores, threads that spin take many times as long (docs/speed.md).
     """
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # is read when torch is imported

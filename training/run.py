@@ -24,9 +24,9 @@ from trilemma.eval.scoring.while_training import Evaluation
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
 from trilemma.model_cards.rendering.render import write_card
-from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.writing import written
 from trilemma.training import families
+from trilemma.training.devices.chosen import settle, with_all_threads, with_warmup, work
 from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
 from trilemma.training.devices.ranks import (
     agreement,
@@ -39,7 +39,6 @@ from trilemma.training.devices.ranks import (
 )
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
-from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
 from trilemma.training.loop.loop import Data, Hooks, train
 from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
@@ -54,8 +53,6 @@ from trilemma.training.options.plugins import digests, located
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.own_folder import own_folder
 from trilemma.training.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 IMAGES_SHOWN, POINTS_SHOWN = 4, 500
 """Images, or points of the plane, in the pictures of the process."""
@@ -104,6 +101,7 @@ def train_and_save(
         set_seed(config.run.seed)
         method = row.build(config, images, accelerator, budget.total)
         seed_noise(config.run.seed, accelerator.process_index)
+        config = settle(config, accelerator, folder, work(method.net, images.resolution**2), row.bf16(config))
         accelerator.print(first_line(config, images, method, budget, accelerator), flush=True)
 
         def save(pipeline: DiffusionPipeline, where: Path = folder.path) -> None:
@@ -129,6 +127,7 @@ def train_and_save(
             with Progress("preparing the evaluation", show=accelerator.is_main_process):
                 evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
             evaluate.check_metrics(conditional=method.num_classes is not None)
+            evaluate = with_all_threads(config, accelerator, evaluate)
         data = data_of(config, images, held_out, budget, accelerator)
         runlog = RunLog(accelerator, folder, config, family, memory.facts)
         with stop:
@@ -168,28 +167,6 @@ def first_line(
         f"({count:,} parameters, {precision}); {budget.total:,} steps of {budget.per_step:,} images on "
         f"{accelerator.num_processes} x {accelerator.device.type}"
     )
-
-
-def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
-    """The configuration with a number of steps of warm-up: where none is given, that of the run to resume."""
-    optim = config.optim
-    if optim.lr_warmup_steps is None:
-        optim = replace(optim, lr_warmup_steps=decided(accelerator, lambda: warmup_before(folder)))
-    if remark := warmup_remark(optim, total_steps):
-        accelerator.print(remark)
-    return replace(config, optim=replace(optim, lr_warmup_steps=warmup_steps(optim, total_steps)))
-
-
-def warmup_before(folder: OutputFolder) -> int | None:
-    """The warm-up of the run to resume; None, with a warning, where its config.yaml is damaged.
-
-    The checkpoint says whether another number fits, and names the flag if not.
-    """
-    try:
-        return folder.read_config().get("lr_warmup_steps") if folder.checkpoints.is_dir() else None
-    except FileError as fault:
-        logger.warning("%s; it is written again", fault)
-        return None
 
 
 def data_of(

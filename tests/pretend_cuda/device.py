@@ -165,6 +165,7 @@ def pretend_cuda(float64: bool = True) -> Iterator[PretendedDevice]:
     answers = {
         "torch.cuda._lazy_init": lambda: None,
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
+        "torch.cuda.mem_get_info": lambda *args, **kwargs: (2**33, 2**33),
         "torch.cuda.is_bf16_supported": lambda *args, **kwargs: True,
         "torch.cuda.get_rng_state": lambda *args, **kwargs: state,
         "torch.cuda.set_rng_state": lambda *args, **kwargs: None,

@@ -80,16 +80,23 @@ class ImportanceTimes(nn.Module):
 
     @torch.no_grad()
     def observe(self, t: Tensor, losses: Tensor) -> None:
-        """Put the losses of all ranks into the history, oldest out first."""
+        """Put the losses of all ranks into the history, oldest out first.
+
+        All at once on the device, which the host does not wait for: every row moves left by the number of its
+        new losses, which fill its end. Of more than HISTORY for one t, the first never show.
+        """
         if not self.training:
             return
-        history, seen = self.history.cpu(), self.seen.cpu()
-        for index, loss in zip(gather(t - 1).tolist(), gather(losses).tolist(), strict=True):
-            history[index] = history[index].roll(-1)
-            history[index, -1] = loss
-            seen[index] += 1
-        self.history.copy_(history)
-        self.seen.copy_(seen)
+        rows, order = gather(t - 1).sort(stable=True)
+        losses = gather(losses).to(self.history)[order]
+        count = torch.zeros_like(self.seen).index_add_(0, rows, torch.ones_like(rows))
+        back = count.cumsum(0)[rows] - torch.arange(len(rows), device=rows.device)  # 1 for a row's last one
+        columns = torch.arange(self.HISTORY, device=rows.device) + count[:, None]
+        moved = self.history.gather(1, columns.clamp(max=self.HISTORY - 1))
+        moved = nn.functional.pad(moved, (1, 0))  # the column 0 takes what never shows
+        moved[rows, (self.HISTORY + 1 - back).clamp(min=0)] = losses
+        self.history.copy_(moved[:, 1:])
+        self.seen.add_(count)
 
 
 def _integers(high: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

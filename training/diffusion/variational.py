@@ -26,18 +26,49 @@ def prior_bpd(x0: Tensor, gamma_1: Tensor) -> Tensor:
     return 0.5 * (mean_square + variance - 1 - log_variance) / math.log(2)
 
 
-def reconstruction_bpd(x0: Tensor, noise: Tensor, gamma_0: Tensor) -> Tensor:
+class Reach:
+    """How many values off the decoder of a training looks, read without a wait for the GPU.
+
+    A GPU copies its answer aside while the training goes on, so it is of one of the last steps: gamma moves
+    little in a step, and FAR is generous. Elsewhere, reading costs nothing.
+    """
+
+    def __init__(self):
+        self.copied: Tensor | None = None
+
+    def __call__(self, gamma_0: Tensor) -> int:
+        """The reach for gamma_0 (), in 0..LEVELS - 1."""
+        answer = reach(gamma_0)
+        if gamma_0.device.type != "cuda":
+            return int(answer)
+        if self.copied is None:
+            self.copied = torch.full((), int(answer), pin_memory=torch.cuda.is_available())
+        latest = int(self.copied)
+        self.copied.copy_(answer, non_blocking=True)
+        return latest
+
+
+def reach(gamma_0: Tensor) -> Tensor:
+    """How many values off one is FAR, int64 () in 0..LEVELS - 1; gamma_0 () at time 0.
+
+    If gamma has diverged to NaN it is 0 and the loss NaN, which the training loop reports better than an
+    error here.
+    """
+    unit = gamma_0.detach().mul(-0.5).exp() / 127.5
+    return (FAR / unit).nan_to_num(posinf=LEVELS).clamp(max=LEVELS - 1).ceil().long()
+
+
+def reconstruction_bpd(x0: Tensor, noise: Tensor, gamma_0: Tensor, far: int | None = None) -> Tensor:
     """-log p(x0 | z_0) for z_0 = alpha_0 x0 + sigma_0 noise, (B,) float32; gamma_0 () at time 0.
 
     The decoder gives each of the 256 values v what q(z_0 | v) gives, normalised over v (equation 9). Of the
     value j levels off, r = j SNR^(1/2) / 127.5 standard deviations, it is exp(r noise - r^2 / 2) relative to
     the true one's: no difference of large numbers is left, and what is too far off need not be looked at.
+    far: the levels to look at on either side, those of `reach` if not given.
     """
     unit = gamma_0.mul(-0.5).exp() / 127.5
-    # Reading it makes the host wait for the GPU once, which costs less than 511 numbers per pixel. If gamma
-    # has diverged to NaN it is 0 and the loss NaN, which the training loop reports better than an error here.
-    reach = int((FAR / unit.detach()).nan_to_num(posinf=LEVELS).clamp(max=LEVELS - 1).ceil())
-    off = torch.arange(-reach, reach + 1, device=x0.device)
+    far = int(reach(gamma_0)) if far is None else far
+    off = torch.arange(-far, far + 1, device=x0.device)
     value = ((x0 + 1) * 127.5).round().unsqueeze(-1) + off
     r = unit.float().to(x0.device) * off
     log_ratio = r * noise.unsqueeze(-1) - 0.5 * r.square()

@@ -6,6 +6,7 @@ partial batch is dropped, no image is seen twice in an epoch, one process with b
 `world` processes with batch B see, and training resumes at any k.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from trilemma.training.images.image_set import Images, to_float
 
 ORDER, FLIP = 0, 1
 """First word of a seed, by what it is for; `image_set.py` has another one."""
+
+RESIDENT = 0.1
+"""Share of a GPU's free memory that the images may take there."""
+AT_ONCE = 4096
+"""Images that are sent there at once, before the training."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ def batches(
     if not len(images):
         raise ValueError(f"there are no images to train on in {images.name}, split '{images.split}'")
     device = torch.device(device)
+    if fits(images, device):
+        return _on_device(_resident(images, order, device), device, order, random_flip)
     loader = torch.utils.data.DataLoader(
         images,
         batch_sampler=_MicroBatches(len(images), order),
@@ -67,6 +75,28 @@ def batches(
         generator=torch.Generator(),
     )
     return _on_device(loader, device, order, random_flip)
+
+
+def fits(images: Images, device: torch.device) -> bool:
+    """Whether a GPU holds the images, as bytes, beside all else; elsewhere nothing is gained."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return len(images) * math.prod(images.pixels.shape[1:]) <= RESIDENT * free
+
+
+def _resident(images: Images, order: Order, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The micro-batches of `order` as uint8, gathered on the device: only their numbers are sent."""
+    count = len(images)
+    pixels = torch.empty((count, *images.pixels.shape[1:]), dtype=torch.uint8, device=device)
+    labels = None if images.labels is None else torch.from_numpy(images.labels).to(device)
+    for start in range(0, count, AT_ONCE):
+        part, _ = images.__getitems__(range(start, min(start + AT_ONCE, count)))
+        pixels[start : start + len(part)] = part.to(device)
+    for numbers in _MicroBatches(count, order):
+        rows = torch.tensor(numbers, pin_memory=device.type == "cuda" and torch.cuda.is_available())
+        rows = rows.to(device, non_blocking=True)
+        yield pixels[rows], None if labels is None else labels[rows]
 
 
 def _on_device(loader, device: torch.device, order: Order, random_flip: bool):

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
+from trilemma.training.devices.profile import EMA as EMA_RANGE
 from trilemma.training.options.groups import EMAConfig
 
 RAMP_UP = 0.05
@@ -34,6 +36,7 @@ class EMA:
         self.average = [p.detach().clone() for p in self.parameters]
         self.decay = decay
 
+    @record_function(EMA_RANGE)
     @torch.no_grad()
     def update(self, step: int, skipped: Tensor | None = None) -> None:
         """Move the average towards the weights that optimizer step `step` (1, 2, ...) produced.

@@ -12,8 +12,10 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch.profiler import record_function
 
 from trilemma.training.devices.memory import saying_what_to_lower
+from trilemma.training.devices.profile import STEP
 from trilemma.training.images.image_set import Images, to_float
 from trilemma.training.loop.ema import EMA, ema_decay
 from trilemma.training.loop.method import SKIPPED, Method
@@ -90,6 +92,7 @@ def train(
             loop.finish_step()
         while loop.step < total_steps:
             loop.advance()
+            runlog.tick()
             loop.finish_step()
         loop.end()
     except Stopped as stopped:
@@ -146,16 +149,17 @@ class Loop:
         self.batches = data.stream(self.step * self.micro_batches)
         self.method.net.train()
 
+    @record_function(STEP)
     def advance(self) -> None:
         """One optimizer step."""
         self.step += 1
         for _ in range(self.micro_batches):
-            batch = next(self.batches)
+            with record_function("data"):
+                batch = next(self.batches)
             with saying_what_to_lower(TRAINING_REMEDY):
                 logs = self.method.step(*batch)
             self.means.add(logs, self.step)
         self.ema.update(self.step, logs.get(SKIPPED))
-        self.runlog.tick()
         self.left = self.due.tasks(self.step)
 
     def finish_step(self) -> None:
@@ -163,16 +167,12 @@ class Loop:
 
         Stopped, on every rank, after a signal, with a checkpoint that says what is left to do.
         """
-        tasks = {
-            "validate": self._validate,
-            "sample": self._sample,
-            "evaluate": self._evaluate,
-            "save": self._save,
-        }
+        tasks = {"validate": self._validate, "sample": self._sample}
+        tasks |= {"evaluate": self._evaluate, "save": self._save}
         if self.due.log(self.step) and self.means.sums:
             self._write_means()
         try:
-            self.stop.check()
+            self.stop.check_after_step(due=bool(self.left) or self.due.checkpoint(self.step))
             while self.left:
                 with saying_what_to_lower(FORWARD_REMEDY), self.runlog.aside(self.left[0], self.step):
                     tasks[self.left[0]]()

@@ -17,14 +17,22 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from trilemma.training.options.groups import Config
 
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=3))
 """Processes wait for each other; one that decodes a large data set may need more than ten minutes."""
+GRADIENTS = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+"""Gradients lie where they are sent from: a copy of the network's size less."""
 
 
 WHOLE_MODEL = "set distributed_type MULTI_GPU there (plain DDP): each process holds the whole model"
@@ -75,6 +83,8 @@ def make_accelerator(config: Config) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=run.output_dir, logging_dir=str(logs)),
     )
     set_cpu_threads(accelerator, run.cpu_threads)
+    accelerator.backward = record_function("backward")(accelerator.backward)
+    torch.backends.cudnn.benchmark = True  # batches of a training have one shape: the fastest kernel for it
     return accelerator
 
 
@@ -89,11 +99,23 @@ def _open(**settings: Any) -> Accelerator:
     refuse_unsupported(os.environ)
     # DistributedDataParallel needs it. Imported after a group is open, it keeps the group's threads for ever.
     importlib.import_module("torch._dynamo")
-    return Accelerator(kwargs_handlers=[PROCESS_GROUP], **settings)
+    return Accelerator(kwargs_handlers=[PROCESS_GROUP, GRADIENTS], **settings)
 
 
 def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
-    """The module as all processes train it; its buffers, the same on all, are not sent at each step."""
+    """The module as all processes train it; its buffers, the same on all, are not sent at each step.
+
+    It runs in the precision that the accelerator has then: a rule may choose one for a network that is built
+    (`training/devices/chosen.py`), while accelerate looks it up when it prepares the module.
+    """
+    forward = module.forward
+
+    def in_precision(*arguments: Any, **options: Any) -> Any:
+        part = "forward" if torch.is_grad_enabled() else "forward without gradients"
+        with record_function(part), accelerator.autocast():
+            return forward(*arguments, **options)
+
+    module.forward = in_precision
     module = accelerator.prepare(module)
     if isinstance(module, DistributedDataParallel):
         module.broadcast_buffers = False

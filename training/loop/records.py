@@ -28,6 +28,7 @@ from trilemma.pipelines.files.writing import (
     write_text,
 )
 from trilemma.pipelines.shared import exact_device
+from trilemma.training.devices.profile import Profile
 from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.images.points import picture
 from trilemma.training.loop.machine import commit, hardware, versions
@@ -36,7 +37,7 @@ from trilemma.training.options.flags import flatten, public, to_yaml
 from trilemma.training.options.groups import Config
 from trilemma.training.options.plugins import digests
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.progress import Progress
+from trilemma.training.progress import Progress, say
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class RunLog:
         self.facts |= {**more, **({"plugins": plugins} if (plugins := digests()) else {})}
         self.family, self.logs = family, folder.path / config.log.logging_dir
         self.bar: Progress | None = None
+        self.profile = Profile(folder.trace, config.run.profile if accelerator.is_main_process else 0)
         self.seconds_aside = self.aside_in_window = 0.0  # those of what is done between steps
 
     def start(self, step: int, total: int, seconds: float, left: Collection[str] = ()) -> None:
@@ -173,6 +175,7 @@ class RunLog:
     def tick(self) -> None:
         """One optimizer step is done."""
         self.bar.update()
+        self._say(self.profile.tick())
 
     @contextmanager
     def aside(self, task: str, step: int) -> Iterator[None]:
@@ -226,9 +229,14 @@ class RunLog:
         decided(self.accelerator, lambda: write_json(self.folder.run, facts))
 
     def close_bar(self) -> None:
-        """Say no more how far it is; a second call does nothing."""
+        """Say no more how far it is, and end a profile; a second call does nothing."""
         if self.bar:
             self.bar.close()
+            self._say(self.profile.close())
+
+    def _say(self, line: str | None) -> None:
+        if line:
+            say(line)
 
     def close(self) -> None:
         """Flush the trackers; collective."""

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 DATA_PLACES = {"dataset_name", "dataset_config_name", "dataset_revision", "train_data_dir"}
 """Flags that say where the training images are; their fingerprint is compared in place of these."""
 NETWORK = "model_config_name_or_path"
+PRECISION = "mixed_precision"
+"""A flag that may be left open: what it became is compared."""
 FINISHED = "finished"
 """An empty file in the folder of a checkpoint: what was left to do after its step is done."""
 
@@ -186,7 +188,13 @@ def without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
 def changed_flags(before: dict[str, Any], config: Config) -> list[str]:
     """'--flag: old then, new now' for each flag that would change the weights of a resumed run."""
     flags, now = flags_of(type(config)), plain(flatten(config))
-    free = {*DATA_PLACES, NETWORK, "plugin", *(name for name, flag in flags.items() if flag.meta["free"])}
+    free = {
+        *DATA_PLACES,
+        NETWORK,
+        PRECISION,
+        "plugin",
+        *(name for name, flag in flags.items() if flag.meta["free"]),
+    }
     if not SHAPES[now["lr_scheduler"]].ends:
         free |= {"max_train_steps", "num_epochs"}
     return [

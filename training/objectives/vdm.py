@@ -19,6 +19,7 @@ from trilemma.training.diffusion.losses import mean_per_example
 from trilemma.training.diffusion.process import normal_like
 from trilemma.training.diffusion.variational import (
     Levels,
+    Reach,
     diffusion_bpd,
     levels_at,
     prior_bpd,
@@ -44,6 +45,7 @@ class VDM(Objective):
         self.shortcut_steps, self.fidelity_weight = config.shortcut_steps, config.fidelity_weight
         self.num_classes = len(class_names) if class_names else None
         self.condition = LabelDropout(len(class_names), config.p_uncond) if class_names else None
+        self.reach = Reach()
 
     def forward(
         self, x0: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
@@ -61,7 +63,8 @@ class VDM(Objective):
         diffusion = diffusion_bpd(noise, eps_hat, levels.weight)
         _lessen_variance(levels, diffusion.detach())
         prior = prior_bpd(x0, end).float().to(x0.device)
-        reconstruction = reconstruction_bpd(x0, normal_like(x0, generator), start)
+        far = self.reach(start) if self.training else None
+        reconstruction = reconstruction_bpd(x0, normal_like(x0, generator), start, far)
         losses = diffusion + prior + reconstruction
         logs: Logs = {
             "bpd": losses.detach(),

@@ -106,6 +106,14 @@ def check_sampler(config) -> None:
         )
 
 
+def may_choose_bf16(config) -> bool:
+    """Whether a run of these options may choose bf16 by itself: its loss is no likelihood.
+
+    The last digits of a learned variance count in bits per dimension. docs/speed.md says what is known.
+    """
+    return config.objective.loss_type in ("l2", "l1", "huber")
+
+
 def choose_by_minutes(config, *facts):
     """The configuration with what `--minutes` leaves to be chosen; facts: see `Family.complete`."""
     from trilemma.training.networks.own import complete

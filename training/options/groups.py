@@ -161,13 +161,19 @@ class RunConfig:
     num_epochs: int = option(100, "passes over the data, unless --max_train_steps is given", low=1)
     max_train_steps: int | None = option(None, "optimizer steps; replaces --num_epochs", low=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "accelerate's own setting if not given"
+        None,
+        "if not given, accelerate's own setting, or bf16 for DDPMs that train faster in it (docs/speed.md)",
+        usual="no",
     )
     compile: bool = option(False, "compile the network with torch.compile")
     cpu_threads: int = option(
-        0, "CPU threads of a process, whatever OMP_NUM_THREADS says; 0 for an equal share of the cores",
+        0, "CPU threads of a process, whatever OMP_NUM_THREADS says; 0 for an equal share of the cores, "
+        "or one for a small network",
         free=True, low=0,
     )  # fmt: skip
+    profile: int = option(
+        0, "steps whose time by part is printed, with a trace in profile.json; 0 for none", free=True, low=0
+    )
     checkpointing_steps: int = option(1000, "optimizer steps between checkpoints", free=True, low=1)
     checkpoints_total_limit: int = option(2, "checkpoints to keep", free=True, low=1)
     resume_from_checkpoint: str = option("latest", "'latest', or the name or path of a checkpoint", free=True)

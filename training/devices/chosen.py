@@ -1,0 +1,122 @@
+"""Threads, precision and warm-up where the flags leave them open: by rules, the same each time.
+
+Threads and precision change the last bits of a training, so nothing here is timed, and a run that is resumed
+keeps what its run.json says. docs/speed.md has the measurements behind the two limits.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from trilemma.pipelines.files.reading import FileError
+from trilemma.training.devices.ranks import decided
+from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
+from trilemma.training.loop.machine import set_cpu_threads
+from trilemma.training.options.groups import Config
+from trilemma.training.output_folder import OutputFolder
+
+logger = logging.getLogger(__name__)
+
+C, T = TypeVar("C", bound=Config), TypeVar("T")
+
+ONE_THREAD = 5e9
+"""Weights x pixels x images of a micro-batch, below which a training on a CPU has one thread."""
+BFLOAT16 = 1.2e8
+"""Weights x pixels of an image, from which on bf16 pays."""
+
+
+def work(net: nn.Module, pixels: int) -> int:
+    """Weights x pixels of an image: at most this many products in a forward pass without attention."""
+    return sum(p.numel() for p in net.parameters()) * pixels
+
+
+def settle(config: C, accelerator: Accelerator, folder: OutputFolder, work_per_image: int, bf16: bool) -> C:
+    """The configuration with its precision, which the accelerator then has, as this process has its threads.
+
+    bf16: whether the family lets a run choose it. Collective.
+    """
+    before = decided(accelerator, lambda: hardware_before(folder))
+    lines = []
+    if config.run.mixed_precision is None and accelerator.mixed_precision == "no":
+        able = all(gather_object([has_bf16(accelerator.device)]))
+        pays = bf16 and able and work_per_image >= BFLOAT16
+        if before.get("mixed_precision") == "bf16" if before else pays:
+            use_bf16(accelerator)
+            lines.append("precision bf16, where this network trains faster (--mixed_precision no: float32)")
+    share = torch.get_num_threads()
+    if accelerator.device.type == "cpu" and not config.run.cpu_threads and share > 1:
+        threads = before.get("threads", share)
+        if not before and work_per_image * config.optim.train_batch_size < ONE_THREAD:
+            threads = 1
+        torch.set_num_threads(max(1, min(share, threads)))
+        if threads == 1:
+            lines.append(f"one thread, to which others add little here (--cpu_threads {share}: all of them)")
+    if lines:
+        accelerator.print(f"Chosen: {'; '.join(lines)}.")
+    return replace(config, run=replace(config.run, mixed_precision=accelerator.mixed_precision))
+
+
+def hardware_before(folder: OutputFolder) -> dict[str, Any]:
+    """What the run to resume ran on; nothing where there is none, or where its run.json is damaged."""
+    try:
+        return folder.read_run().get("hardware", {}) if folder.checkpoints.is_dir() else {}
+    except FileError:
+        return {}
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 in hardware: NVIDIA's since Ampere; CPUs with AVX512_BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def with_all_threads(
+    config: Config, accelerator: Accelerator, function: Callable[..., T]
+) -> Callable[..., T]:
+    """The function on the share of the cores: an evaluation has other networks than the training."""
+
+    def call(*arguments: Any) -> T:
+        before = torch.get_num_threads()
+        set_cpu_threads(accelerator, config.run.cpu_threads)
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_num_threads(before)
+
+    return call
+
+
+def use_bf16(accelerator: Accelerator) -> None:
+    """bf16 for modules that `machine.distribute` has prepared; they look it up at each call."""
+    accelerator.state._mixed_precision, accelerator.native_amp = "bf16", True
+
+
+def with_warmup(config: Config, total_steps: int, folder: OutputFolder, accelerator: Accelerator) -> Config:
+    """The configuration with a number of steps of warm-up: where none is given, that of the run to resume."""
+    optim = config.optim
+    if optim.lr_warmup_steps is None:
+        optim = replace(optim, lr_warmup_steps=decided(accelerator, lambda: warmup_before(folder)))
+    if remark := warmup_remark(optim, total_steps):
+        accelerator.print(remark)
+    return replace(config, optim=replace(optim, lr_warmup_steps=warmup_steps(optim, total_steps)))
+
+
+def warmup_before(folder: OutputFolder) -> int | None:
+    """The warm-up of the run to resume; None, with a warning, where its config.yaml is damaged.
+
+    The checkpoint says whether another number fits, and names the flag if not.
+    """
+    try:
+        return folder.read_config().get("lr_warmup_steps") if folder.checkpoints.is_dir() else None
+    except FileError as fault:
+        logger.warning("%s; it is written again", fault)
+        return None
