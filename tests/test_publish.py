@@ -327,10 +327,9 @@ from trilemma.eval.features.judge_files import judge_folder
 from trilemma.model_cards.hub.recheck import _folder_of
 from trilemma.pipelines.files import hub
 from trilemma.pipelines.files.saved import index_path
-from trilemma.training.options.inherit import _file
 
 hub.PATIENCE, download._ETAG_RETRY_TIMEOUT, http.time.sleep = 0.2, 0.2, lambda seconds: None
-for ask in (index_path, judge_folder, _folder_of, lambda model: _file(model, "config.yaml")):
+for ask in (index_path, judge_folder, _folder_of):
     try:
         print(ask("user/model"))
     except Exception as refused:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 PATIENCE = 60.0
 """Seconds without any answer to a request; the client tries some requests up to six times."""
@@ -13,8 +14,19 @@ def patience() -> Iterator[None]:
     from huggingface_hub.utils import get_session
 
     session = get_session()
-    before, session.timeout = session.timeout, PATIENCE
+    hooks, before = session.event_hooks, session.timeout
+    session.timeout = PATIENCE
+    session.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
     try:
         yield
     finally:
-        session.timeout = before
+        session.timeout, session.event_hooks = before, hooks
+
+
+def _bound(request: Any) -> None:
+    """Some requests ask for no limit, whatever the session's."""
+    limits = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {
+        name: PATIENCE if limits.get(name) is None else limits[name]
+        for name in ("connect", "read", "write", "pool")
+    }
