@@ -20,7 +20,7 @@ from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
-from trilemma.training.devices.precision import plain_float32
+from trilemma.training.devices.precision import HALF, check_half, network_in, plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_part
 from trilemma.training.output_folder import OutputFolder
@@ -90,12 +90,13 @@ class Drawing:
             options={} if guidance is None else {"guidance_scale": guidance},
             share=Share.of(self.accelerator),
         )
-        main = self.accelerator.is_main_process
+        main, device = self.accelerator.is_main_process, self.accelerator.device
+        precision = self.sampling.mixed_precision
         with Progress("drawing samples", len(to_draw), "image", show=main) as progress:
             while True:
                 began = time.perf_counter()
                 try:
-                    with plain_float32(self.accelerator.device):
+                    with plain_float32(device), network_in(precision, self.pipeline.network, device):
                         positions, images = next(batches)
                 except StopIteration:
                     return
@@ -125,6 +126,7 @@ class Drawing:
             device=self.accelerator.device.type,
             step=step,
             images_seen=images_seen,
+            mixed_precision=sampling.mixed_precision if sampling.mixed_precision in HALF else None,
         )
 
 
@@ -138,6 +140,7 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
     """The images that the flags ask for; labels are left to `labels_like`."""
     if model.model is None:
         raise ValueError("--model must name a model folder or a Hub id")
+    check_half(sampling.mixed_precision, accelerator.device)
     pipeline = load_model(model.model, accelerator.device, model.trust_remote_code)
     if sampling.sampler:
         pipeline = pipeline.with_sampler(sampling.sampler)

@@ -24,7 +24,7 @@ PROTOCOL = (
     "n", "extractor_sha256", "resize", "quantisation", "reference", "data_fingerprint", "reference_split",
     "reference_n",
 )  # fmt: skip
-SAMPLING = ("sampler", "num_inference_steps", "guidance_scale", "classes")
+SAMPLING = ("sampler", "num_inference_steps", "guidance_scale", "classes", "mixed_precision")
 """What must agree before two numbers are compared; and how images were sampled, which may be the question."""
 
 
@@ -44,6 +44,7 @@ class Origin:
     device: str | None = None
     step: int | None = None
     images_seen: int | None = None
+    mixed_precision: str | None = None  # of the network while it drew: fp16, bf16; None: float32
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ResultLine:
     value: float
     interval: tuple[float, float] | None  # 95%
     floor: float | None  # what a perfect model would be expected to score
-    source: str  # model or image folder; from here to `images_seen` as in Origin
+    source: str  # model or image folder; from here to `mixed_precision` as in Origin
     n: int
     seeds: str | None
     sampler: str | None
@@ -67,6 +68,7 @@ class ResultLine:
     device: str | None
     step: int | None
     images_seen: int | None
+    mixed_precision: str | None
     feature_extractor: str | None
     extractor_sha256: str | None
     resize: str | None
@@ -95,6 +97,7 @@ class ResultLine:
             values["measure"] = measure_of(name, values["feature_extractor"])
             values["sampler"] = SCHEDULERS.get(values["sampler"], values["sampler"])
         values.setdefault("whole", whole_of(name))
+        values.setdefault("mixed_precision", None)  # older versions sampled every model in float32
         extra = {key: values.pop(key) for key in line if key not in ENTRIES}
         return cls(**values, extra=extra)
 
@@ -115,7 +118,7 @@ class ResultLine:
 
 
 ENTRIES = tuple(entry.name for entry in fields(ResultLine) if entry.name != "extra")
-REQUIRED = {*ENTRIES} - {"measure", "whole"}
+REQUIRED = {*ENTRIES} - {"measure", "whole", "mixed_precision"}
 """What every line has, those of older files too."""
 TYPES = {name: hint for name, hint in get_type_hints(ResultLine).items() if name in ENTRIES}
 
@@ -217,6 +220,7 @@ def heading(lines: Sequence[ResultLine]) -> str:
         words.append(f"{one.sampler}{steps}{calls}")
         words.append("no guidance" if one.guidance_scale is None else f"guidance {one.guidance_scale:g}")
         words += [f"only classes {one.classes}"] if one.classes else []
+        words += [f"the network in {one.mixed_precision}"] if one.mixed_precision else []
     split = f" ({one.reference_split})" if one.reference_split else ""
     words.append(f"against {one.reference_n or 0:,} images of {one.reference}{split}")
     extractors = dict.fromkeys(line.feature_extractor for line in lines if line.feature_extractor)
