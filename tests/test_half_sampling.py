@@ -11,6 +11,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
+from test_shared_pipelines import FAMILIES
+
 from trilemma.eval import generate
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.options import SamplingConfig
@@ -114,6 +116,25 @@ def test_a_real_network_draws_the_same_pictures():
     # Each layer rounds at random by at most 2^-8 of its values; some 30 of them follow each other.
     error = (drawn["bf16"] - drawn[None]).square().mean().sqrt()
     assert 0 < error <= 30**0.5 * BF16_ROUNDING * drawn[None].std()
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "vae"])
+def test_every_family_draws_with_its_network_in_half_precision(family):
+    """The network of a VAE is not called as a whole; see below."""
+    torch.manual_seed(0)
+    pipeline = FAMILIES[family]()
+    pipeline.network.eval()
+    pipeline.set_progress_bar_config(disable=True)
+    seen = []
+    pipeline.network.register_forward_hook(lambda *call: seen.append(call[2]))
+    steps = pipeline.steps(4 if family == "ddgan" else 5)
+    options = dict(seeds=[0, 1], num_inference_steps=steps, output_type="pt")
+    exact = pipeline(**options).images
+    with network_in("bf16", pipeline.network, CPU):
+        half = pipeline(**options).images
+    outputs = [out if isinstance(out, torch.Tensor) else out.sample for out in seen]
+    assert {out.dtype for out in outputs} == {torch.float32}  # what the sampler is given
+    assert 0 < (half - exact).abs().max() < 0.1
 
 
 def test_what_has_no_half_precision_is_refused():

@@ -6,6 +6,7 @@ statistics, torchmetrics' FID holds the real moments, and KID the real features.
 
 from collections.abc import Iterator
 from copy import deepcopy
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def cases(full: bool, _folder: Path) -> Iterator[Case | Skipped]:
     for dimension, n in ((768, 5000), (2048, 5000), (768, 50_000)) if full else ((768, 5000),):
         yield from scoring(dimension, n, 3 if n > 5000 or dimension > 768 else 5)
     yield square_root(2048 if full else 768)
-    if find_spec("pytorch_fid") is None:
+    if find_spec("pytorch_fid") is None or find_spec("torchvision") is None:
         yield Skipped(
             GROUP, "pytorch-fid", "the package is not installed; its distance is scipy's sqrtm above"
         )
@@ -77,4 +78,8 @@ def square_root(dimension: int) -> Case:
         "scipy.linalg.sqrtm": lambda: metrics.scipy_distance(a, b),
         "ours": lambda: frechet_distance(*(Gaussian(x.mean, x.covariance, x.n) for x in (a, b))),
     }
+    if find_spec("pytorch_fid") and find_spec("torchvision"):
+        theirs = import_module("pytorch_fid.fid_score").calculate_frechet_distance
+        arrays = [tensor.numpy() for x in (a, b) for tensor in (x.mean, x.covariance)]
+        rows["pytorch-fid"] = lambda: theirs(*arrays)
     return Case(GROUP, f"distance of two Gaussians, {dimension:,} features", rows, 3, warm=1)

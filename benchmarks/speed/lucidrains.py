@@ -1,9 +1,16 @@
 """The trainer of denoising-diffusion-pytorch, where it is installed, over the same network and images."""
 
+import contextlib
+import io
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
+
+NAME = "denoising-diffusion-pytorch"
+SMALLEST_BATCH = 16
+"""Its trainer refuses smaller ones."""
 
 
 class _AsTheirs(torch.nn.Module):
@@ -20,19 +27,29 @@ class _AsTheirs(torch.nn.Module):
 
 
 class LucidrainsLoop:
-    """One step of `Trainer.train` at each call of `step`; its other settings are its defaults."""
+    """One step of `Trainer.train` at each call of `step`, with its defaults.
+
+    Images are read in this process instead of others, so that the time of reading counts as in every loop.
+    """
 
     def __init__(self, net: UNet2DModel, images: Path, batch: int, folder: Path):
-        from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
-
-        diffusion = GaussianDiffusion(_AsTheirs(net), image_size=net.config.sample_size, timesteps=1000)
-        self.trainer = Trainer(
-            diffusion, str(images), train_batch_size=batch, train_num_steps=0, gradient_accumulate_every=1,
-            save_and_sample_every=10**9, results_folder=str(folder), calculate_fid=False,
-            convert_image_to={1: "L", 3: "RGB"}[net.config.in_channels],
-        )  # fmt: skip
+        module = import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+        diffusion = module.GaussianDiffusion(
+            _AsTheirs(net), image_size=net.config.sample_size, timesteps=1000
+        )
+        module.cpu_count = lambda: 0  # its number of reading processes
+        self.trainer = module.Trainer(
+            diffusion,
+            str(images),
+            train_batch_size=batch,
+            train_num_steps=0,
+            save_and_sample_every=10**9,
+            results_folder=str(folder),
+            calculate_fid=False,
+        )
 
     def step(self) -> None:
         """One optimizer step."""
         self.trainer.train_num_steps += 1
-        self.trainer.train()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            self.trainer.train()

@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from speed.diffusers_example import DiffusersLoop, as_dataset
 from speed.harness import Case, Skipped
-from speed.lucidrains import LucidrainsLoop
+from speed.lucidrains import NAME, SMALLEST_BATCH, LucidrainsLoop
 from speed.ours import OurLoop, fresh_state, quietly
 from speed.pictures import enlarged, folder_of
 from trilemma.training.networks.build import make_net
@@ -44,7 +44,7 @@ def cases(full: bool, folder: Path) -> Iterator[Case | Skipped]:
     for setting in FULL if full else QUICK:
         yield one_case(setting, full, folder / setting.net)
     if find_spec("denoising_diffusion_pytorch") is None:
-        yield Skipped(GROUP, "denoising-diffusion-pytorch's trainer", "the package is not installed")
+        yield Skipped(GROUP, f"{NAME}'s trainer", "the package is not installed")
 
 
 def one_case(setting: Setting, full: bool, folder: Path) -> Case:
@@ -72,9 +72,9 @@ def one_case(setting: Setting, full: bool, folder: Path) -> Case:
     fresh_state()
     theirs = DiffusersLoop(net, as_dataset(pictures), folder / "theirs", batch=setting.batch)
     rows[BASELINE] = lambda: [theirs.step() for _ in range(setting.steps)]
-    if find_spec("denoising_diffusion_pytorch"):
+    if find_spec("denoising_diffusion_pytorch") and setting.batch >= SMALLEST_BATCH:
         other = LucidrainsLoop(_same_net(flags, folder), images, setting.batch, folder / "lucidrains")
-        rows["denoising-diffusion-pytorch"] = lambda: [other.step() for _ in range(setting.steps)]
+        rows[NAME] = lambda: [other.step() for _ in range(setting.steps)]
     return Case(GROUP, setting.title, rows, setting.rounds)
 
 
