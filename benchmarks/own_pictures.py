@@ -142,8 +142,8 @@ def train_and_score(name: str, options: argparse.Namespace) -> str:
             "--sampler", "dpmsolver++", "--num_inference_steps", 20, "--feature_extractor", "classifier",
             "--metrics", "fd", "class_accuracy", "--force", *machine,
         )  # fmt: skip
-    config = yaml.safe_load((model / "config.yaml").read_text())
-    lines = [json.loads(line) for line in (model / "results.jsonl").read_text().splitlines()]
+    config = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (model / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     steps, batch = config["max_train_steps"], config["train_batch_size"]
     cells = [name, f"{pictures.count:,}", f"`{config['net']}`", f"{steps:,} of {batch}", f"{seconds:.0f}"]
     for scale in GUIDANCE:
@@ -169,7 +169,7 @@ def main() -> None:
     rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name in options.sets:
         rows.append(train_and_score(name, options))
-        (options.output_dir / "own_pictures.md").write_text("\n".join(rows) + "\n")
+        (options.output_dir / "own_pictures.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
         print("\n".join(rows), flush=True)
 
 

@@ -11,6 +11,7 @@ from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, chec
 from trilemma.training.loop.stop import ending_quietly
 from trilemma.training.options.flags import option
 from trilemma.training.options.parser import parse_flags
+from trilemma.training.options.plugins import located
 from trilemma.training.progress import loading_libraries
 
 
@@ -56,6 +57,9 @@ class OutputConfig:
     output: str | None = option(
         None, "results file; results.jsonl in the model's folder, or here, if not given"
     )
+    dry_run: bool = option(
+        False, "open model, reference and extractors, say whether anything is refused, and draw nothing"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
             with closing_groups(), saying_what_to_lower("lower --batch_size"):
                 evaluate(config)
         except (ValueError, OSError, RuntimeError) as problem:
-            raise SystemExit(f"error: {problem}") from problem
+            raise SystemExit(f"error: {located(problem)}") from problem
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class SamplingConfig:
 
     num_samples: int = option(10_000, "images to draw or to score", low=1)
     seed: int = option(0, "first seed; image i has this seed plus i", low=0)
-    sampler: str | None = option(None, f"of {samplers_by_family()}; the model's own if not given")
+    sampler: str | None = option(None, lambda: f"of {samplers_by_family()}; the model's own if not given")
     num_inference_steps: int | None = option(
         None, "steps of the sampler; its usual number if not given", low=1
     )
@@ -70,7 +70,9 @@ class ScoreConfig:
     feature_extractor: str | None = option(None, EXTRACTOR_HELP)
     extractor_weights: str | None = option(None, "file, folder or Hub id of the extractor's weights")
     judge: str | None = option(None, JUDGE_HELP)
-    metrics: tuple[str, ...] = option(("fd", "kid", "prdc"), f"of {', '.join(METRICS)}; see docs/metrics.md")
+    metrics: tuple[str, ...] = option(
+        ("fd", "kid", "prdc"), lambda: f"of {', '.join(METRICS)}; see docs/metrics.md"
+    )
     bpd_timesteps: int | None = option(None, "noise levels drawn per image for bpd; all if not given", low=1)
     bpd_images: int | None = option(None, "images of each split for bpd; all if not given", low=2)
     force: bool = option(

@@ -45,7 +45,9 @@ class PointSamplingConfig(SamplingConfig):
 class PointScoreConfig(ScoreConfig):
     """What is measured, the same at every point."""
 
-    metrics: tuple[str, ...] | None = option(None, f"of {', '.join(METRICS)}; the question's if not given")
+    metrics: tuple[str, ...] | None = option(
+        None, lambda: f"of {', '.join(METRICS)}; the question's if not given"
+    )
 
 
 @dataclass(frozen=True)

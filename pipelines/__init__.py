@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
 
+LIKE: dict[str, str] = {}
+"""Family of a plug-in -> the family whose pipeline it has, and whose files on the floors above."""
+
+
 def as_ours(pipeline: "DiffusionPipeline", family: str | None = None) -> "DiffusionPipeline":
     """A loaded pipeline as one of a family: with `family`, `network`, `sampler`, `steps` and so on.
 
@@ -89,6 +93,6 @@ def _is_class(value: Any, base: type) -> bool:
 
 
 def _module(name: str | None) -> ModuleType | None:
-    path = f"{__name__}.{name}"
+    path = f"{__name__}.{LIKE.get(name, name)}"
     known = isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(path)
     return importlib.import_module(path) if known else None

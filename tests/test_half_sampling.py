@@ -10,7 +10,6 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
-
 from test_shared_pipelines import FAMILIES
 
 from trilemma.eval import generate

@@ -11,7 +11,7 @@ from trilemma.training.options.flags import flags_of
 
 def listed(config, flag):
     """Words of a flag's help."""
-    text = flags_of(config)[flag].meta["help"]
+    text = flags_of(config)[flag].help
     return {word.strip("(),;:.") for word in text.split()}
 
 

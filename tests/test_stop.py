@@ -47,9 +47,7 @@ def test_a_signal_is_noted_until_work_that_may_be_abandoned(number, code):
     assert not seen
     after = [signal.getsignal(n) for n in NOTICES]
     signal.signal(signal.SIGINT, before[0])
-    if number == signal.SIGINT:  # a second Ctrl-C ends the process, whatever it does
-        assert (after.pop(0), before.pop(0)) == (signal.SIG_DFL, signal.default_int_handler)
-    assert after == before
+    assert after == before  # a second Ctrl-C raises in a script that calls; for entry points see below
 
 
 def test_work_that_may_be_abandoned_is_so_at_once():
@@ -103,7 +101,7 @@ def test_a_program_with_nothing_to_keep_ends_with_one_line(number, code):
 
 
 def test_a_second_ctrl_c_ends_a_training_at_once():
-    ended = program("StopSignal()")
+    ended = program("ending_quietly(NOTICES), StopSignal()")  # as in an entry point
     ended.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert ended.poll() is None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from entry import ROOT, environment, run
 from trilemma.eval.options import samplers_of
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
+from trilemma.eval.studies import grid
 from trilemma.eval.studies.grid import lines_of, make_all
 from trilemma.eval.studies.jobs import Job, changed_flags, parse_training
 from trilemma.eval.studies.questions import SWEEPS, Point, own_sweep, typed, words
@@ -188,6 +190,22 @@ make_all(jobs, folder)
     assert sweep.wait() == ends_with
     assert (tmp_path / "checkpoint").read_text() == str(int(signal.SIGTERM))
     assert {path.name for path in tmp_path.iterdir()} == {"started", "checkpoint", "a.log"}
+
+
+def test_a_sweep_says_how_long_it_still_takes(tmp_path, capsys, monkeypatch):
+    jobs = [Job(Point(None, {"seed": str(k)}), tmp_path / str(k), None, [], {}) for k in range(3)]
+    monkeypatch.setattr(grid, "make", lambda *_: None)
+    assert not make_all(jobs, tmp_path)
+    printed = capsys.readouterr().out
+    assert re.findall(r"about \d\d:\d\d left for (\d of \d) points", printed) == ["2 of 3", "1 of 3"]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_fails_at_every_point_is_found_before_the_first(tmp_path, trains):
+    refuse = [sys.executable, "-c", "import sys; sys.exit('no ' + sys.argv[-1])"]
+    job = Job(Point(None, {}, "a"), tmp_path / "a", refuse if trains else None, refuse, {})
+    with pytest.raises(SystemExit, match=r"(?s)nothing was started: .*no --dry_run"):
+        grid.check_first([job], tmp_path)
 
 
 def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):

@@ -3,21 +3,24 @@
 May look upward, since some choices are those of evaluation.
 """
 
+import sys
+
 from trilemma.eval.options import check_choices
 from trilemma.training.loop.stop import NOTICES, ending_quietly
 from trilemma.training.options.command_line import given, parse
 from trilemma.training.progress import loading_libraries
 
 
-def main(family: str, description: str) -> None:
-    """Train a model of a family as the command line asks for."""
+def main(family: str, description: str, plugin: str | None = None) -> None:
+    """Train a model of a family as the command line asks for; plugin: the file of a family from outside."""
+    argv = [*sys.argv[1:], *(["--plugin", plugin] if plugin else [])]
     with ending_quietly(NOTICES):  # until training begins, when a signal leads to a checkpoint
-        config = parse(family, description, check=check)
+        config = parse(family, description, argv, check)
 
         with loading_libraries():
             from trilemma.training.run import run
 
-        run(config, family, given(family))
+        run(config, family, given(family, argv))
 
 
 def check(config) -> None:

@@ -19,15 +19,16 @@ from trilemma.pipelines.files.reading import (
     read_yaml,
 )
 from trilemma.pipelines.files.saved import INDEX, read_index
+from trilemma.pipelines.files.text import as_path
 from trilemma.training.options.flags import PLACES
 from trilemma.training.options.groups import DataConfig
-from trilemma.training.options.text import as_path
 
 USED_OF_INDEX = {"_class_name": str | tuple[str, str], "class_names": dict[str, str] | None}
 HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed_precision": str}
 RUN = {"steps": int, "images_seen": int}
 RUN |= dict.fromkeys(("seconds", "evaluation_seconds", "images_per_second"), float)
 RUN |= {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
+RUN |= {"plugins": dict[str, str], "in_memory": dict[str, str]}
 OF_ALL_STEPS = ("family", "hardware", "versions", "commit")
 ABOUT = dict.fromkeys(("description", "data_source", "license", "licence"), str)
 ABOUT |= {"language": str | tuple[str, ...], "intended_use": str, "contact": str}

@@ -49,6 +49,8 @@ from trilemma.training.loop.stop import StopSignal
 from trilemma.training.networks.rows import network_name
 from trilemma.training.options.flags import flatten
 from trilemma.training.options.groups import Config, HubConfig
+from trilemma.training.options.in_memory import NOTHING, InMemory, in_memory, with_network
+from trilemma.training.options.plugins import digests, located
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.own_folder import own_folder
 from trilemma.training.progress import Progress
@@ -71,19 +73,25 @@ def run(config: Config, family: str, given: Collection[str] = ()) -> None:
         with closing_groups(), saying_what_to_lower(REMEDY):
             train_and_save(config, family, given)
     except (ValueError, OSError, FloatingPointError, OutOfMemory, PublishError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+        raise SystemExit(f"error: {located(problem)}") from problem
 
 
-def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> None:
-    """Fill the output folder; given: options that were typed, and which the family does not choose."""
+def train_and_save(
+    config: Config, family: str, given: Collection[str] = (), memory: InMemory = NOTHING
+) -> None:
+    """Fill the output folder; given: options that were typed, and which the family does not choose.
+
+    memory: images and a network of a script, in place of those that the options name.
+    """
     accelerator = make_accelerator(config)
     require_same_flags(accelerator, config)
-    require_same_code(accelerator, family=family)
+    require_same_code(accelerator, family=family, plugins=digests())
     stop = StopSignal(agreement(accelerator))
     with own_folder(config.run, accelerator) as folder:
         with Progress("reading the images", show=accelerator.is_main_process):
-            images, held_out = load_data(config, accelerator)
+            images, held_out = load_data(config, accelerator, memory)
         row = families.family(family)
+        config = with_network(config, memory.network)
         config = row.complete(config, given, images, accelerator, folder, row.build)
         config = with_validation_size(config, held_out)
         if config.hub.push_to_hub and not config.evaluation.eval_steps:
@@ -122,7 +130,7 @@ def train_and_save(config: Config, family: str, given: Collection[str] = ()) -> 
                 evaluate.prepare()  # what is mistyped or missing is an error now, not at the first evaluation
             evaluate.check_metrics(conditional=method.num_classes is not None)
         data = data_of(config, images, held_out, budget, accelerator)
-        runlog = RunLog(accelerator, folder, config, family)
+        runlog = RunLog(accelerator, folder, config, family, memory.facts)
         with stop:
             hooks = Hooks(save, finish, stop, show, evaluate)
             train(method, data, hooks, runlog, accelerator, config, budget.total)
@@ -152,7 +160,8 @@ def first_line(
     size = "points" if images.points else f"{images.resolution}x{images.resolution} {channels}"
     classes = "no classes" if method.num_classes is None else f"{method.num_classes:,} classes"
     count = sum(p.numel() for p in method.net.parameters())
-    network = network_name(flatten(config), images.resolution, images.points) or type(method.net).__name__
+    flags = {} if in_memory(config) else flatten(config)
+    network = network_name(flags, images.resolution, images.points) or type(method.net).__name__
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     return (
         f"{len(images):,} images of {images.name} ({size}), {classes}; network {network} "
@@ -202,18 +211,22 @@ def data_of(
     return Data(stream, held_out, budget.epoch, images.fingerprint, images.points)
 
 
-def load_data(config: Config, accelerator: Accelerator) -> tuple[Images, Images | None]:
+def load_data(
+    config: Config, accelerator: Accelerator, memory: InMemory = NOTHING
+) -> tuple[Images, Images | None]:
     """Images to train on and, if requested, others to validate on; one process a machine decodes them."""
-    images, held_out = on_all(accelerator, lambda: read_data(config), local_main_first=True)
+    images, held_out = on_all(accelerator, lambda: read_data(config, memory), local_main_first=True)
     prints = {"training images": images.fingerprint, "held-out images": held_out and held_out.fingerprint}
     require_same(accelerator, prints, "the data must be the same on all machines")
     return images, held_out
 
 
-def read_data(config: Config) -> tuple[Images, Images | None]:
+def read_data(config: Config, memory: InMemory = NOTHING) -> tuple[Images, Images | None]:
     """Images to train on and, if requested, others to validate on."""
     data = config.data
-    images = load_images(data)
+    images = load_images(data) if memory.images is None else memory.images
+    if memory.held_out is not None:
+        return images, memory.held_out
     size, split = data.validation_size, data.validation_split
     if size == 0 or size is split is None:
         return images, None

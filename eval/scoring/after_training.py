@@ -1,27 +1,35 @@
 """The body of `eval/evaluate.py`: what is scored, with which reference, and where the numbers go."""
 
-import pkgutil
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 
 from trilemma.eval.bounds.bits_per_dim import Likelihood
+from trilemma.eval.bounds.result_lines import likelihood_images, likelihood_lines, likelihood_of
 from trilemma.eval.features.judge_files import JudgeChoice, judge_folder, keep_judges
 from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.calibration import calibrate
 from trilemma.eval.scoring.file_images import open_images, own_share
-from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing, training_so_far
-from trilemma.eval.scoring.protocol import ReferenceProtocol
+from trilemma.eval.scoring.model_images import (
+    Drawing,
+    default_output,
+    drawing_in_memory,
+    labels_like,
+    open_drawing,
+    training_so_far,
+)
 from trilemma.eval.scoring.reference import READERS, load_reference
 from trilemma.eval.scoring.results import Origin, ResultLine
 from trilemma.eval.scoring.yardsticks import (
     Reference,
     Yardstick,
+    check_samples,
     pick_extractor,
     result_lines,
     score,
@@ -36,49 +44,51 @@ from trilemma.training.devices.ranks import (
     require_same_flags,
 )
 from trilemma.training.images.folders import existing_folder
-from trilemma.training.images.image_set import Images, cache_folder, hold_out, load_images
-from trilemma.training.loop.machine import commit, evaluation_accelerator
+from trilemma.training.images.image_set import cache_folder, hold_out, load_images
+from trilemma.training.loop.machine import evaluation_accelerator
 from trilemma.training.options.groups import DataConfig
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import Progress
 
-HELD_OUT = "test"
-"""The split under whose name the likelihood of held-out images is recorded."""
+
+class Prepared(NamedTuple):
+    """Everything that is known before the first image is drawn: what is scored, and with what."""
+
+    drawing: Drawing | None
+    reference: Reference
+    sticks: list[Yardstick]
+    likelihoods: list[Likelihood]
 
 
-def evaluate(config) -> None:
-    """Score what the flags of `eval/evaluate.py` name; collective."""
-    of_samples, of_model = check_flags(config)
-    path = Path(config.output.output or default_output(config.model.model))
+def evaluate(
+    config, model: DiffusionPipeline | None = None, reference: Reference | None = None
+) -> list[ResultLine]:
+    """Score what the flags of `eval/evaluate.py` name, and record it; collective.
+
+    model, reference: a pipeline and images in memory, in place of --model and --reference. Of a pipeline in
+    memory nothing is recorded without --output.
+    """
+    place = config.output.output or (default_output(config.model.model) if model is None else None)
+    path, every = place and Path(place), []
     accelerator = evaluation_accelerator(config.model.cpu_threads)
-    require_same_flags(accelerator, config)
-    require_same_code(accelerator)
-    decided(accelerator, lambda: results.check_writable(path))  # an error now, not when all is measured
-    drawing, main = None, accelerator.is_main_process
-    if config.model.model:
-        with Progress("loading the model", show=main):
-            drawing = on_all(accelerator, lambda: open_drawing(config.model, config.sampling, accelerator))
-    likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
-    with Progress("reading the reference", show=main):
-        reference = open_reference(config, accelerator)
-    if drawing:
-        drawing.labels = labels_like(drawing, reference.images)
-    for likelihood in likelihoods:  # all that can be refused is refused before the first image is drawn
-        likelihood.check(*likelihood_images(config, reference).values())
-    with Progress("preparing the evaluation", show=main):
-        sticks = open_yardsticks(config, of_samples, reference, accelerator)
-    save_reference(config.reference.save_reference, sticks, accelerator)
+    prepared = prepare(config, model, reference, path, accelerator)
+    if config.output.dry_run:
+        accelerator.print(f"nothing stands in the way of --metrics {' '.join(config.score.metrics)}")
+        return []
+    save_reference(config.reference.save_reference, prepared.sticks, accelerator)
 
     def record(lines: list[ResultLine]) -> None:
         said = f"{results.heading(lines)}\n{results.table(lines)}"
         accelerator.print(said, flush=True)  # first, so that no disk can take it away
-        decided(accelerator, lambda: results.append(path, lines))
+        decided(accelerator, lambda: path and results.append(path, lines))
+        every.extend(lines)
 
+    drawing, reference, sticks, likelihoods = prepared
     if sticks:
-        with Progress("scoring", show=main):
+        with Progress("scoring", show=accelerator.is_main_process):
             new = sample_lines(config, drawing, sticks, accelerator)
         record(new)
-        with Progress("scoring real images, blurred ones and noise", show=main):
+        with Progress("scoring real images, blurred ones and noise", show=accelerator.is_main_process):
             n = min(config.reference.calibration_images, new[0].n)
             if meaning := calibrate(sticks, reference, n, accelerator):
                 accelerator.print(meaning, flush=True)
@@ -88,16 +98,54 @@ def evaluate(config) -> None:
             decided(accelerator, lambda: keep_judges(OutputFolder(path.parent), judges))
     for likelihood in likelihoods:
         record(likelihood_lines(config, drawing, likelihood, reference, accelerator))
-    accelerator.print(f"added to {path}")
+    if path:
+        accelerator.print(f"added to {path}")
+    return every
 
 
-def check_flags(config) -> tuple[list[str], list[str]]:
-    """Names of the metrics of samples, and of those of the model itself; ValueError for flags that clash."""
-    if (config.model.model is None) == (config.images.images is None):
+def prepare(
+    config,
+    model: DiffusionPipeline | None,
+    reference: Reference | None,
+    path: Path | None,
+    accelerator: Accelerator,
+) -> Prepared:
+    """Open model, reference and extractors; all that can be refused is refused here. Collective."""
+    of_samples, of_model = check_flags(config, model is not None)
+    require_same_flags(accelerator, config)
+    require_same_code(accelerator)
+    decided(accelerator, lambda: path and results.check_writable(path))  # now, not when all is measured
+    drawing, main = None, accelerator.is_main_process
+    if model is not None:
+        drawing = drawing_in_memory(model, config.sampling, config.model.batch_size, accelerator)
+    if config.model.model:
+        with Progress("loading the model", show=main):
+            drawing = on_all(accelerator, lambda: open_drawing(config.model, config.sampling, accelerator))
+    likelihoods = [likelihood_of(name, drawing, config) for name in of_model]
+    with Progress("reading the reference", show=main):
+        reference = reference or open_reference(config, accelerator)
+    if drawing:
+        drawing.labels = labels_like(drawing, reference.images)
+    for likelihood in likelihoods:
+        likelihood.check(*likelihood_images(config, reference).values())
+    with Progress("preparing the evaluation", show=main):
+        sticks = open_yardsticks(config, of_samples, reference, accelerator)
+    if drawing:
+        check_samples(sticks, config.sampling.num_samples, drawing.labels is not None, config.score.force)
+    return Prepared(drawing, reference, sticks, likelihoods)
+
+
+def check_flags(config, has_model: bool = False) -> tuple[list[str], list[str]]:
+    """Names of the metrics of samples, and of those of the model itself; ValueError for flags that clash.
+
+    has_model: whether a model is given in memory.
+    """
+    has_model = has_model or config.model.model is not None
+    if has_model == (config.images.images is not None):
         raise ValueError("give one of --model and --images")
     names = tuple(dict.fromkeys(config.score.metrics))  # each once
     of_model = [name for name in names if METRICS[name].needs == ("model",)]
-    if of_model and config.model.model is None:
+    if of_model and not has_model:
         raise ValueError(f"--metrics {of_model[0]} needs a --model")
     of_samples = [name for name in names if name not in of_model]
     if config.reference.save_reference and not of_samples:
@@ -218,61 +266,6 @@ def trained_on(model: str | None) -> tuple[DataConfig, int]:
     options = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in names}
     if "seed" not in values:
         raise FileError(OutputFolder(Path(model)).config, "lacks the seed")
+    if not (values.get("dataset_name") or values.get("train_data_dir")):
+        raise ValueError("--reference must name the data: a script trained this model on images in memory")
     return DataConfig(**options), values["seed"]
-
-
-def likelihood_of(name: str, drawing: Drawing, config) -> Likelihood:
-    """A metric of the model itself; ValueError if this model has none."""
-    build = pkgutil.resolve_name(METRICS[name].build)
-    return build(drawing.pipeline, config.score.bpd_timesteps, config.model.batch_size)
-
-
-def likelihood_images(config, reference: Reference) -> dict[str, Images]:
-    """Split -> images whose likelihood is measured: those of --split, or training and held-out images."""
-    if reference.images is None:
-        raise ValueError("--metrics bpd needs a data set as --reference, not a statistics file")
-    if config.reference.split:
-        return {config.reference.split: reference.images}
-    held_out = {} if reference.held_out is None else {HELD_OUT: reference.held_out}
-    return {"train": reference.images, **held_out}
-
-
-def likelihood_lines(
-    config, drawing: Drawing, likelihood: Likelihood, reference: Reference, accelerator: Accelerator
-) -> list[ResultLine]:
-    """Lines of the likelihood of each part of the images; collective."""
-    new = []
-    for split, images in likelihood_images(config, reference).items():
-        count = min(config.score.bpd_images or len(images), len(images))
-        measured = likelihood.measure(
-            images, seed=config.sampling.seed, accelerator=accelerator, indices=range(count)
-        )
-        origin = replace(
-            drawing.origin(*training_so_far(config.model.model)),
-            sampler=None,
-            num_inference_steps=config.score.bpd_timesteps,
-            nfe=None,
-            classes=None,
-            guidance_scale=None,
-            seconds_per_image=None,
-        )
-        protocol = ReferenceProtocol(
-            extractor=None,
-            extractor_sha256=None,
-            resize=None,
-            quantisation=None,
-            data=images.name,
-            split=split,
-            data_fingerprint=images.fingerprint,
-            flips=False,
-            n=len(images),
-            whole=images.whole,
-        )
-        new += results.lines(measured, origin, protocol, commit=commit())
-    return new
-
-
-def default_output(model: str | None) -> str:
-    """Beside the model where it is a folder, else here."""
-    inside = model and Path(model).is_dir()
-    return str(OutputFolder(Path(model if inside else ".")).results)

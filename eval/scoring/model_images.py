@@ -1,5 +1,6 @@
 """A saved model as a source of images: loading it, choosing its sampler, drawing seeds a..b."""
 
+import copy
 import shlex
 import sys
 import time
@@ -20,6 +21,7 @@ from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
+from trilemma.training import families
 from trilemma.training.devices.precision import HALF, check_half, network_in, plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_part
@@ -44,7 +46,14 @@ def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = 
         raise FileError(f"--model {path_or_id!r}", text) from problem
     for name, part in pipeline.components.items():
         check_part(part, Path(path_or_id) / name)
-    pipeline = as_ours(pipeline, folder.read_run().get("family"))
+    run = folder.read_run()
+    family, plugins = run.get("family"), run.get("plugins")
+    if family and plugins and family not in families.names():
+        raise ValueError(
+            f"--model {path_or_id!r} is of the family {family} of a plug-in; give "
+            f"--plugin {' '.join(plugins)}"
+        )
+    pipeline = as_ours(pipeline, family)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -130,10 +139,16 @@ class Drawing:
         )
 
 
-def training_so_far(model: str) -> tuple[int | None, int | None]:
+def training_so_far(model: str | None) -> tuple[int | None, int | None]:
     """Steps and images of training, from the run.json beside a model; None where there is none."""
-    run = OutputFolder(Path(model)).read_run()
+    run = OutputFolder(Path(model)).read_run() if model else {}
     return run.get("steps"), run.get("images_seen")
+
+
+def default_output(model: str | None) -> str:
+    """The results file beside a model that is a folder, else here."""
+    inside = model and Path(model).is_dir()
+    return str(OutputFolder(Path(model if inside else ".")).results)
 
 
 def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Accelerator) -> Drawing:
@@ -142,13 +157,33 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
         raise ValueError("--model must name a model folder or a Hub id")
     check_half(sampling.mixed_precision, accelerator.device)
     pipeline = load_model(model.model, accelerator.device, model.trust_remote_code)
+    # The name of a folder, not where it lies on this machine.
+    source = OutputFolder(Path(model.model)).name if Path(model.model).is_dir() else model.model
+    return drawing_of(pipeline, source, sampling, model.batch_size, accelerator)
+
+
+def drawing_in_memory(
+    pipeline: DiffusionPipeline, sampling: SamplingConfig, batch_size: int, accelerator: Accelerator
+) -> Drawing:
+    """The images of a pipeline of a script, which is left as it is but for its device."""
+    pipeline = copy.copy(as_ours(pipeline)).to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    return drawing_of(pipeline, f"{pipeline.family} pipeline", sampling, batch_size, accelerator)
+
+
+def drawing_of(
+    pipeline: DiffusionPipeline,
+    source: str,
+    sampling: SamplingConfig,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> Drawing:
+    """The images of a pipeline of one of the families; source: what results call it."""
     if sampling.sampler:
         pipeline = pipeline.with_sampler(sampling.sampler)
         pipeline.set_progress_bar_config(disable=True)
     sampling = replace(sampling, num_inference_steps=pipeline.steps(sampling.num_inference_steps))
-    # The name of a folder, not where it lies on this machine.
-    source = OutputFolder(Path(model.model)).name if Path(model.model).is_dir() else model.model
-    return Drawing(pipeline, source, sampling, model.batch_size, accelerator)
+    return Drawing(pipeline, source, sampling, batch_size, accelerator)
 
 
 def labels_like(drawing: Drawing, images: Images | None) -> list[int] | None:

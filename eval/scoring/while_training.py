@@ -35,6 +35,7 @@ from trilemma.training.images.image_set import Images, cache_folder
 from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.stop import StopSignal
 from trilemma.training.options.flags import to_yaml
+from trilemma.training.options.in_memory import in_memory
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import say
 
@@ -131,6 +132,8 @@ class Evaluation:
         best.path.mkdir(exist_ok=True)
         write_text(best.config, to_yaml(self.config))
         facts = {"family": family, "steps": line.step, "images_seen": line.images_seen}
+        if in_memory(self.config):
+            facts["in_memory"] = {"network": type(self.config.net.module).__name__}
         facts |= {"hardware": hardware(self.accelerator), "versions": versions(), "commit": commit()}
         write_json(best.run, facts)
         write_text(best.results, results.as_text(new))

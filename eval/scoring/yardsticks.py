@@ -200,15 +200,9 @@ def score(
 
     ValueError for fewer samples than features where a metric needs at least that number, unless forced.
     """
+    check_samples(sticks, n, True, force)
     metrics = {}
     for stick in sticks:
-        few = _too_few_for(stick, n)
-        if few and not force:
-            dim = stick.extractor.dim
-            raise ValueError(
-                f"--metrics {few[0]} over {dim} {stick.extractor.name} features needs {dim} images or more "
-                f"(--num_samples); got {n}. --force measures it nevertheless and marks the result as forced"
-            )
         built = build_metrics(stick.names, stick.reference, n)
         device = exact_device(accelerator.device)  # metrics are sums in float64
         metrics[stick] = {name: metric.to(device) for name, metric in built.items()}
@@ -222,6 +216,29 @@ def score(
     }
 
 
+def check_samples(sticks: Sequence[Yardstick], n: int, labelled: bool, force: bool) -> None:
+    """ValueError for a metric that n samples, with labels or without, do not suffice for."""
+    for stick in sticks:
+        dim, few = stick.extractor.dim, _too_few_for(stick, n)
+        if few and not force:
+            raise ValueError(
+                f"--metrics {few[0]} over {dim} {stick.extractor.name} features needs {dim} images or more "
+                f"(--num_samples); got {n}. --force measures it nevertheless and marks the result as forced"
+            )
+        if not labelled:
+            for name in stick.names:
+                _check_needs(stick, name, [need for need in METRICS[name].needs if need == "labels"])
+
+
+def _check_needs(stick: Yardstick, name: str, missing: Sequence[str]) -> None:
+    if missing:
+        raise ValueError(
+            f"--metrics {name} needs {missing[0]}, and there are none: labels come with samples of "
+            f"class-conditional models, and logits from an extractor with classes"
+            f" (this one is {stick.extractor.name})"
+        )
+
+
 def _update(
     stick: Yardstick, metrics: dict[str, SampleMetric], index: Tensor, images: Tensor, labels: Tensor | None
 ) -> None:
@@ -229,13 +246,7 @@ def _update(
     output = stick.extractor(images)
     inputs = {"features": output.features, "logits": output.logits, "labels": labels}
     for name, metric in metrics.items():
-        missing = [need for need in METRICS[name].needs if inputs[need] is None]
-        if missing:
-            raise ValueError(
-                f"--metrics {name} needs {missing[0]}, and there are none: labels come with samples of "
-                f"class-conditional models, and logits from an extractor with classes"
-                f" (this one is {stick.extractor.name})"
-            )
+        _check_needs(stick, name, [need for need in METRICS[name].needs if inputs[need] is None])
         metric.update(index, *(inputs[need].to(metric.device) for need in METRICS[name].needs))
 
 

@@ -8,6 +8,7 @@ and refuse a folder that was trained with other flags. This process starts them 
 
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from trilemma.eval.studies.tables import cell, markdown, protocol, with_interval
 from trilemma.pipelines.files.writing import write_text, written
 from trilemma.training.loop.stop import CTRL_C, INTERRUPTED
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.progress import duration
 
 MORE_COLUMNS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")
 """Columns of the table after the metrics, by the name of the entry of a line."""
@@ -50,6 +52,7 @@ def sweep(config, own: Sequence[str], training: Sequence[str]) -> None:
             print("".join(f"  {shlex.join(command)}\n" for command in commands if command), end="")
         return
     folder.mkdir(parents=True, exist_ok=True)
+    check_first(jobs, folder)
     failed = make_all(jobs, folder)
     report(name, row, jobs, folder)
     if failed:
@@ -65,9 +68,28 @@ def lines_of(job: Job, folder: Path) -> list[ResultLine]:
     return newest if newest and len(newest) == newest[-1].extra.get("lines") else []
 
 
+def check_first(jobs: Sequence[Job], folder: Path) -> None:
+    """SystemExit for what would fail at every point, such as data that cannot be read or missing weights.
+
+    A dry run of the first point to do: of its training, or of its evaluation where nothing is trained.
+    """
+    job = next((job for job in jobs if not lines_of(job, folder)), None)
+    if job is None:
+        return
+    log = folder / "check.log"
+    command = [*(job.train or job.score), "--dry_run"]
+    print(f"checking the first point, {job.point.name}, before the sweep begins", flush=True)
+    log.unlink(missing_ok=True)
+    with Children() as children:
+        code = children.run(command, log)
+    if code:
+        raise SystemExit(children.stopped or f"nothing was started: {shlex.join(command)}\n{last_lines(log)}")
+
+
 def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
     """Make what is not done, one after another; the names of those that failed. SystemExit after a signal."""
-    failed = []
+    failed, began, made = [], time.monotonic(), 0
+    left = [job for job in jobs if not lines_of(job, folder)]
     with Children() as children:
         for number, job in enumerate(jobs, 1):
             where = f"[{number}/{len(jobs)}] {job.point.name}"
@@ -76,11 +98,15 @@ def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
                 continue
             print(f"{where}: {'training' if job.train else 'scoring'}, log in {job.log}", flush=True)
             problem = make(job, folder, children)
+            made += 1
             if problem:
                 failed.append(job.point.name)
                 print(f"{where} FAILED: {problem}", flush=True)
             else:
                 print(results.table(lines_of(job, folder)), flush=True)
+            if rest := len(left) - made:
+                about = duration((time.monotonic() - began) / made * rest)
+                print(f"about {about} left for {rest} of {len(left)} points", flush=True)
     return failed
 
 

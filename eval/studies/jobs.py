@@ -12,6 +12,7 @@ from typing import Any
 from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_choices, samplers_of
 from trilemma.eval.studies.questions import SWEEPS, Flags, Point, Sweep, own_sweep, typed, words
 from trilemma.training import families
+from trilemma.training.options import plugins
 from trilemma.training.options.command_line import parse
 from trilemma.training.options.flags import HUB_ID, flags_of, flatten
 from trilemma.training.options.parser import parse_flags
@@ -72,11 +73,12 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
     """The commands and the settings of a point; exits where its training would refuse its flags."""
     launcher = shlex.split(config.grid.launcher) if config.grid.launcher else [sys.executable]
     place = OutputFolder(folder / point.name)
-    threads = {"cpu_threads": str(config.model.cpu_threads)}
+    shared = {"cpu_threads": str(config.model.cpu_threads)}
+    shared |= {"plugin": typed(plugins.paths())} if plugins.paths() else {}
     scoring = scoring_flags(point, row, config)
     if point.family:
         no_evaluation = {"eval_steps": "0"}  # it is scored when it is done, with the flags of all points
-        own = [*words(threads | no_evaluation), *training, *words(point.flags)]
+        own = [*words(shared | no_evaluation), *training, *words(point.flags)]
         module = f"trilemma.training.train_{point.family}"
         train = [*launcher, "-m", module, *own, "--output_dir", str(place.path)]
         trained = parse_training(point, own)
@@ -88,7 +90,7 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
         takes_classes = True  # scoring asks the model
         settings = {"model": config.model.model, "training": run_identity(Path(config.model.model))}
     run = {"model": str(place.path) if train else config.model.model, "output": str(place.results)}
-    run |= threads | {"batch_size": str(config.model.batch_size)}
+    run |= shared | {"batch_size": str(config.model.batch_size)}
     run |= {"trust_remote_code": "true"} if config.model.trust_remote_code else {}
     run |= {"force": "true"} if config.score.force else {}
     run |= {"calibration_images": "0"}  # it is the same for all points

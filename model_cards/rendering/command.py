@@ -12,7 +12,7 @@ from typing import Any
 
 from trilemma.model_cards.rendering.text import UNKNOWN, visible
 from trilemma.training import families
-from trilemma.training.options.flags import flags_of, public
+from trilemma.training.options.flags import SECRET, flags_of, public
 from trilemma.training.output_folder import OutputFolder
 
 
@@ -60,7 +60,7 @@ def _values(family: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     """Values and defaults of the flags that can change the weights, as YAML has them."""
     flags = flags_of(families.family(family).config)
     flags = {name: flag for name, flag in flags.items() if not flag.meta["free"]}
-    defaults = {name: _plain(flag.default) for name, flag in flags.items() if not flag.meta["secret"]}
+    defaults = {name: _plain(flag.default) for name, flag in flags.items() if name not in SECRET}
     usual = {name: default for name, default in defaults.items() if config.get(name) is None}
     values = public({**config, **usual})
     values = {name: values[name] for name in defaults}

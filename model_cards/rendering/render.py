@@ -176,13 +176,27 @@ def _training(contents: Contents) -> str:
     }
     return f"""{text}
 
-```sh
-{train_command(contents.family, config, hardware)}
-```
+{_how(contents, config)}
 
 {two_columns("flag", "value", differing)}
 
 All other flags have their default values. `{contents.folder.config.name}` has every flag, for `--config`."""
+
+
+def _how(contents: Contents, config: dict[str, Any]) -> str:
+    """The command that trains the model again, or what stands in its way."""
+    given = _in_memory(contents)
+    if given:
+        return f"Trained by a script with `trilemma.train`, which gave it {' and '.join(given)} of its own."
+    return f"```sh\n{train_command(contents.family, config, contents.run.get('hardware', {}))}\n```"
+
+
+def _in_memory(contents: Contents) -> dict[str, str]:
+    """What a script gave to the training in place of names -> what it is called."""
+    config, given = contents.config, dict(contents.run.get("in_memory", {}))
+    if config and not (config.get("train_data_dir") or config.get("dataset_name")):
+        given = {"images": "images of a script"} | given
+    return given
 
 
 def _network(contents: Contents) -> dict[str, str]:
@@ -214,7 +228,8 @@ def _plain(value: Any) -> str:
 
 def _data_name(contents: Contents) -> str:
     config = contents.config
-    return public_name(config.get("train_data_dir") or config.get("dataset_name") or "unknown data")
+    place = config.get("train_data_dir") or config.get("dataset_name")
+    return public_name(place) if place else _in_memory(contents).get("images", "unknown data")
 
 
 def _data(contents: Contents, number: int) -> str:

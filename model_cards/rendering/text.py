@@ -5,8 +5,8 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from trilemma.pipelines.files.text import as_text
 from trilemma.training.options.flags import HUB_ID
-from trilemma.training.options.text import as_text
 
 MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~!$])")
 

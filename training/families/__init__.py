@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trilemma.pipelines import LIKE
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -82,19 +84,23 @@ class Family(NamedTuple):
         return tuple(name for name in self.samplers if self.can_sample(config, name))
 
 
+OUTSIDE: dict[str, Family] = {}
+"""The families of plug-ins; `pipelines.LIKE` says whose files they use on the other floors."""
+
+
 def names() -> tuple[str, ...]:
     """The families that there are, by name, in alphabetical order."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return tuple(sorted([*OUTSIDE, *(module.name for module in pkgutil.iter_modules(__path__))]))
 
 
 def family(name: str) -> Family:
     """The row of a family; ValueError lists the families."""
     if name not in names():
         raise ValueError(f"the family must be one of {', '.join(names())}; got {name!r}")
-    return importlib.import_module(f"{__name__}.{name}").FAMILY
+    return OUTSIDE.get(name) or importlib.import_module(f"{__name__}.{name}").FAMILY
 
 
 def column(floor: str, family: str) -> ModuleType | None:
     """The file of a family on a floor, such as "trilemma.eval.bounds"; None where it has none there."""
-    name = f"{floor}.{family}"
+    name = f"{floor}.{LIKE.get(family, family)}"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None

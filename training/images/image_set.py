@@ -11,11 +11,12 @@ can be refused.
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from trilemma.training.images.columns import warn_of_empty_classes
 from trilemma.training.images.decode import decode_once
-from trilemma.training.images.decoded import MemoryMap, Stream
+from trilemma.training.images.decoded import MemoryMap, Stream, digest
 from trilemma.training.images.sources import Source, open_source
 from trilemma.training.options.groups import DataConfig
 
@@ -59,6 +60,7 @@ class Images:
     whole: bool = True  # whether these are all images of the split
     part_of: str | None = None  # fingerprint of the images that were loaded, if these are a part of them
     points: bool = False  # whether they are points of the plane, images of one pixel
+    options: Mapping[str, Any] | None = None  # with which `trilemma.load_images` read them; None for others
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -118,7 +120,12 @@ class Images:
         indices = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[indices]
         return replace(
-            self, rows=self.rows[indices], labels=labels, whole=False, part_of=self.split_fingerprint
+            self,
+            rows=self.rows[indices],
+            labels=labels,
+            whole=False,
+            part_of=self.split_fingerprint,
+            options=None,
         )
 
 
@@ -152,6 +159,34 @@ def load_images(config: DataConfig, split: str | None = None) -> Images:
         whole=not (decoded.bad or config.classes or config.max_train_images),
         points=source.points,
     )
+
+
+def images_of(
+    pixels: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] | None, name: str
+) -> Images:
+    """Images in memory, all of their split: pixels uint8 (N, C, H, H), C 1 or 3; labels integers (N,) in
+    0..K-1, or None; K class names, or None for the numbers. ValueError for others.
+    """
+    shape = pixels.shape
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or shape[1] not in (1, 3) or shape[2] != shape[3]:
+        raise ValueError(
+            f"images must be uint8 (N, C, H, H), square and with 1 or 3 channels; got {pixels.dtype} {shape}"
+        )
+    if labels is not None:
+        if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
+            raise ValueError(f"labels must be {shape[0]} integers; got {labels.dtype} {labels.shape}")
+        count = len(class_names) if class_names is not None else int(labels.max(initial=0)) + 1
+        if len(labels) and not 0 <= labels.min() <= labels.max() < count:
+            raise ValueError(f"labels must be in 0..{count - 1}; got {labels.min()}..{labels.max()}")
+        class_names = tuple(map(str, range(count) if class_names is None else class_names))
+    elif class_names is not None:
+        raise ValueError("class_names are the names of labels, and there are no labels")
+    if not len(pixels):
+        raise ValueError("there are no images")
+    labels = labels if labels is None else labels.astype(np.int64)
+    pixels = np.ascontiguousarray(pixels)
+    digests = np.stack([digest(image) for image in pixels])
+    return Images(pixels, digests, np.arange(len(pixels)), labels, class_names, name, "train")
 
 
 def _report_bad(bad: dict[int, str], source: Source, skip: bool) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from trilemma.pipelines.files.reading import FileError, fits
+from trilemma.pipelines.files.text import as_text
 from trilemma.pipelines.files.writing import (
     append_lines,
     keep_lines,
@@ -32,7 +34,7 @@ from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import SKIPPED, Logs
 from trilemma.training.options.flags import flatten, public, to_yaml
 from trilemma.training.options.groups import Config
-from trilemma.training.options.text import as_text
+from trilemma.training.options.plugins import digests
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import Progress
 
@@ -109,9 +111,18 @@ def came_before(line: Mapping[str, Any], step: int, left: Collection[str]) -> bo
 class RunLog:
     """Progress and records of one run. Collective where it says so; only the main process writes."""
 
-    def __init__(self, accelerator: Accelerator, folder: OutputFolder, config: Config, family: str):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: OutputFolder,
+        config: Config,
+        family: str,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        """more: further entries of run.json."""
         self.accelerator, self.folder, self.config = accelerator, folder, config
         self.facts = {"hardware": hardware(accelerator), "versions": versions(), "commit": commit()}
+        self.facts |= {**more, **({"plugins": plugins} if (plugins := digests()) else {})}
         self.family, self.logs = family, folder.path / config.log.logging_dir
         self.bar: Progress | None = None
         self.seconds_aside = self.aside_in_window = 0.0  # those of what is done between steps

@@ -28,6 +28,7 @@ from trilemma.training.loop.ema import EMA
 from trilemma.training.loop.learning_rate import SHAPES
 from trilemma.training.loop.method import Method
 from trilemma.training.networks.build import load_network_config
+from trilemma.training.options import plugins
 from trilemma.training.options.flags import flags_of, flatten
 from trilemma.training.options.groups import Config
 
@@ -42,8 +43,10 @@ FINISHED = "finished"
 ENTRIES = {
     "step": int, "seconds": float, "config": dict, "network": dict, "num_processes": int, "precision": str,
     "fingerprint": str, "method": dict, "ema": list, "rng": list, "left": tuple[str, ...],
+    "plugins": dict[str, str],
 }  # fmt: skip
-"""What a state holds; that of version 0.1 has no network and nothing left."""
+OPTIONAL = {"network", "left", "plugins"}
+"""What a state holds; that of version 0.1 has nothing OPTIONAL."""
 
 
 class Checkpoints:
@@ -103,6 +106,7 @@ class Checkpoints:
             changed += changed_network(state["network"], self.network)
         else:
             changed += moved_network(state["config"], self.config)
+        changed += changed_plugins(state.get("plugins", {}), plugins.digests())
         precision = self.accelerator.mixed_precision
         if state["precision"] != precision:
             changed.append(f"--mixed_precision: {state['precision']} then, {precision} now")
@@ -147,6 +151,7 @@ class Checkpoints:
                 "ema": self.ema.state_dict(),
                 "rng": rng,
                 "left": list(left),
+                "plugins": plugins.digests(),
             }
             save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
 
@@ -155,7 +160,7 @@ class Checkpoints:
 
 def check_entries(state: dict[str, Any], path: Path) -> None:
     """ValueError unless a state has the entries of a run, and is of the step that its folder is named for."""
-    if missing := ENTRIES.keys() - {"network", "left"} - state.keys():
+    if missing := ENTRIES.keys() - OPTIONAL - state.keys():
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     check_types(state, ENTRIES)
     if path.name.startswith("step-") and path.name != checkpoint_path(path.parent, state["step"]).name:
@@ -181,13 +186,22 @@ def without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
 def changed_flags(before: dict[str, Any], config: Config) -> list[str]:
     """'--flag: old then, new now' for each flag that would change the weights of a resumed run."""
     flags, now = flags_of(type(config)), plain(flatten(config))
-    free = {*DATA_PLACES, NETWORK, *(name for name, flag in flags.items() if flag.meta["free"])}
+    free = {*DATA_PLACES, NETWORK, "plugin", *(name for name, flag in flags.items() if flag.meta["free"])}
     if not SHAPES[now["lr_scheduler"]].ends:
         free |= {"max_train_steps", "num_epochs"}
     return [
         f"--{name}: {before[name]} then, {now[name]} now"
         for name in now
         if name not in free and name in before and before[name] != now[name]
+    ]
+
+
+def changed_plugins(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """'--plugin x.py: 0123abcd then, none now' for each plug-in with other contents; they may have moved."""
+    return [
+        f"--plugin {name}: {before.get(name, 'none')[:8]} then, {now.get(name, 'none')[:8]} now"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
     ]
 
 

@@ -7,6 +7,7 @@ they are noted, and all processes stop together where the run can be taken up ag
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -35,22 +36,28 @@ class Stopped(BaseException):
 
 
 class Notice:
-    """The exit code of what was received, 0 without any; at_once: whether a signal raises Stopped."""
+    """The exit code of what was received, 0 without any; at_once: whether a signal raises Stopped.
+
+    again: what the next Ctrl-C does after one.
+    """
 
     def __init__(self, at_once: bool = False):
-        self.code, self.at_once = 0, at_once
+        self.code, self.at_once, self.again = 0, at_once, signal.SIG_DFL
 
     def receive(self, number: int, frame=None) -> None:
-        """Note a signal. After a Ctrl-C the next one ends the process, whatever it does."""
+        """Note a signal. After a Ctrl-C the next one ends the process at once, unless `again` is changed."""
         self.code = max(self.code, CTRL_C if number == signal.SIGINT else INTERRUPTED)
         if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, self.again)
         if self.at_once:
             raise Stopped(self.code)
 
     @contextmanager
     def listening(self, numbers: Iterable[int]) -> Iterator[None]:
-        """Receive these signals inside the block."""
+        """Receive these signals inside the block; none outside the main thread, where Python has none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.receive) for number in numbers}
         try:
             yield
@@ -92,6 +99,8 @@ class StopSignal:
         self.agree, self.notice = agree, Notice()
 
     def __enter__(self) -> "StopSignal":
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.notice.again = signal.default_int_handler  # called by a script, whose process goes on
         self.listening = self.notice.listening(NOTICES)
         self.listening.__enter__()
         return self

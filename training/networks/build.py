@@ -5,7 +5,8 @@ Each is called as `net(x_t, t, class_labels).sample` with x_t (B, C, H, W) and t
 
 import difflib
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from trilemma.pipelines.networks.vdm_model import PointMLP
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.init_from import saved_config, take_weights
 from trilemma.training.networks.rows import NETS, net_for
+from trilemma.training.options.in_memory import NetworkInMemory
 
 SILU_POWER = 0.3557
 """E[silu(z)^2] for z ~ N(0, 1)."""
 
 
-CLASSES: dict[str, type[ModelMixin]] = {
+NETWORK_CLASSES: dict[str, type[ModelMixin]] = {
     "UNet2DModel": UNet2DModel,
     "PlainUNet2DModel": PlainUNet2DModel,
     "PointMLP": PointMLP,
@@ -80,8 +82,8 @@ def build_network(
     `out_channels` is `channels` unless given (2 * channels where the variance is learned).
     """
     name = config.get("_class_name", "UNet2DModel")
-    if name not in CLASSES:
-        choices = ", ".join(CLASSES)
+    if name not in NETWORK_CLASSES:
+        choices = ", ".join(NETWORK_CLASSES)
         raise ValueError(f"the network's _class_name must be one of {choices}; got {name!r}")
     replaced = {"num_class_embeds": num_class_embeds, "dropout": dropout}
     values = {
@@ -91,12 +93,12 @@ def build_network(
         "out_channels": out_channels or channels,
         "sample_size": resolution,
     }
-    options = list(inspect.signature(CLASSES[name]).parameters)
+    options = list(inspect.signature(NETWORK_CLASSES[name]).parameters)
     for key in values:
         if key not in options:
             near = difflib.get_close_matches(key, options, n=1) or [", ".join(options)]
             raise ValueError(f"a {name} has no option {key!r}; did you mean {near[0]}?")
-    net = CLASSES[name](**values)
+    net = NETWORK_CLASSES[name](**values)
     _check_resolution(resolution, levels=len(net.config.get("block_out_channels", (1,))))
     return ho_init_(net)
 
@@ -118,7 +120,9 @@ def make_net(
     makes the network, with the arguments of `build_network`.
     """
     net = config.net
-    if net.model_config_name_or_path:
+    if isinstance(net, NetworkInMemory):
+        row = {"_class_name": type(net.module).__name__, **_plain(net.module.config)}
+    elif net.model_config_name_or_path:
         row = load_network_config(net.model_config_name_or_path)
     elif config.run.init_from and not net.net:
         row = saved_config(config.run.init_from)
@@ -132,6 +136,8 @@ def make_net(
         num_class_embeds=num_class_embeds,
         dropout=net.dropout,
     )
+    if isinstance(net, NetworkInMemory):
+        model = _fitting(net.module, model)
     if net.enable_xformers_memory_efficient_attention:
         try:
             model.enable_xformers_memory_efficient_attention()
@@ -140,6 +146,24 @@ def make_net(
     if config.run.init_from:
         take_weights(model, config.run.init_from, classes, config.run.init_new_classes)
     return model
+
+
+def _fitting(module: ModelMixin, needed: ModelMixin) -> ModelMixin:
+    """The network of a script; ValueError unless it is as the one that these images and options need."""
+    own, other = (
+        {"class": type(net).__name__, **json.loads(json.dumps(_plain(net.config)))}
+        for net in (module, needed)
+    )
+    differing = [name for name in {**other, **own} if own.get(name) != other.get(name)]
+    if differing:
+        words = "; ".join(f"{name} {other.get(name)}, not {own.get(name)}" for name in differing)
+        raise ValueError(f"network= does not fit these images and options, which need: {words}")
+    return module
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what diffusers notes in it."""
+    return {name: value for name, value in config.items() if name[0] != "_"}
 
 
 def _check_resolution(resolution: int, levels: int) -> None:

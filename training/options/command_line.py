@@ -3,12 +3,16 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from trilemma.training import families
+from trilemma.training.options import plugins
 from trilemma.training.options.flags import build, flags_of, nearest, to_yaml
+from trilemma.training.options.in_memory import NOTHING, InMemory
 from trilemma.training.options.inherit import take_over
 from trilemma.training.options.parser import Parser
+
+P = TypeVar("P", bound=Parser)
 
 INSTEAD_OF = {
     "model_config_name_or_path": "net", "num_epochs": "max_train_steps", "dataset_name": "train_data_dir",
@@ -27,17 +31,49 @@ def parse(
 
     check: called with the configuration, for choices that only higher floors can check; raises ValueError.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        plugins.load_from(argv, with_config=True)
+    except ValueError as problem:
+        parser_of(name, description).error(str(problem))
+    parser = parser_of(name, description)
+    typed: dict[str, Any] = parser.parse(argv)
+    dry_run = typed.pop("dry_run")
+    config = resolve(parser, name, typed, check)
+    if dry_run:
+        print(to_yaml(config), end="", flush=True)
+        from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
+
+        try:
+            for line in resolved(config):  # apart from what `--config` reads back
+                print(line, file=sys.stderr)
+        except (ValueError, OSError) as problem:  # the run itself would end here
+            raise SystemExit(f"error: {problem}") from problem
+        raise SystemExit(0)
+    return config
+
+
+def resolve(
+    parser: Parser,
+    name: str,
+    typed: dict[str, Any],
+    check: Callable[[Any], None] = lambda config: None,
+    memory: InMemory = NOTHING,
+) -> Any:
+    """The configuration of a family from what was typed, which includes --preset and --config.
+
+    memory: objects of a script, which take the place of options. Errors are the parser's.
+    """
     family = families.family(name)
-    parser = _parser(name, description)
     default = next(iter(family.presets))
     names = ", ".join(family.presets)
-    typed: dict[str, Any] = parser.parse(sys.argv[1:] if argv is None else argv)
-    preset, file, dry_run = typed.pop("preset"), typed.pop("config"), typed.pop("dry_run")
-
+    typed = dict(typed)
+    preset, file = typed.pop("preset"), typed.pop("config")
     if preset and file:
         parser.error("--preset and --config both set every option; give one of them")
     own_data = (None, family.presets[default].options.get("dataset_name"))
-    if not (preset or file or typed.get("train_data_dir")) and typed.get("dataset_name") in own_data:
+    has_data = typed.get("train_data_dir") or memory.images is not None
+    if not (preset or file or has_data) and typed.get("dataset_name") in own_data:
         preset = default
     if preset and preset not in family.presets:
         parser.error(f"--preset must be one of {names}; got {preset!r}.{nearest(preset, family.presets)}")
@@ -47,6 +83,7 @@ def parse(
     for flag, replaced in INSTEAD_OF.items():
         if typed.get(flag) and replaced not in typed:
             base.pop(replaced, None)
+    base = {option: value for option, value in base.items() if option not in memory.replaced}
     values = {**base, **typed}
     if values.get("sampler") is None:
         values["sampler"] = family.samplers[0]
@@ -62,29 +99,20 @@ def parse(
         check(config)
     except ValueError as problem:
         parser.error(str(problem))
-    if dry_run:
-        print(to_yaml(config), end="", flush=True)
-        from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
-
-        try:
-            for line in resolved(config):  # apart from what `--config` reads back
-                print(line, file=sys.stderr)
-        except (ValueError, OSError) as problem:  # the run itself would end here
-            raise SystemExit(f"error: {problem}") from problem
-        raise SystemExit(0)
     return config
 
 
 def given(name: str, argv: list[str] | None = None) -> frozenset[str]:
     """The options that a command line sets by itself or by `--config`, not by a preset."""
-    parser = _parser(name, "")
+    parser = parser_of(name, "")
     typed = parser.parse(sys.argv[1:] if argv is None else argv)
     return frozenset(typed | (parser.read_file(typed["config"]) if typed["config"] else {}))
 
 
-def _parser(name: str, description: str) -> Parser:
+def parser_of(name: str, description: str, kind: type[P] = Parser) -> P:
+    """The parser of the flags of `training/train_<name>.py`."""
     family = families.family(name)
-    parser = Parser(family.config, description, owners, {"sampler": family.samplers})
+    parser = kind(family.config, description, owners, {"sampler": family.samplers})
     names = ", ".join(family.presets)
     parser.add_argument(
         "--preset", help=f"a recipe: {names} (default: {next(iter(family.presets))})", metavar="NAME"

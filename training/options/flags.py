@@ -15,14 +15,18 @@ from typing import Any
 
 import yaml
 
-from trilemma.training.options.text import as_text
+from trilemma.pipelines.files.text import as_text
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+PLUGIN = "Python file that adds metrics, networks or families (docs/extending.md); may be repeated"
 PLACES = (
     "dataset_name", "train_data_dir", "cache_dir", "model_config_name_or_path", "output_dir", "logging_dir",
     "resume_from_checkpoint", "init_from",
 )  # fmt: skip
 """Flags that may hold a path."""
+
+SECRET = ("hub_token",)
+"""Flags that are never written to a file."""
 
 IN_DATA = ("classes", "image_column", "label_column", "train_split", "validation_split")
 """Flags that hold names which the data have."""
@@ -36,16 +40,16 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 """What a file has for a flag that takes no value on the command line."""
 
 
-def option(default, help, *, usual=None, free=False, secret=False, low=None, needs=None):
+def option(default, help, *, usual=None, free=False, low=None, needs=None, choices=None):
     """A dataclass field that is also a flag.
 
     usual: of an option whose default, None, is resolved when the run begins: what it usually becomes.
     free: may change when a run is resumed, since it does not change the trained weights.
-    secret: never written to a file.
     low: the smallest allowed value; a float bound is exclusive (`low=0.0` means positive).
     needs: (option, values); without one of these values the flag has no effect. `...`: any but None.
+    choices: a function that gives them, where plug-ins may add some; so may help be.
     """
-    facts = dict(help=help, usual=usual, free=free, secret=secret, low=low, needs=needs)
+    facts = dict(help=help, usual=usual, free=free, low=low, needs=needs, choices=choices)
     return field(default=default, metadata=facts)
 
 
@@ -65,6 +69,11 @@ class Flag:
     def meta(self):
         return self.field.metadata
 
+    @property
+    def help(self) -> str:
+        """What `--help` says of it."""
+        return self.meta["help"]() if callable(self.meta["help"]) else self.meta["help"]
+
 
 def _flag(group: str, field: dataclasses.Field, annotation) -> Flag:
     many, choices = False, None
@@ -75,6 +84,8 @@ def _flag(group: str, field: dataclasses.Field, annotation) -> Flag:
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         annotation = type(choices[0])
+    if field.metadata["choices"]:
+        choices = field.metadata["choices"]()
     default = field.default if field.metadata["usual"] is None else field.metadata["usual"]
     return Flag(field.name, group, annotation, choices, many, field, default)
 
@@ -94,7 +105,7 @@ def flatten(config) -> dict[str, Any]:
     return {
         name: getattr(getattr(config, flag.group), name)
         for name, flag in flags_of(type(config)).items()
-        if not flag.meta["secret"]
+        if name not in SECRET
     }
 
 
@@ -133,7 +144,9 @@ def public_name(place: str) -> str:
 
 def public(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flat values without the paths of this machine, for files that are published."""
-    return {**values, **{name: public_name(values[name]) for name in PLACES if values.get(name)}}
+    files = [public_name(file) for file in values.get("plugin") or ()]
+    places = {name: public_name(values[name]) for name in PLACES if values.get(name)}
+    return {**values, **places, **({"plugin": files} if files else {})}
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

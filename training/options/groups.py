@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 
 from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, USUAL_WARMUP, WITH_WARMUP
 from trilemma.training.networks.rows import NETS
-from trilemma.training.options.flags import option
+from trilemma.training.options.flags import PLUGIN, option
+from trilemma.training.options.plugins import also
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ class DataConfig:
 class NetConfig:
     """Which network."""
 
-    net: Literal[tuple(NETS)] | None = option(
-        None, "row of training/networks/rows.py; chosen by the resolution if not given"
+    net: str | None = option(
+        None,
+        "row of training/networks/rows.py; chosen by the resolution if not given",
+        choices=lambda: tuple(NETS),
     )
     model_config_name_or_path: str | None = option(
         None, "folder, file or Hub id of a network configuration; replaces --net"
@@ -177,6 +180,7 @@ class RunConfig:
         "classes of the same names",
         needs=("init_from", ...),
     )
+    plugin: tuple[str, ...] | None = option(None, PLUGIN)
     local_rank: int = option(-1, "set by some launchers; the LOCAL_RANK variable wins", free=True)
 
 
@@ -245,8 +249,10 @@ class EvalConfig:
     )
     eval_metrics: tuple[str, ...] = option(
         ("fd",),
-        "of fd, energy, kid, is, prdc, class_accuracy, modes, memorization, diversity (docs/metrics.md); the "
-        "first chooses the best model",
+        lambda: (
+            "of fd, energy, kid, is, prdc, class_accuracy, modes, memorization, diversity"
+            f"{also('metric')} (docs/metrics.md); the first chooses the best model"
+        ),
         free=True,
         needs=("eval_steps", ...),
     )
@@ -262,7 +268,7 @@ class HubConfig:
     )  # fmt: skip
     push_to_hub: bool = option(False, "publish the output folder to the Hub at the end", free=True)
     hub_token: str | None = option(
-        None, "token; better: `hf auth login`", free=True, secret=True, needs=("push_to_hub", ...)
+        None, "token; better: `hf auth login`", free=True, needs=("push_to_hub", ...)
     )
     hub_model_id: str | None = option(
         None,

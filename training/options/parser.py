@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trilemma.pipelines.files.text import as_path, as_text
+from trilemma.training.options import plugins
 from trilemma.training.options.flags import (
     BOOLEANS,
     IN_DATA,
     NO_EFFECT_IN_DIFFUSERS,
+    PLUGIN,
     Flag,
     build,
     flags_of,
     nearest,
 )
-from trilemma.training.options.text import as_path, as_text
 from trilemma.training.options.yaml_file import read_options
 
 
@@ -59,13 +61,17 @@ class Parser(argparse.ArgumentParser):
         for name, names in choices.items():
             self.flags[name] = replace(self.flags[name], choices=names, default=names[0])
         sections: dict[str, Any] = {}
+        if "plugin" not in self.flags:
+            self.add_argument(
+                "--plugin", nargs="+", action="extend", default=argparse.SUPPRESS, metavar="FILE", help=PLUGIN
+            )
         for flag in self.flags.values():
             if flag.group not in sections:
                 sections[flag.group] = self.add_argument_group(flag.group)
             self._add(sections[flag.group], flag)
 
     def _add(self, section, flag: Flag) -> None:
-        help = flag.meta["help"].replace("%", "%%")
+        help = flag.help.replace("%", "%%")
         keywords: dict[str, Any] = dict(default=argparse.SUPPRESS)
         if flag.kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
@@ -73,6 +79,8 @@ class Parser(argparse.ArgumentParser):
             # Choices are checked by `check`, whose errors suggest the nearest one.
             listed = "{" + ",".join(map(str, flag.choices or ())) + "}"
             keywords.update(type=flag.kind, nargs="+" if flag.many else None)
+            if flag.name == "plugin":
+                keywords["action"] = "extend"  # each adds to those before it
             keywords["metavar"] = listed if flag.choices else flag.kind.__name__.upper()
         section.add_argument(f"--{flag.name}", help=f"{help} (default: {flag.default})", **keywords)
 
@@ -171,6 +179,10 @@ class Parser(argparse.ArgumentParser):
 
 def parse_flags(family: type, description: str, argv: list[str]):
     """A configuration from the command line alone, for entry points without presets; exits on errors."""
+    try:
+        plugins.load_from(argv)
+    except ValueError as problem:
+        Parser(family, description).error(str(problem))
     parser = Parser(family, description)
     values = parser.parse(argv)
     parser.check(values, set(values))
