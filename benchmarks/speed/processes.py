@@ -72,10 +72,11 @@ def two_processes(full: bool, _folder: Path) -> Iterator[Case | Skipped]:
 def _torchrun(processes: int, threads: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--master_port", "0", "-m", "speed.steps", "ours", "100", "digits", str(64 // processes)]
+        command += ["--standalone", "-m", "speed.steps", "ours", "100", "digits", str(64 // processes)]
         path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         seconds = Path(folder) / "seconds"
         environment = {**os.environ, "PYTHONPATH": path, "SECONDS_FILE": str(seconds)}
         environment |= {"OMP_NUM_THREADS": str(threads), "CPU_THREADS": str(threads)}
+        environment["ACCELERATE_USE_CPU"] = "true"
         subprocess.run(command, env=environment, check=True, capture_output=True)
         return float(seconds.read_text(encoding="utf-8"))

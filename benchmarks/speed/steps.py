@@ -13,6 +13,16 @@ NETS = {"digits": ("unet_8", 32), "large": ("unet_cifar10", 8)}
 
 def main(whose: str, steps: int, network: str, batch: int | None = None) -> None:
     """Train; writes the seconds of the steps, the first left out, to $SECONDS_FILE if there is one."""
+    from trilemma.training.loop.machine import closing_groups
+
+    with closing_groups():
+        seconds = timed(whose, steps, network, batch)
+    if "SECONDS_FILE" in os.environ and int(os.environ.get("RANK", 0)) == 0:
+        Path(os.environ["SECONDS_FILE"]).write_text(str(seconds), encoding="utf-8")
+
+
+def timed(whose: str, steps: int, network: str, batch: int | None) -> float:
+    """Seconds of all steps but the first."""
     threads = int(os.environ.get("CPU_THREADS", 1))
     torch.set_num_threads(threads)
     net, usual = NETS[network]
@@ -22,9 +32,7 @@ def main(whose: str, steps: int, network: str, batch: int | None = None) -> None
         began = time.perf_counter()
         for _ in range(steps - 1):
             loop.step()
-        seconds = time.perf_counter() - began
-    if "SECONDS_FILE" in os.environ and int(os.environ.get("RANK", 0)) == 0:
-        Path(os.environ["SECONDS_FILE"]).write_text(str(seconds), encoding="utf-8")
+        return time.perf_counter() - began
 
 
 def ours(net: str, batch: int, folder: Path, threads: int):
