@@ -73,7 +73,11 @@ class ScoreConfig:
     metrics: tuple[str, ...] = option(
         ("fd", "kid", "prdc"), lambda: f"of {', '.join(METRICS)}; see docs/metrics.md"
     )
-    bpd_timesteps: int | None = option(None, "noise levels drawn per image for bpd; all if not given", low=1)
+    bpd_timesteps: int | None = option(
+        None,
+        "noise levels per image for bpd, all if not given; for ode_bpd and flows, steps of the solver, 32",
+        low=1,
+    )
     bpd_images: int | None = option(None, "images of each split for bpd; all if not given", low=2)
     force: bool = option(
         False, "measure even where there are too few samples, and mark the results as forced"

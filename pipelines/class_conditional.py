@@ -15,13 +15,12 @@ import math
 import numbers
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from trilemma.pipelines.scheduled import SchedulerPipeline, started, used_channels
+from trilemma.pipelines.scheduled import SchedulerPipeline, noise_levels, started, used_channels
 from trilemma.pipelines.shared import (
     ImagesOutput,
     check_output_type,
@@ -161,21 +160,12 @@ def _guide(conditional: Tensor, null: Tensor, scales: Tensor) -> Tensor:
 
 def _guided_steps(scheduler: SchedulerMixin, interval: tuple[float, float] | None) -> list[bool]:
     """For each step of the scheduler: is its noise level inside the interval?"""
-    timesteps = scheduler.timesteps.double().numpy()
     if interval is None:
-        return [True] * len(timesteps)
+        return [True] * len(scheduler.timesteps)
     if not (isinstance(interval, Sequence) and len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise ValueError(f"guidance_interval must be (low, high) with 0 <= low < high; got {interval}")
     low, high = interval
-    try:
-        abar = scheduler.alphas_cumprod.double().numpy().clip(1e-20, 1)
-    except AttributeError:
-        name = type(scheduler).__name__
-        raise ValueError(f"guidance_interval needs alphas_cumprod, which {name} does not have") from None
-    log_sigma = 0.5 * (np.log1p(-abar) - np.log(abar))
-    # Some schedulers step between two timesteps of training, as with Karras' noise levels.
-    sigma = np.exp(np.interp(timesteps, np.arange(len(abar)), log_sigma))
-    return [bool(low < level <= high) for level in sigma]
+    return [bool(low < level <= high) for level in noise_levels(scheduler)]
 
 
 def _scales(guidance_scale: float | Sequence[float], count: int) -> list[float]:

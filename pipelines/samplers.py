@@ -38,6 +38,22 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": Sampler("EulerAncestralDiscreteScheduler", targets=("epsilon", "v_prediction")),
 }
 
+FLOW = ("flow_prediction",)
+
+FLOW_SAMPLERS: dict[str, Sampler] = {
+    "euler": Sampler("FlowMatchEulerDiscreteScheduler", targets=FLOW),
+    "heun": Sampler("FlowMatchHeunDiscreteScheduler", targets=FLOW),
+    "dpmsolver++": Sampler(
+        "DPMSolverMultistepScheduler",
+        {
+            "algorithm_type": "dpmsolver++", "solver_order": 2, "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+        },
+        FLOW,
+    ),
+}  # fmt: skip
+"""The samplers of models that predict the velocity of a flow."""
+
 KNOWN_TO_ALL = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """The names of noise schedules that every scheduler in this file knows; `trained_betas` stand for others."""
 
@@ -45,10 +61,20 @@ LONGEST_FIRST_STEP = 0.05
 """The largest error that `first_step_is_long` accepts."""
 
 
+def is_flow(scheduler: "SchedulerMixin") -> bool:
+    """Whether what this scheduler samples is a flow: x_s = (1 - s) x_0 + s noise, at the time step 1000 s."""
+    known = {row.scheduler for row in FLOW_SAMPLERS.values() if not row.options}
+    return type(scheduler).__name__ in known or scheduler.config.get("prediction_type") in FLOW
+
+
+def _rows(scheduler: "SchedulerMixin") -> dict[str, Sampler]:
+    return FLOW_SAMPLERS if is_flow(scheduler) else SAMPLERS
+
+
 def sampler_of(scheduler: "SchedulerMixin") -> str:
     """The name of the sampler that a scheduler is; a scheduler of no row is called by its class."""
     kind, config = type(scheduler).__name__, scheduler.config
-    for name, row in SAMPLERS.items():
+    for name, row in _rows(scheduler).items():
         if row.scheduler == kind and row.options.items() <= config.items():
             return name
     return kind
@@ -56,15 +82,15 @@ def sampler_of(scheduler: "SchedulerMixin") -> str:
 
 def samplers_for(scheduler: "SchedulerMixin") -> tuple[str, ...]:
     """The samplers of models that predict what this scheduler takes."""
-    target = scheduler.config.get("prediction_type")
-    return tuple(name for name, row in SAMPLERS.items() if target in row.targets)
+    target = FLOW[0] if is_flow(scheduler) else scheduler.config.get("prediction_type")
+    return tuple(name for name, row in _rows(scheduler).items() if target in row.targets)
 
 
 def scheduler_for(scheduler: "SchedulerMixin", name: str) -> "SchedulerMixin":
     """Another sampler with the noise schedule of `scheduler`; ValueError lists the choices."""
     if name == sampler_of(scheduler):
         return scheduler
-    if name not in SAMPLERS:
+    if name not in _rows(scheduler):
         raise ValueError(f"--sampler must be one of {', '.join(samplers_for(scheduler))}; got {name!r}")
     if name not in samplers_for(scheduler):
         target, choices = scheduler.config.get("prediction_type"), ", ".join(samplers_for(scheduler))
@@ -79,14 +105,14 @@ def scheduler_for(scheduler: "SchedulerMixin", name: str) -> "SchedulerMixin":
     values = {key: value for key, value in scheduler.config.items() if key not in left_out}
     if values.get("beta_schedule", "linear") not in KNOWN_TO_ALL and values.get("trained_betas") is None:
         values["trained_betas"] = scheduler.betas.tolist()
-    row = SAMPLERS[name]
+    row = _rows(scheduler)[name]
     more = row.for_a_long_first_step
     more = more if more and first_step_is_long(scheduler) else {}
     return getattr(diffusers, row.scheduler).from_config(values, **row.options, **more)
 
 
 def _row_of(scheduler: "SchedulerMixin") -> Sampler:
-    return SAMPLERS.get(sampler_of(scheduler), Sampler(type(scheduler).__name__))
+    return _rows(scheduler).get(sampler_of(scheduler), Sampler(type(scheduler).__name__))
 
 
 def first_step_is_long(scheduler: "SchedulerMixin") -> bool:

@@ -5,10 +5,21 @@ import inspect
 import numbers
 from typing import Any, Self
 
-from diffusers import DDIMScheduler, DDPMScheduler, ModelMixin, PNDMScheduler, SchedulerMixin
+import numpy as np
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    ModelMixin,
+    PNDMScheduler,
+    SchedulerMixin,
+)
 
-from trilemma.pipelines.samplers import sampler_of, samplers_for, scheduler_for
+from trilemma.pipelines.samplers import is_flow, sampler_of, samplers_for, scheduler_for
 from trilemma.pipelines.shared import Generators, ShippedPipeline
+
+OF_FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 
 
 class SchedulerPipeline(ShippedPipeline):
@@ -82,7 +93,25 @@ def started(
     """A copy of a scheduler, which keeps state while it samples, set to `steps`; and its `step_options`."""
     scheduler, steps = copy.deepcopy(scheduler), scheduler_steps(scheduler, steps)
     scheduler.set_timesteps(steps)
+    if isinstance(scheduler, OF_FLOWS):  # these take the state as it is, from N(0, I), and do not say so
+        scheduler.init_noise_sigma, scheduler.scale_model_input = 1.0, lambda sample, timestep: sample
     return scheduler, step_options(scheduler, generator, eta)
+
+
+def noise_levels(scheduler: SchedulerMixin) -> np.ndarray:
+    """sigma, noise over signal, at each of the scheduler's time steps; ValueError where it does not say."""
+    timesteps = scheduler.timesteps.double().numpy()
+    if is_flow(scheduler):
+        noise = timesteps / scheduler.config.num_train_timesteps
+        return noise / np.maximum(1 - noise, 1e-20)
+    try:
+        abar = scheduler.alphas_cumprod.double().numpy().clip(1e-20, 1)
+    except AttributeError:
+        name = type(scheduler).__name__
+        raise ValueError(f"guidance_interval needs alphas_cumprod, which {name} does not have") from None
+    log_sigma = 0.5 * (np.log1p(-abar) - np.log(abar))
+    # Some schedulers step between two timesteps of training, as with Karras' noise levels.
+    return np.exp(np.interp(timesteps, np.arange(len(abar)), log_sigma))
 
 
 def step_options(scheduler: SchedulerMixin, generator: Generators, eta: float) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class ShippedPipeline(DiffusionPipeline):
     """A pipeline that is saved with its code, and so loads where only diffusers is installed.
 
     saved_as: the stock pipeline of diffusers that it is saved as, without code, if its components are stock
-        too; None for pipelines that always bring their code.
+        too; None for pipelines that always bring their code. A property where it depends on the model.
     """
 
     saved_as: ClassVar[type[DiffusionPipeline] | None] = None
@@ -64,7 +64,7 @@ def ship_code(pipeline: DiffusionPipeline, folder: Path) -> None:
     ]
     for name in coded:
         index[name] = [_copy_code(index[name][0], "modeling_", folder / name), index[name][1]]
-    stock = kind.saved_as if issubclass(kind, ShippedPipeline) else None
+    stock = pipeline.saved_as if isinstance(pipeline, ShippedPipeline) else None
     if stock is not None and not coded:  # a stock pipeline, saved again, would lose a component's code
         index["_class_name"] = stock.__name__
     elif kind.__module__.split(".")[0] not in STOCK_LIBRARIES:

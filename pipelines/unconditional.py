@@ -7,7 +7,14 @@ pipeline is on disk a stock `DDPMPipeline`, which plain diffusers loads; with an
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    LCMScheduler,
+    ModelMixin,
+    SchedulerMixin,
+)
 from diffusers.utils.torch_utils import randn_tensor
 
 from trilemma.pipelines.samplers import ALL_TARGETS
@@ -91,7 +98,8 @@ class UnconditionalPipeline(SchedulerPipeline):
 def is_stock(kind: type[DiffusionPipeline], scheduler: SchedulerMixin | None) -> bool:
     """Whether a stock pipeline of this class and with this scheduler is a model of this family."""
     target = None if scheduler is None else scheduler.config.get("prediction_type")
-    return kind is UnconditionalPipeline.saved_as and target in ALL_TARGETS
+    denoises = target in ALL_TARGETS and not isinstance(scheduler, LCMScheduler)  # that of consistency models
+    return kind is UnconditionalPipeline.saved_as and denoises
 
 
 def from_stock(pipeline: DDPMPipeline) -> UnconditionalPipeline:

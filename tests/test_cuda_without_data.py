@@ -32,6 +32,8 @@ WAITS = {
     "vdm monotone": {"pipelines/networks/vdm_model.py": 1, **GAMMA},
     "vdm of T steps": GAMMA,
     "vdm shortcut": GAMMA,
+    "flow": {},
+    "flow with classes": {},
     "ddgan": {},
     "ddgan with classes": {},
 }
@@ -42,7 +44,7 @@ FP16 = {"ddgan with classes": 3}
 
 ONE_OF_EACH = (
     "unconditional", "unconditional hybrid", "class-conditional", "vae", "vdm monotone", "vdm of T steps",
-    "ddgan with classes",
+    "flow with classes", "ddgan with classes",
 )  # fmt: skip
 
 BY_FAMILY = {

@@ -361,7 +361,7 @@ def test_a_mistyped_name_is_refused_before_torch_is_imported(script, flags, mess
 
 def test_a_family_without_a_bound_is_refused_before_anything_is_drawn():
     pipeline = SimpleNamespace(family="ddgan")
-    message = "ddgan models have no bound .* class_conditional, unconditional, vae, vdm"
+    message = "ddgan models have no bound .* class_conditional, flow, unconditional, vae, vdm"
     with pytest.raises(ValueError, match=message):
         Likelihood(pipeline, None, 250)
 

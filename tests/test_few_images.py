@@ -12,7 +12,9 @@ from trilemma.training.output_folder import OutputFolder
 
 OWN = {
     "ddgan": ["--discriminator_channels", "4", "8", "--train_batch_size", "4", "--class_conditional"],
+    "consistency": ["--class_conditional"],
     "vdm": ["--vdm_timesteps", "10", "--class_conditional"],
+    "flow": ["--class_conditional", "--coupling", "optimal"],
     "vae": ["--latent_dim", "2", "--vae_channels", "8", "8"],
 }
 """Small networks; with classes where they are a choice."""

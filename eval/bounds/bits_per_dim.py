@@ -4,13 +4,16 @@ A family that has a bound has a file of its name in this folder, with
 
     terms(pipeline, timesteps, batch_size) -> Terms
 
+and, if its models are flows of noise to images, path(pipeline) -> Path (`ode.py`), which gives them a second
+bound that is measured in the same way in all such families.
+
 `Terms` gives the terms of the bound for a batch of images, and `bits_per_image` averages them, each image
 counted once by whichever process scored it. The noise of an image comes from (seed, index of the image)
 alone, so no number depends on batches, on processes or on which other images are scored.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from trilemma.eval.bounds.ode import ode_terms
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.shared import exact_device
@@ -162,6 +166,28 @@ class Likelihood:
         finally:
             net.train(training)
         return metric.compute()
+
+
+class ODELikelihood(Likelihood):
+    """The same by the probability-flow equation, for each family that has one.
+
+    timesteps: of its solver. ValueError for a model of a family without such an equation.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> None:
+        able = {name for name in families.names() if hasattr(families.column(FLOOR, name), "path")}
+        if pipeline.family not in able:
+            raise ValueError(
+                f"--metrics ode_bpd: {pipeline.family} models have no probability-flow equation here; models "
+                f"of these families have one: {', '.join(sorted(able))}"
+            )
+        self.pipeline = pipeline
+        self.terms = ode_terms(families.column(FLOOR, pipeline.family).path(pipeline), timesteps, batch_size)
+
+    def measure(self, images: Images, **options: Any) -> dict[str, Measurement]:
+        """`ode_bpd` and its terms."""
+        measured = super().measure(images, **options)
+        return {f"{name.removesuffix('bpd')}ode_bpd": value for name, value in measured.items()}
 
 
 def bits_per_dim(

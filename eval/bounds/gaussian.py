@@ -22,6 +22,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from trilemma.eval.bounds.noise import normal
+from trilemma.eval.bounds.ode import Path
 from trilemma.pipelines.networks.vdm_model import exact
 from trilemma.training.diffusion.losses import (
     learned_log_variance,
@@ -168,3 +169,30 @@ def gaussian_terms(pipeline: DiffusionPipeline, timesteps: int | None, batch_siz
         timesteps=timesteps or possible,
         batch_size=batch_size,
     )
+
+
+def gaussian_path(pipeline: DiffusionPipeline) -> Path:
+    """The probability flow of a pipeline whose scheduler is a `DDPMScheduler` or was made from one.
+
+    Song et al. 2021 (arXiv 2011.13456), equation 13. With x_t = alpha x_0 + sigma noise and alpha^2 + sigma^2
+    = 1, the state x_t / (alpha + sigma) is (1 - s) x_0 + s noise for s = sigma / (alpha + sigma), and moves
+    with velocity noise_hat - x0_hat. Between the T noise levels the network gets times in between. x0_hat is
+    not clipped here, so this is not quite the law of samples.
+    """
+    net, config = pipeline.network, pipeline.scheduler.config
+    abar, target = process_of(pipeline.scheduler).abar[1:], TARGETS[config.prediction_type]
+    noise_over_signal = ((1 - abar) / abar).sqrt()
+    levels = (noise_over_signal / (1 + noise_over_signal)).numpy()
+    conditional = net.config.get("num_class_embeds") is not None
+
+    def velocity(y: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
+        size = ((1 - s).square() + s.square()).sqrt()
+        alpha, sigma = (float(part / size) for part in (1 - s, s))
+        step = torch.tensor(np.interp(float(s), levels, np.arange(len(levels))), dtype=torch.float32)
+        x_t = y / float(size)
+        condition = (labels,) if conditional else ()
+        output = net(x_t.to(net.dtype), step.to(y.device), *condition).sample.float()[:, : y.shape[1]]
+        x0_hat = target.to_x0(output, x_t, alpha, sigma)
+        return (x_t - alpha * x0_hat) / sigma - x0_hat
+
+    return Path(velocity, float(levels[0]), float(levels[-1]))

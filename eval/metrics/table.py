@@ -132,6 +132,12 @@ METRICS: dict[str, Metric] = {
     "diversity": Metric(
         "trilemma.eval.metrics.distances:Diversity", {"diversity": Measure(depends_on_n=False)}
     ),
+    "ode_bpd": Metric(  # before `bpd`, whose terms may have any name that ends in _bpd
+        "trilemma.eval.bounds.bits_per_dim:ODELikelihood",
+        {"ode_bpd": Measure("lower", of_split=True, compared=True)},
+        needs=("model",),
+        terms=Measure("lower", of_split=True),
+    ),
     "bpd": Metric(
         "trilemma.eval.bounds.bits_per_dim:Likelihood",
         {"bpd": Measure("lower", of_split=True, shown=True, compared=True, charted=True)},

@@ -11,6 +11,7 @@ from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.few_steps import latent_row
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig
+from trilemma.training.families.flow import FlowConfig
 from trilemma.training.families.vae import VAEConfig
 from trilemma.training.families.vdm import VDMConfig
 from trilemma.training.loop.method import GradientDescent, Method, Objective
@@ -18,6 +19,7 @@ from trilemma.training.networks.build import build_network
 from trilemma.training.networks.discriminator import Discriminator
 from trilemma.training.objectives.ddgan import DDGAN
 from trilemma.training.objectives.ddpm import DDPM, output_channels, schedule_of
+from trilemma.training.objectives.flow import Flow
 from trilemma.training.objectives.vae import VAE
 from trilemma.training.objectives.vdm import VDM, build_vdm
 from trilemma.training.options.ddpm import DDPMConfig, ProcessConfig
@@ -62,6 +64,13 @@ def _vdm(classes: bool = False, **options) -> Objective:
     return VDM(net, config, CLASSES if classes else None)
 
 
+def _flow(classes: bool = False, **options) -> Objective:
+    config = FlowConfig(class_conditional=classes, **options)
+    rows = len(CLASSES) + 1 if classes else None
+    net = build_network(NET, channels=CHANNELS, resolution=SIDE, num_class_embeds=rows)
+    return Flow(net, config, CLASSES if classes else None)
+
+
 def _vae() -> Objective:
     net = VAEModel(sample_size=SIDE, in_channels=CHANNELS, latent_dim=8, block_out_channels=(16, 16))
     return VAE(net, VAEConfig(free_bits=0.1))
@@ -101,6 +110,8 @@ METHODS: dict[str, Build] = {
     "vdm monotone": _descent(_vdm, gamma="monotone", fourier_features=(3, 4)),
     "vdm of T steps": _descent(_vdm, classes=True, vdm_timesteps=200),
     "vdm shortcut": _descent(_vdm, vdm_timesteps=200, shortcut_steps=5),
+    "flow": _descent(_flow, time_density="logit_normal"),
+    "flow with classes": _descent(_flow, classes=True),
     "ddgan": _gan(),
     "ddgan with classes": _gan(classes=True, steps=2),
 }

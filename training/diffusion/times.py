@@ -7,6 +7,19 @@ from torch import Tensor, nn
 from trilemma.pipelines.shared import exact_device
 
 
+def spread_times(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Times in [0, 1), float64 (count,): each uniform, and one in each of `count` equal parts.
+
+    They are where the generator is, by default on `device` or, if that has no float64, on the CPU.
+    """
+    where = exact_device(device) if generator is None else generator.device
+    part = torch.rand(count, generator=generator, device=where, dtype=torch.float64)
+    place = torch.arange(count, device=where)
+    if generator is not None:  # held-out images may come in the order of their classes
+        place = torch.randperm(count, generator=generator, device=where)
+    return (place + part) / count
+
+
 class UniformTimes(nn.Module):
     """t uniform in 1..T, one from each of B equal parts: the same expectation with less variance.
 
@@ -22,12 +35,7 @@ class UniformTimes(nn.Module):
         self, count: int, device: torch.device, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | float]:
         """t (count,) int64 and the importance weight of each."""
-        where = exact_device(device) if generator is None else generator.device
-        part = torch.rand(count, generator=generator, device=where, dtype=torch.float64)
-        place = torch.arange(count, device=where)
-        if generator is not None:  # held-out images may come in the order of their classes
-            place = torch.randperm(count, generator=generator, device=where)
-        time = (place + part) / count
+        time = spread_times(count, device, generator)
         return (time * self.steps).long().clamp(max=self.steps - 1).to(device) + 1, 1.0
 
     def observe(self, t: Tensor, losses: Tensor) -> None:

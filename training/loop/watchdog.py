@@ -1,12 +1,13 @@
-"""Signs that adversarial training has failed, as means over a window of steps, and what to do about them.
+"""Signs that training has failed, as means over a window of steps, and what to do about them.
 
-A GAN's losses do not show it: they stay small or fall while every image is black. Statistics of the images
-and the logits do. A sign that shows in several consecutive windows stops the run.
+The losses do not show it: those of a GAN stay small or fall while every image is black. Statistics of the
+images and the logits do. The signs in this file are those of a GAN; other methods have theirs in their own. A
+sign that shows in several consecutive windows stops the run.
 """
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from accelerate import Accelerator
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class CollapsedRun(ValueError):
-    """Adversarial training that will not recover."""
+    """Training that will not recover."""
 
 
 class Sign(NamedTuple):
@@ -78,12 +79,12 @@ SIGNS: dict[str, Sign] = {
 
 
 class Watchdog:
-    """Checks the logs of all ranks every `period` steps; 0 for never."""
+    """Checks the logs of all ranks for signs every `period` steps; 0 for never."""
 
-    def __init__(self, period: int, accelerator: Accelerator):
-        self.period, self.accelerator = period, accelerator
+    def __init__(self, period: int, accelerator: Accelerator, signs: Mapping[str, Sign] = SIGNS):
+        self.period, self.accelerator, self.signs = period, accelerator, signs
         self.means = Means(accelerator.device)
-        self.strikes = dict.fromkeys(SIGNS, 0)
+        self.strikes = dict.fromkeys(signs, 0)
 
     def watch(self, logs: Logs, step: int) -> None:
         """Take in the logs of step 1, 2, ...; CollapsedRun, on every rank, when a sign has stayed."""
@@ -93,7 +94,7 @@ class Watchdog:
         if step % self.period:
             return
         numbers = self.means.reduce(self.accelerator)
-        for name, sign in SIGNS.items():
+        for name, sign in self.signs.items():
             # Small batches may have had no image from which to compute it.
             shows = name in numbers and sign.shows(numbers)
             self.strikes[name] = self.strikes[name] + 1 if shows else 0

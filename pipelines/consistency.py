@@ -1,0 +1,147 @@
+"""Sampling from a consistency model in one or a few calls of its network.
+
+Song et al. 2023 (arXiv 2303.01469), algorithm 1: a call maps noise to an image; each further call adds less
+noise to that image and maps it again. diffusers' `LCMScheduler` does both, with the boundary condition of the
+training. On disk a model without classes is a stock `DDPMPipeline`, which plain diffusers loads; one with
+classes brings its code, since the stock pipeline takes no labels.
+"""
+
+import copy
+import numbers
+from collections.abc import Iterable, Sequence
+
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline, LCMScheduler, ModelMixin, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+from trilemma.pipelines.scheduled import SchedulerPipeline
+from trilemma.pipelines.shared import (
+    ImagesOutput,
+    check_output_type,
+    check_sampler,
+    image_shape,
+    images_output,
+    kept_steps,
+    listed,
+    names_by_id,
+    read_generators,
+    read_labels,
+)
+
+STEPS = 2
+
+
+class ConsistencyPipeline(SchedulerPipeline):
+    """A network, called once or a few times, and an `LCMScheduler`.
+
+    `class_names` has one name for each class of a class-conditional model, and is None for others.
+    `model_index.json` keeps it as `{"0": name, ...}`: diffusers takes a list there for a component.
+    """
+
+    family = "consistency"
+    default_guidance = None
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: LCMScheduler,
+        class_names: dict[str, str] | list[str] | tuple[str, ...] | None = None,
+    ):
+        super().__init__()
+        if not isinstance(scheduler, LCMScheduler):
+            raise ValueError(f"scheduler must be an LCMScheduler; got a {type(scheduler).__name__}")
+        self.register_modules(unet=unet, scheduler=scheduler)
+        if class_names is not None:  # a stock pipeline does not know the entry
+            self.register_to_config(class_names=names_by_id(class_names))
+
+    @property
+    def saved_as(self) -> type[DiffusionPipeline] | None:
+        """The stock pipeline that a model without classes is saved as."""
+        return DDPMPipeline if self.class_names is None else None
+
+    @property
+    def sampler(self) -> str:
+        """The name of the sampler, as --sampler takes it."""
+        return "lcm"
+
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the samplers of this model: only the one that it was trained for."""
+        return ("lcm",)
+
+    def with_sampler(self, name: str) -> "ConsistencyPipeline":
+        """A copy; ValueError for any sampler but the only one."""
+        check_sampler(self, name)
+        return copy.copy(self)
+
+    def steps(self, wanted: int | None) -> int:
+        """2, or `wanted`; ValueError for a number that the scheduler does not have."""
+        steps, most = STEPS if wanted is None else wanted, self.scheduler.config.original_inference_steps
+        if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or not 1 <= steps <= most:
+            raise ValueError(
+                f"--num_inference_steps must be an integer from 1 to {most}, and few are enough; got {steps}"
+            )
+        return steps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        *,
+        class_labels: str | int | Iterable[str | int | None] | None = None,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        trajectory: int = 0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagesOutput | tuple:
+        """Generate images.
+
+        batch_size: the number of images; follows from `seeds` or a list of labels if they are given.
+        class_labels: names, ids in 0..K-1, or None for an image of any class; one for all images or one for
+            each. Only for models with classes.
+        seeds: one for each image. All its noise is drawn from it, on the CPU: a seed stands for one image
+            on any device, in any batch and on any number of processes.
+        generator: in place of seeds, one for all images or a list with one for each, as in diffusers.
+        num_inference_steps: calls of the network, 2 by default; one is faster, four are usually enough.
+        trajectory: how many states to keep, evenly spaced from the noise to the image.
+        output_type: pil, np or pt.
+        """
+        check_output_type(output_type)
+        steps = self.steps(num_inference_steps)
+        class_labels = listed(class_labels)
+        generator, batch_size = read_generators(batch_size, seeds, generator, class_labels)
+        kept = kept_steps(trajectory, steps)
+        labels = self._labels(class_labels, batch_size)
+        options = dict(generator=generator, device=self._execution_device, dtype=torch.float32)
+        image, states = randn_tensor(image_shape(self.unet.config, batch_size), **options), []
+        scheduler = copy.deepcopy(self.scheduler)  # a scheduler keeps state while it samples
+        scheduler.set_timesteps(steps)
+        for i, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
+            if i in kept:
+                states.append(image)
+            output = self.unet(image.to(self.unet.dtype), timestep, labels).sample.float()
+            image = scheduler.step(output, timestep, image, generator=generator).prev_sample
+        self.maybe_free_model_hooks()
+        return images_output(image, states, output_type, return_dict)
+
+    def _labels(self, class_labels: str | int | list | None, count: int) -> torch.Tensor | None:
+        """Ids (count,) in 0..K, K for an image of any class; None for a model without classes."""
+        names = self.class_names
+        if names is None:
+            if class_labels is not None:
+                raise ValueError("class_labels must be None: this model has no classes")
+            return None
+        ids = read_labels(class_labels, count, len(names), names)
+        ids = [len(names) if label is None else label for label in ids]
+        return torch.tensor(ids, device=self._execution_device)
+
+
+def is_stock(kind: type[DiffusionPipeline], scheduler: SchedulerMixin | None) -> bool:
+    """Whether a stock pipeline of this class and with this scheduler is a model of this family."""
+    return kind is DDPMPipeline and isinstance(scheduler, LCMScheduler)
+
+
+def from_stock(pipeline: DDPMPipeline) -> ConsistencyPipeline:
+    """The pipeline of a model that was saved: a stock one with the same components."""
+    return ConsistencyPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler)
