@@ -56,7 +56,7 @@ class ResultLine:
     value: float
     interval: tuple[float, float] | None  # 95%
     floor: float | None  # what a perfect model would be expected to score
-    source: str  # model or image folder; from here to `mixed_precision` as in Origin
+    source: str  # model or image folder; from here to `images_seen` as in Origin
     n: int
     seeds: str | None
     sampler: str | None
@@ -68,7 +68,6 @@ class ResultLine:
     device: str | None
     step: int | None
     images_seen: int | None
-    mixed_precision: str | None
     feature_extractor: str | None
     extractor_sha256: str | None
     resize: str | None
@@ -82,6 +81,7 @@ class ResultLine:
     commit: str | None
     created: str
     forced: bool  # it would have been refused without --force
+    mixed_precision: str | None = None  # as in Origin; lines of older files lack it
     extra: dict[str, Any] = field(default_factory=dict)  # entries that sweeps add, and judge_data
 
     @classmethod
@@ -97,7 +97,6 @@ class ResultLine:
             values["measure"] = measure_of(name, values["feature_extractor"])
             values["sampler"] = SCHEDULERS.get(values["sampler"], values["sampler"])
         values.setdefault("whole", whole_of(name))
-        values.setdefault("mixed_precision", None)  # older versions sampled every model in float32
         extra = {key: values.pop(key) for key in line if key not in ENTRIES}
         return cls(**values, extra=extra)
 
