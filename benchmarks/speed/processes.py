@@ -25,15 +25,15 @@ from diffusers.training_utils import EMAModel
 
 def startup(full: bool, _folder: Path) -> Iterator[Case]:
     """Help, a mistyped flag, and the first step of a training."""
-    rounds = 7 if full else 3
+    rounds = 7 if full else 2
     answers = {"--help": (["--help"], 0), "a mistyped flag": (["--max_train_step", "1"], 2)}
     for title, (flags, code) in answers.items():
         rows = {
             "the imports of diffusers' example": partial(run_python, "-c", EXAMPLE_IMPORTS),
             "ours": partial(run_python, TRAIN, *flags, expected=code),
         }
-        yield Case("start-up", title, rows, rounds, clock="children", warm=1)
-    yield Case("start-up", "until the first step on the digits", _first_steps(1), rounds, "children", 1)
+        yield Case("start-up", title, rows, rounds, clock="children", warm=0)
+    yield Case("start-up", "until the first step on the digits", _first_steps(1), rounds, "children", 0)
 
 
 def memory(full: bool, _folder: Path) -> Iterator[Case]:

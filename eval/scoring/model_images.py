@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -100,12 +101,11 @@ class Drawing:
             share=Share.of(self.accelerator),
         )
         main, device = self.accelerator.is_main_process, self.accelerator.device
-        precision = self.sampling.mixed_precision
         with Progress("drawing samples", len(to_draw), "image", show=main) as progress:
             while True:
                 began = time.perf_counter()
                 try:
-                    with plain_float32(device), network_in(precision, self.pipeline.network, device):
+                    with plain_float32(device), self._precision():
                         positions, images = next(batches)
                 except StopIteration:
                     return
@@ -114,6 +114,11 @@ class Drawing:
                 labels = None if self.labels is None else torch.tensor(self.labels)[index]
                 yield index, images, labels
                 progress.update(min(len(images) * self.accelerator.num_processes, len(to_draw) - progress.n))
+
+    def _precision(self) -> AbstractContextManager[None]:
+        half = self.sampling.mixed_precision
+        on = self.accelerator.device
+        return network_in(half, self.pipeline.network, on) if half in HALF else nullcontext()
 
     def origin(self, step: int | None, images_seen: int | None) -> Origin:
         """Where these images come from, once they are drawn, and how far training had come; collective."""
