@@ -2,7 +2,7 @@
 # make test    create the environment if needed, run the tests
 # make test-other-processor   the numerical tests, with the instructions of an older processor
 # make lint    run ruff
-# make bench   run all benchmarks against the common alternatives
+# make bench   ratios to the common alternatives, in minutes (ARGS=--full for all)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +27,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 
 bench: $(VENV)/.ready
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

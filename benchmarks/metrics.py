@@ -27,12 +27,12 @@ from trilemma.eval.scoring.reference import ReferenceStatistics
 DIMENSION = 2048
 
 
-def features(n: int, seed: int) -> torch.Tensor:
-    """(n, DIMENSION) float32, non-negative with a falling spectrum, like pooled activations."""
+def features(n: int, seed: int, dimension: int = DIMENSION) -> torch.Tensor:
+    """(n, dimension) float32, non-negative with a falling spectrum, like pooled activations."""
     generator = torch.Generator().manual_seed(seed)
-    scale = torch.logspace(0, -2, DIMENSION)
-    mixing = torch.randn(DIMENSION, DIMENSION, generator=torch.Generator().manual_seed(0)) / DIMENSION**0.5
-    return ((torch.randn(n, DIMENSION, generator=generator) * scale) @ mixing * (1 + 0.02 * seed)).relu()
+    scale = torch.logspace(0, -2, dimension)
+    mixing = torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(0)) / dimension**0.5
+    return ((torch.randn(n, dimension, generator=generator) * scale) @ mixing * (1 + 0.02 * seed)).relu()
 
 
 def scipy_distance(a: Gaussian, b: Gaussian) -> float:
@@ -104,7 +104,9 @@ def distances(rounds: int) -> None:
 class Identity(torch.nn.Module):
     """An extractor for torchmetrics that returns its input."""
 
-    num_features = DIMENSION
+    def __init__(self, num_features: int = DIMENSION):
+        super().__init__()
+        self.num_features = num_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x

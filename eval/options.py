@@ -6,6 +6,7 @@ No torch here: a mistyped metric, extractor or sampler is an error before anythi
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from trilemma.eval.features.judge_files import judge_names
 from trilemma.eval.features.table import EXTRACTORS
@@ -57,6 +58,9 @@ class SamplingConfig:
         None, "diffusers' scale: 1 + w of the paper; for class-conditional models"
     )
     classes: tuple[str, ...] | None = option(None, "draw only these classes, by name or number")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "precision of the network while images are drawn, float32 if not given; the sampler is float32"
+    )
 
     def __post_init__(self):
         if self.seed + self.num_samples >= 2**63:

@@ -89,7 +89,7 @@ def test_the_line_of_the_standard_protocol_wins_over_newer_ones_and_the_newest_o
     lines = [LINE, {**LINE, "value": 3.5}, {**LINE, "n": 100, "value": 9.0}]
     models = read_models([folder(tmp_path, "one", lines), folder(tmp_path, "two", [LINE])])
     standard = standard_protocols(models)["fd_classifier"]
-    way = tuple(LINE[name] for name in SAMPLING)
+    way = tuple(LINE.get(name) for name in SAMPLING)
     assert pick(models[0], "fd_classifier", way, standard).value == 3.5
 
 

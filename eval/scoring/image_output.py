@@ -17,6 +17,7 @@ from PIL import Image
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing
 from trilemma.pipelines.files.writing import naming, sync_to_disk, target_of, write_all, write_text, written
+from trilemma.training.devices.precision import HALF
 from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_code, share_folder
 from trilemma.training.loop.machine import evaluation_accelerator
 
@@ -53,6 +54,8 @@ def claim(drawing: Drawing, path: Path, **more: Any) -> None:
     )
     facts = {**asdict(drawing.sampling), "model": drawing.source, "weights": weights.hexdigest(), **more}
     facts.pop("num_samples")
+    if facts["mixed_precision"] not in HALF:  # folders of older versions have no such entry
+        facts.pop("mixed_precision")
     text = json.dumps(facts, indent=2)
 
     def write() -> None:

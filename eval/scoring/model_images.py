@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from trilemma.pipelines.files.hub import patience
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
 from trilemma.training import families
-from trilemma.training.devices.precision import plain_float32
+from trilemma.training.devices.precision import HALF, check_half, network_in, plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_part
 from trilemma.training.output_folder import OutputFolder
@@ -101,12 +102,12 @@ class Drawing:
             options={} if guidance is None else {"guidance_scale": guidance},
             share=Share.of(self.accelerator),
         )
-        main = self.accelerator.is_main_process
+        main, device = self.accelerator.is_main_process, self.accelerator.device
         with Progress("drawing samples", len(to_draw), "image", show=main) as progress:
             while True:
                 began = time.perf_counter()
                 try:
-                    with plain_float32(self.accelerator.device):
+                    with plain_float32(device), self._precision():
                         positions, images = next(batches)
                 except StopIteration:
                     return
@@ -115,6 +116,11 @@ class Drawing:
                 labels = None if self.labels is None else torch.tensor(self.labels)[index]
                 yield index, images, labels
                 progress.update(min(len(images) * self.accelerator.num_processes, len(to_draw) - progress.n))
+
+    def _precision(self) -> AbstractContextManager[None]:
+        half = self.sampling.mixed_precision
+        on = self.accelerator.device
+        return network_in(half, self.pipeline.network, on) if half in HALF else nullcontext()
 
     def origin(self, step: int | None, images_seen: int | None) -> Origin:
         """Where these images come from, once they are drawn, and how far training had come; collective."""
@@ -136,6 +142,7 @@ class Drawing:
             device=self.accelerator.device.type,
             step=step,
             images_seen=images_seen,
+            mixed_precision=sampling.mixed_precision if sampling.mixed_precision in HALF else None,
         )
 
 
@@ -155,6 +162,7 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
     """The images that the flags ask for; labels are left to `labels_like`."""
     if model.model is None:
         raise ValueError("--model must name a model folder or a Hub id")
+    check_half(sampling.mixed_precision, accelerator.device)
     pipeline = load_model(model.model, accelerator.device, model.trust_remote_code)
     # The name of a folder, not where it lies on this machine.
     source = OutputFolder(Path(model.model)).name if Path(model.model).is_dir() else model.model

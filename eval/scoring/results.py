@@ -28,7 +28,7 @@ PROTOCOL = (
     "reference_n",
 )  # fmt: skip
 SEEDS = re.compile(r"(\d{1,20})\.\.(\d{1,20})")
-SAMPLING = ("sampler", "num_inference_steps", "guidance_scale", "classes")
+SAMPLING = ("sampler", "num_inference_steps", "guidance_scale", "classes", "mixed_precision")
 """What must agree before two numbers are compared; and how images were sampled, which may be the question."""
 
 
@@ -48,6 +48,7 @@ class Origin:
     device: str | None = None
     step: int | None = None
     images_seen: int | None = None
+    mixed_precision: str | None = None  # of the network while it drew: fp16, bf16; None: float32
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class ResultLine:
     commit: str | None
     created: str
     forced: bool  # it would have been refused without --force
+    mixed_precision: str | None = None  # as in Origin; lines of older files lack it
     extra: dict[str, Any] = field(default_factory=dict)  # entries that sweeps add, and judge_data
 
     @classmethod
@@ -136,7 +138,7 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
 
 
 ENTRIES = tuple(entry.name for entry in fields(ResultLine) if entry.name != "extra")
-REQUIRED = {*ENTRIES} - {"measure", "whole"}
+REQUIRED = {*ENTRIES} - {"measure", "whole", "mixed_precision"}
 """What every line has, those of older files too."""
 TYPES = {name: hint for name, hint in get_type_hints(ResultLine).items() if name in ENTRIES}
 
@@ -238,6 +240,7 @@ def heading(lines: Sequence[ResultLine]) -> str:
         words.append(f"{one.sampler}{steps}{calls}")
         words.append("no guidance" if one.guidance_scale is None else f"guidance {one.guidance_scale:g}")
         words += [f"only classes {one.classes}"] if one.classes else []
+        words += [f"the network in {one.mixed_precision}"] if one.mixed_precision else []
     split = f" ({one.reference_split})" if one.reference_split else ""
     words.append(f"against {one.reference_n or 0:,} images of {one.reference}{split}")
     extractors = dict.fromkeys(line.feature_extractor for line in lines if line.feature_extractor)

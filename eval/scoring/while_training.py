@@ -29,6 +29,7 @@ from trilemma.eval.scoring.yardsticks import (
     yardsticks,
 )
 from trilemma.pipelines.files.writing import write_json, write_text
+from trilemma.training.devices.precision import check_half
 from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, cache_folder
 from trilemma.training.loop.machine import commit, hardware, versions
@@ -78,6 +79,7 @@ class Evaluation:
                 f"{images.name} has {len(images)}: take more, hold out fewer, or leave out --eval_steps"
             )
         options, cache = self.config.evaluation, cache_folder(self.config.data.cache_dir)
+        check_half(options.eval_mixed_precision, self.accelerator.device, "--eval_mixed_precision")
         judge = JudgeChoice(options.eval_judge, folder=self.folder.path, option="--eval_judge")
         extractor = options.eval_feature_extractor or decided(
             self.accelerator, lambda: pick_extractor(self.reference, cache, judge)
@@ -107,6 +109,7 @@ class Evaluation:
             num_samples=options.eval_num_samples,
             sampler=sheet.sampler,
             num_inference_steps=sampled.steps(sheet.ddpm_num_inference_steps),
+            mixed_precision=options.eval_mixed_precision,
         )
         at_once = min(BATCH, self.config.optim.forward_batch)
         drawing = Drawing(sampled, self.folder.path.name, sampling, at_once, self.accelerator)

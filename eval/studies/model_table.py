@@ -151,8 +151,8 @@ def _cell(line: ResultLine | None, standard: tuple, marks: Marks) -> str:
 
 
 def _way(key: tuple) -> str:
-    sampler, steps, guidance, classes = key
-    parts = (sampler, steps and f"{steps} steps", guidance and f"guidance {guidance:g}", classes)
+    sampler, steps, guidance, classes, precision = key
+    parts = (sampler, steps and f"{steps} steps", guidance and f"guidance {guidance:g}", classes, precision)
     return ", ".join(str(part) for part in parts if part)
 
 

@@ -173,6 +173,7 @@ def _sampling_of(line: ResultLine, num_samples: int | None) -> tuple[SamplingCon
         num_inference_steps=line.num_inference_steps,
         guidance_scale=line.guidance_scale,
         classes=tuple(shlex.split(line.classes or "")) or None,
+        mixed_precision=line.mixed_precision,
     )
     return sampling, stored
 

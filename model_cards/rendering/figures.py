@@ -22,8 +22,8 @@ COLUMNS = (
 )  # fmt: skip
 HEADER = f"| {' | '.join(COLUMNS)} |"
 SAME = (
-    "metric", "n", "sampler", "num_inference_steps", "guidance_scale", "classes", "feature_extractor",
-    "reference", "reference_split",
+    "metric", "n", "sampler", "num_inference_steps", "guidance_scale", "classes", "mixed_precision",
+    "feature_extractor", "reference", "reference_split",
 )  # fmt: skip
 """Two lines that agree in these measure the same thing; the newer one counts."""
 
@@ -32,7 +32,7 @@ COMPARED = ("metric", "n", "forced", "feature_extractor", "reference", "referenc
 
 ARGUMENTS = (
     "n", "seeds", "interval", "floor", "sampler", "num_inference_steps", "nfe", "guidance_scale",
-    "classes", "seconds_per_image", "feature_extractor", "reference_n", "judge_accuracy",
+    "classes", "mixed_precision", "seconds_per_image", "feature_extractor", "reference_n", "judge_accuracy",
 )  # fmt: skip
 """What the front matter says of a figure, where the line has it."""
 
@@ -95,6 +95,7 @@ def cells(line: ResultLine) -> tuple[str, ...]:
         line.sampler,
         steps and f"{steps} {'steps' if line.sampler else 'noise levels'}",
         line.classes and f"only classes {line.classes}",
+        line.mixed_precision and f"network in {line.mixed_precision}",
     ]
     images = line.reference_n and f"{line.reference_n} images"
     reference = [public_name(line.reference or ""), line.reference_split, images]

@@ -1,10 +1,18 @@
-"""Where precision matters: updates that fp16 skips, and plain float32 where numbers are compared."""
+"""Where precision matters: updates that fp16 skips, plain float32 where numbers are compared, and the network
+alone in half precision where images are drawn faster than that.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.utils import convert_outputs_to_fp32, is_bf16_available
+from torch import Tensor, nn
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""The values of --mixed_precision but "no", and the type that the network then computes in."""
 
 MOST_SKIPPED = 50
 """Consecutive overflows that end a run: a loss scale of 65536 is then below 1e-10."""
@@ -72,3 +80,46 @@ def plain_float32(device: torch.device) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(products)
+
+
+def check_half(precision: str | None, device: torch.device, option: str = "--mixed_precision") -> None:
+    """ValueError where this device has no such half precision."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError(f"{option} fp16 needs a GPU; on a CPU take bf16 or no")
+    if precision == "bf16" and device.type != "cpu" and not is_bf16_available():
+        raise ValueError(f"{option} bf16 is not possible on this {device.type} device; take fp16 or no")
+
+
+@contextmanager
+def network_in(precision: str | None, network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside the block the network computes in half precision (autocast) and returns float32.
+
+    What calls it, such as a sampler with its state, stays float32. precision: None and "no" change nothing.
+    ValueError at the end of a block in which the network was never called, so that the option had no effect
+    (a VAE draws by its decoder alone).
+    """
+    if precision not in HALF:
+        yield
+        return
+    own, calls = vars(network).get("forward"), 0  # a compiled network has a forward of its own
+    half = torch.autocast(device.type, dtype=HALF[precision])(network.forward)
+
+    @wraps(network.forward)
+    def forward(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return in_float32(*arguments, **options)
+
+    in_float32 = convert_outputs_to_fp32(half)
+    network.forward = forward
+    try:
+        yield
+    finally:
+        del network.forward
+        if own is not None:
+            network.forward = own
+    if not calls:
+        raise ValueError(
+            f"--mixed_precision {precision} has no effect on this model: its images are not drawn by calls "
+            f"of the whole {type(network).__name__}; leave it out"
+        )

@@ -53,6 +53,8 @@ class VAEFamilyConfig:
         steps = self.sheet.ddpm_num_inference_steps
         if steps not in (None, 1):
             raise ValueError(f"--ddpm_num_inference_steps must be 1, one call of the decoder; got {steps}")
+        if self.evaluation.eval_mixed_precision not in (None, "no"):
+            raise ValueError("--eval_mixed_precision is not offered: a VAE draws by one call of its decoder")
 
 
 PRESETS = {

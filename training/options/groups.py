@@ -238,6 +238,12 @@ class EvalConfig:
     eval_num_samples: int = option(
         1000, "samples per evaluation", free=True, low=2, needs=("eval_steps", ...)
     )
+    eval_mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None,
+        "precision of the network while samples of an evaluation are drawn; float32 if not given",
+        free=True,
+        needs=("eval_steps", ...),
+    )
     eval_feature_extractor: str | None = option(
         None,
         "inception, dinov2, clip, classifier, pixels; inception if its weights are here, else classifier",

@@ -1,0 +1,1 @@
+"""What `benchmarks/bench.py` and `benchmarks/time_to_quality.py` measure, and how."""

@@ -1,0 +1,82 @@
+"""What whole processes cost: start-up, memory, and two of them on two cores."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from speed.harness import Case, Skipped, run_python
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = str(ROOT / "training" / "train_unconditional.py")
+EXAMPLE_IMPORTS = """
+import accelerate, datasets, diffusers, torch
+import torch.nn.functional
+from accelerate import Accelerator, InitProcessGroupKwargs
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+"""
+"""What diffusers' example imports before it reads its flags, without torchvision."""
+
+
+def startup(full: bool, _folder: Path) -> Iterator[Case]:
+    """Help, a mistyped flag, and the first step of a training."""
+    rounds = 7 if full else 2
+    answers = {"--help": (["--help"], 0), "a mistyped flag": (["--max_train_step", "1"], 2)}
+    for title, (flags, code) in answers.items():
+        rows = {
+            "the imports of diffusers' example": partial(run_python, "-c", EXAMPLE_IMPORTS),
+            "ours": partial(run_python, TRAIN, *flags, expected=code),
+        }
+        yield Case("start-up", title, rows, rounds, clock="children", warm=0)
+    yield Case("start-up", "until the first step on the digits", _first_steps(1), rounds, "children", 0)
+
+
+def memory(full: bool, _folder: Path) -> Iterator[Case]:
+    """The peak of a short training, imports included."""
+    yield Case("memory", "20 steps on the digits", _first_steps(20), 2, clock="memory", warm=0)
+    if full:
+        yield Case(
+            "memory", "5 steps of the 35.7M network, batch 8", _first_steps(5, "large"), 3, "memory", 0
+        )
+
+
+def _first_steps(steps: int, network: str = "digits") -> dict[str, partial]:
+    return {
+        "diffusers' example": partial(run_python, "-m", "speed.steps", "theirs", str(steps), network),
+        "ours": partial(run_python, "-m", "speed.steps", "ours", str(steps), network),
+    }
+
+
+def two_processes(full: bool, _folder: Path) -> Iterator[Case | Skipped]:
+    """The same number of images in a step: one process, one with two threads, two of one thread each."""
+    group = "two processes on two cores"
+    if (os.cpu_count() or 1) < 2:
+        yield Skipped(group, "digits", "this machine has one core")
+        return
+    rows = {
+        "one process, one thread": partial(_torchrun, 1, 1),
+        "one process, two threads": partial(_torchrun, 1, 2),
+        "two processes, one thread each": partial(_torchrun, 2, 1),
+    }
+    # The clock is the seconds that the processes report, start-up left out.
+    yield Case(
+        group, "digits, 64 images a step, wall time of 100 steps", rows, 5 if full else 2, "reported", 0
+    )
+
+
+def _torchrun(processes: int, threads: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command += ["--standalone", "-m", "speed.steps", "ours", "100", "digits", str(64 // processes)]
+        path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        seconds = Path(folder) / "seconds"
+        environment = {**os.environ, "PYTHONPATH": path, "SECONDS_FILE": str(seconds)}
+        environment |= {"OMP_NUM_THREADS": str(threads), "CPU_THREADS": str(threads)}
+        environment["ACCELERATE_USE_CPU"] = "true"
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        return float(seconds.read_text(encoding="utf-8"))
