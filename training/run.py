@@ -46,8 +46,8 @@ from trilemma.training.loop.records import RunLog
 from trilemma.training.loop.sheets import draw, sampling_pipeline
 from trilemma.training.loop.stop import StopSignal
 from trilemma.training.networks.rows import network_name
-from trilemma.training.options.flags import flatten
-from trilemma.training.options.groups import Config, HubConfig
+from trilemma.training.options.flags import Config, flatten
+from trilemma.training.options.groups import HubConfig
 from trilemma.training.options.in_memory import NOTHING, InMemory, in_memory, with_network
 from trilemma.training.options.plugins import digests, located
 from trilemma.training.output_folder import OutputFolder

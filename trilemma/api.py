@@ -34,7 +34,8 @@ from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import GradientDescent, Objective
 from trilemma.training.loop.stop import NOTICES
 from trilemma.training.options.command_line import parser_of, resolve
-from trilemma.training.options.groups import Config, DataConfig
+from trilemma.training.options.flags import Config
+from trilemma.training.options.groups import DataConfig
 from trilemma.training.options.in_memory import InMemory, check_replaced, with_network
 from trilemma.training.options.keywords import Keywords, configured, options_of
 from trilemma.training.options.plugins import load_from

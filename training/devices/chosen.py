@@ -18,7 +18,7 @@ from trilemma.pipelines.files.reading import FileError
 from trilemma.training.devices.ranks import decided
 from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
 from trilemma.training.loop.machine import set_cpu_threads
-from trilemma.training.options.groups import Config
+from trilemma.training.options.flags import Config
 from trilemma.training.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from trilemma.training.loop.records import Means, RunLog
 from trilemma.training.loop.resume import Checkpoints
 from trilemma.training.loop.sheets import draw, sampling_pipeline
 from trilemma.training.loop.stop import Stopped, StopSignal
-from trilemma.training.options.groups import Config
+from trilemma.training.options.flags import Config
 
 VALIDATION_SEED = 20201216
 VALIDATION_BATCH = 256

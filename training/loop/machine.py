@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from trilemma.training.options.groups import Config
+from trilemma.training.options.flags import Config
 
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=3))
 """Processes wait for each other; one that decodes a large data set may need more than ten minutes."""

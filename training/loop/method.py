@@ -17,7 +17,8 @@ from trilemma.training.devices.memory import forward_in_parts
 from trilemma.training.devices.precision import Updates
 from trilemma.training.loop.learning_rate import rate
 from trilemma.training.loop.machine import distribute
-from trilemma.training.options.groups import Config, OptimConfig
+from trilemma.training.options.flags import Config
+from trilemma.training.options.groups import OptimConfig
 
 Logs = dict[str, Tensor]
 """Name -> value per example (B,), or one value; NaN where a name does not apply to an example."""

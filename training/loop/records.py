@@ -33,8 +33,7 @@ from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.images.points import picture
 from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import SKIPPED, Logs
-from trilemma.training.options.flags import flatten, public, to_yaml
-from trilemma.training.options.groups import Config
+from trilemma.training.options.flags import Config, flatten, public, to_yaml
 from trilemma.training.options.plugins import digests
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import Progress, say

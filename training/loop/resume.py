@@ -29,8 +29,7 @@ from trilemma.training.loop.learning_rate import SHAPES
 from trilemma.training.loop.method import Method
 from trilemma.training.networks.build import load_network_config
 from trilemma.training.options import plugins
-from trilemma.training.options.flags import flags_of, flatten
-from trilemma.training.options.groups import Config
+from trilemma.training.options.flags import Config, flags_of, flatten
 
 logger = logging.getLogger(__name__)
 

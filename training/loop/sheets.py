@@ -6,7 +6,8 @@ from torch import Tensor
 
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.stop import StopSignal
-from trilemma.training.options.groups import Config, SheetConfig
+from trilemma.training.options.flags import Config
+from trilemma.training.options.groups import SheetConfig
 from trilemma.training.sampling import Share, every_class, gather_in_order, sample
 
 MOST_AT_ONCE = 64

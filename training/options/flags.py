@@ -11,11 +11,23 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
 from trilemma.pipelines.files.text import as_text
+
+if TYPE_CHECKING:
+    from trilemma.training.options.groups import (
+        DataConfig,
+        EMAConfig,
+        EvalConfig,
+        HubConfig,
+        LogConfig,
+        OptimConfig,
+        RunConfig,
+        SheetConfig,
+    )
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 PLUGIN = "Python file that adds metrics, networks or families (docs/extending.md); may be repeated"
@@ -38,6 +50,19 @@ NO_EFFECT_IN_DIFFUSERS = (
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """What a file has for a flag that takes no value on the command line."""
+
+
+class Config(Protocol):
+    """The groups that every family's configuration has."""
+
+    data: "DataConfig"
+    optim: "OptimConfig"
+    ema: "EMAConfig"
+    run: "RunConfig"
+    log: "LogConfig"
+    sheet: "SheetConfig"
+    evaluation: "EvalConfig"
+    hub: "HubConfig"
 
 
 def option(default, help, *, usual=None, free=False, low=None, needs=None, choices=None):

@@ -6,7 +6,7 @@ The machinery is in `training/options/flags.py`; options and recipes of one fami
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, USUAL_WARMUP, WITH_WARMUP
 from trilemma.training.networks.rows import NETS
@@ -295,16 +295,3 @@ class HubConfig:
     def __post_init__(self):
         if self.hub_create_pr and self.hub_tag:
             raise ValueError("--hub_tag tags a commit of main, and --hub_create_pr makes no commit there")
-
-
-class Config(Protocol):
-    """The groups that every family's configuration has."""
-
-    data: DataConfig
-    optim: OptimConfig
-    ema: EMAConfig
-    run: RunConfig
-    log: LogConfig
-    sheet: SheetConfig
-    evaluation: EvalConfig
-    hub: HubConfig

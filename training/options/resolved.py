@@ -14,7 +14,7 @@ from trilemma.training.networks.rows import network_name
 from trilemma.training.options.flags import flatten, public_name
 
 if TYPE_CHECKING:
-    from trilemma.training.options.groups import Config
+    from trilemma.training.options.flags import Config
 
 
 class Found(NamedTuple):
