@@ -25,7 +25,7 @@ from trilemma.training.output_folder import OutputFolder
 from trilemma.training.progress import Progress
 
 ENOUGH = 60_000
-"""Images that a network should see. A rule of thumb: 83,200 gave clear shapes of 16x16 pixels."""
+"""Images that a network should see. A rule of thumb: 82,592 gave clear shapes of 16x16 pixels."""
 
 RATES = ((1_000_000, 2e-3), (5_000_000, 1e-3))
 """Networks of at most this many parameters, and their learning rate; LARGE_RATE for larger ones."""
