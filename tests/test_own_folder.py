@@ -44,11 +44,12 @@ def test_a_disk_s_own_folder_is_not_a_file_of_somebody(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite_output_dir",)])
-def test_a_foreign_folder_is_left_as_it_was(tmp_path, flags):
-    (tmp_path / "thesis.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["thesis.txt", "config.yaml"])
+def test_a_foreign_folder_is_left_as_it_was(tmp_path, flags, name):
+    (tmp_path / name).write_text("mine: 1\n")
     with pytest.raises(ValueError, match="no run of this toolkit"), own(tmp_path, *flags):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_the_lock_is_taken_before_anything_is_looked_at(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
+from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.staging import finish_stages
 from trilemma.pipelines.files.writing import naming, remove, target_of
 from trilemma.training.devices.ranks import decided, share_folder
@@ -82,11 +83,21 @@ def _refuse_foreign(folder: OutputFolder) -> None:
     """ValueError for a folder that has files, but none that a run writes."""
     names = {path.name for path in folder.path.iterdir()} - {LOCK, *OF_DISKS}
     names = {name for name in names if not _is_left(name)}
-    ours = {path.name for path in (folder.checkpoints, folder.config, folder.run, folder.index)}
-    if names and names.isdisjoint(ours):
+    ours = {path.name for path in (folder.checkpoints, folder.run, folder.index)}
+    if names and names.isdisjoint(ours) and not _has_flags(folder):
         raise ValueError(
             f"--output_dir {str(folder.path)!r} holds files but no run of this toolkit; name another folder"
         )
+
+
+def _has_flags(folder: OutputFolder) -> bool:
+    """Whether there is a config.yaml that may be a run's: other projects have a file of that name, too."""
+    if not folder.config.exists():
+        return False
+    try:
+        return "output_dir" in folder.read_config()
+    except FileError:  # a damaged one is no reason to refuse a run
+        return True
 
 
 def _take(folder: Path) -> FileLock | None:
