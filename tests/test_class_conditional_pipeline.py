@@ -10,9 +10,9 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
     UNet2DModel,
@@ -269,9 +269,9 @@ def test_options_that_do_not_fit(pipe, options, message):
 def test_options_that_the_scheduler_lacks(unet):
     with pytest.raises(ValueError, match="eta must be 0 for DDPMScheduler"):
         ClassConditionalPipeline(unet, DDPMScheduler())([0], eta=1.0)
-    flow = ClassConditionalPipeline(unet, FlowMatchEulerDiscreteScheduler())
+    edm = ClassConditionalPipeline(unet, EDMEulerScheduler())
     with pytest.raises(ValueError, match="alphas_cumprod"):
-        flow([0], guidance_interval=(0, 1), num_inference_steps=2)
+        edm([0], guidance_interval=(0, 1), num_inference_steps=2)
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "b"], ["a", "b", "c", "d"]])
