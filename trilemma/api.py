@@ -132,6 +132,7 @@ def make_objective(
         method = families.family(family).build(settings, images, accelerator, 1)
     if not isinstance(method, GradientDescent):
         raise ValueError(f"{family} models are not trained by descending one objective; use train")
+    vars(method.objective).pop("forward", None)  # in the script's precision: accelerate's state ends here
     return method.objective
 
 
