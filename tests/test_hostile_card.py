@@ -140,6 +140,10 @@ def test_the_command_keeps_every_value(tmp_path, value):
     if words[3:] == ["--config", "config.yaml"]:
         assert value.startswith("-") or not value.isprintable()
         return
+    if not value:
+        with pytest.raises(SystemExit):
+            parse("class_conditional", "", words[3:])
+        return
     again = flatten(parse("class_conditional", "", words[3:]))
     assert (again["image_column"], again["train_split"], again["classes"]) == (value, value, (value, "b"))
 
