@@ -66,6 +66,7 @@ def ratios(method: GradientDescent, x0: torch.Tensor, ways: tuple[str, str], rou
 
 
 def main() -> None:
+    """Print the table, a row for each network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds

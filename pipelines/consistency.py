@@ -14,24 +14,23 @@ import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, LCMScheduler, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from trilemma.pipelines.scheduled import SchedulerPipeline
 from trilemma.pipelines.shared import (
     ImagesOutput,
+    OneSamplerPipeline,
     check_output_type,
-    check_sampler,
+    ids_with_null,
     image_shape,
     images_output,
     kept_steps,
     listed,
     names_by_id,
     read_generators,
-    read_labels,
 )
 
 STEPS = 2
 
 
-class ConsistencyPipeline(SchedulerPipeline):
+class ConsistencyPipeline(OneSamplerPipeline):
     """A network, called once or a few times, and an `LCMScheduler`.
 
     `class_names` has one name for each class of a class-conditional model, and is None for others.
@@ -39,7 +38,9 @@ class ConsistencyPipeline(SchedulerPipeline):
     """
 
     family = "consistency"
+    only_sampler = "lcm"
     default_guidance = None
+    model_cpu_offload_seq = "unet"
 
     def __init__(
         self,
@@ -60,18 +61,9 @@ class ConsistencyPipeline(SchedulerPipeline):
         return DDPMPipeline if self.class_names is None else None
 
     @property
-    def sampler(self) -> str:
-        """The name of the sampler, as --sampler takes it."""
-        return "lcm"
-
-    def samplers(self) -> tuple[str, ...]:
-        """The names of the samplers of this model: only the one that it was trained for."""
-        return ("lcm",)
-
-    def with_sampler(self, name: str) -> "ConsistencyPipeline":
-        """A copy; ValueError for any sampler but the only one."""
-        check_sampler(self, name)
-        return copy.copy(self)
+    def network(self) -> ModelMixin:
+        """The network that is called at each step."""
+        return self.unet
 
     def steps(self, wanted: int | None) -> int:
         """2, or `wanted`; ValueError for a number that the scheduler does not have."""
@@ -112,7 +104,7 @@ class ConsistencyPipeline(SchedulerPipeline):
         class_labels = listed(class_labels)
         generator, batch_size = read_generators(batch_size, seeds, generator, class_labels)
         kept = kept_steps(trajectory, steps)
-        labels = self._labels(class_labels, batch_size)
+        labels = ids_with_null(class_labels, batch_size, self.class_names, self._execution_device)
         options = dict(generator=generator, device=self._execution_device, dtype=torch.float32)
         image, states = randn_tensor(image_shape(self.unet.config, batch_size), **options), []
         scheduler = copy.deepcopy(self.scheduler)  # a scheduler keeps state while it samples
@@ -124,17 +116,6 @@ class ConsistencyPipeline(SchedulerPipeline):
             image = scheduler.step(output, timestep, image, generator=generator).prev_sample
         self.maybe_free_model_hooks()
         return images_output(image, states, output_type, return_dict)
-
-    def _labels(self, class_labels: str | int | list | None, count: int) -> torch.Tensor | None:
-        """Ids (count,) in 0..K, K for an image of any class; None for a model without classes."""
-        names = self.class_names
-        if names is None:
-            if class_labels is not None:
-                raise ValueError("class_labels must be None: this model has no classes")
-            return None
-        ids = read_labels(class_labels, count, len(names), names)
-        ids = [len(names) if label is None else label for label in ids]
-        return torch.tensor(ids, device=self._execution_device)
 
 
 def is_stock(kind: type[DiffusionPipeline], scheduler: SchedulerMixin | None) -> bool:

@@ -18,20 +18,19 @@ from torch.nn import functional as F
 from trilemma.pipelines.shared import (
     Generators,
     ImagesOutput,
-    ShippedPipeline,
+    OneSamplerPipeline,
     check_output_type,
-    check_sampler,
     image_shape,
     images_output,
     kept_steps,
     listed,
     names_by_id,
     read_generators,
-    read_labels,
+    read_ids,
 )
 
 
-class DDGANPipeline(ShippedPipeline):
+class DDGANPipeline(OneSamplerPipeline):
     """Noise -> image in the number of steps that the model was trained for.
 
     `class_names` has one name for each class of a class-conditional model, and is None for others.
@@ -39,6 +38,7 @@ class DDGANPipeline(ShippedPipeline):
     """
 
     family = "ddgan"
+    only_sampler = "ddpm"
     default_guidance = None
     model_cpu_offload_seq = "unet"
 
@@ -62,30 +62,12 @@ class DDGANPipeline(ShippedPipeline):
         """The generator, which is called at each step."""
         return self.unet
 
-    @property
-    def sampler(self) -> str:
-        """The name of the sampler, as --sampler takes it."""
-        return "ddpm"
-
-    def samplers(self) -> tuple[str, ...]:
-        """The names of the samplers of this model: only the posterior that it was trained with."""
-        return ("ddpm",)
-
-    def with_sampler(self, name: str) -> "DDGANPipeline":
-        """A copy; ValueError for any sampler but the only one."""
-        check_sampler(self, name)
-        return copy.copy(self)
-
     def steps(self, wanted: int | None) -> int:
         """The number of steps that the model was trained with; ValueError if another is `wanted`."""
         steps = self.scheduler.config.num_train_timesteps
         if wanted not in (None, steps):
             raise ValueError(f"--num_inference_steps must be {steps}, as in training; got {wanted}")
         return steps
-
-    def calls(self, steps: int, guided: bool) -> int:
-        """Network evaluations that an image costs."""
-        return steps * (1 + guided)
 
     @torch.no_grad()
     def __call__(
@@ -142,11 +124,9 @@ class DDGANPipeline(ShippedPipeline):
     ) -> Tensor | None:
         """Ids (count,), or None for a model without classes."""
         names, device = self.class_names, self._execution_device
-        if names is None:
-            if class_labels is not None:
-                raise ValueError("class_labels must be None: this model has no classes")
+        ids = read_ids(class_labels, count, names)
+        if ids is None:
             return None
-        ids = read_labels(class_labels, count, len(names), names)
         drawn = [i for i, label in enumerate(ids) if label is None]
         labels = torch.tensor([label or 0 for label in ids], device=device)
         if drawn:

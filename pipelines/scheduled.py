@@ -81,7 +81,7 @@ def scheduler_steps(scheduler: SchedulerMixin, steps: int | None) -> int:
 
 
 def scheduler_calls(scheduler: SchedulerMixin, steps: int, guided: bool) -> int:
-    """Network evaluations an image: one a timestep (Heun has 2N - 1 of them), twice as many with guidance."""
+    """Network evaluations for one image: one a time step, two with guidance. Heun has 2N - 1 steps."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps) * (1 + guided)

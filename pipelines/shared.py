@@ -5,6 +5,7 @@ these functions import nothing but what someone with diffusers has.
 """
 
 import ast
+import copy
 import difflib
 import importlib
 import inspect
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -167,6 +168,21 @@ def read_labels(
             for i, label in enumerate(labels)]  # fmt: skip
 
 
+def read_ids(labels: Labels, count: int, names: tuple[str, ...] | None) -> list[int | None] | None:
+    """`read_labels` of a model with these class names; None for a model without classes."""
+    if names is not None:
+        return read_labels(labels, count, len(names), names)
+    if labels is not None:
+        raise ValueError("class_labels must be None: this model has no classes")
+    return None
+
+
+def ids_with_null(labels: Labels, count: int, names: tuple | None, device: torch.device) -> Tensor | None:
+    """Ids (count,) int64 in 0..K, K for an image of no class; None for a model without classes."""
+    ids = read_ids(labels, count, names)
+    return ids and torch.tensor([len(names) if one is None else one for one in ids], device=device)
+
+
 def _label_id(label: Any, option: str, classes: int, names: tuple[str, ...]) -> int | None:
     label = _plain(label)
     if label is None:
@@ -195,6 +211,30 @@ def kept_steps(trajectory: int, steps: int) -> set[int]:
     if trajectory and not 2 <= trajectory <= steps + 1:
         raise ValueError(f"trajectory must be 0 or from 2 to {steps + 1} for these steps; got {trajectory}")
     return set(np.linspace(0, steps, trajectory).round().astype(int)[:-1].tolist())
+
+
+class OneSamplerPipeline(ShippedPipeline):
+    """A pipeline that is sampled in one way only; a subclass says its name."""
+
+    only_sampler: str
+
+    @property
+    def sampler(self) -> str:
+        """The name of the sampler, as --sampler takes it."""
+        return self.only_sampler
+
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the samplers of this model: only the one that it was trained for."""
+        return (self.only_sampler,)
+
+    def with_sampler(self, name: str) -> Self:
+        """A copy; ValueError for any sampler but the only one."""
+        check_sampler(self, name)
+        return copy.copy(self)
+
+    def calls(self, steps: int, guided: bool) -> int:
+        """Network evaluations that an image costs."""
+        return steps * (1 + guided)
 
 
 def check_sampler(pipeline: DiffusionPipeline, name: str) -> None:

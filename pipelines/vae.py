@@ -4,7 +4,6 @@ Kingma & Welling 2014 (arXiv 1312.6114). The model is a `VAEModel`: `encode` giv
 of the code z of an image, `decode` the location and log scale of a logistic law for each value of each pixel.
 """
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from trilemma.pipelines.shared import (
     ImagesOutput,
-    ShippedPipeline,
+    OneSamplerPipeline,
     check_output_type,
-    check_sampler,
     convert,
     image_shape,
     images_output,
@@ -29,10 +27,11 @@ Pictures = Image.Image | Sequence[Image.Image] | np.ndarray | Tensor
 """PIL images, or floats in [0, 1]: an array (B, H, W, C) or a tensor (B, C, H, W)."""
 
 
-class VAEPipeline(ShippedPipeline):
+class VAEPipeline(OneSamplerPipeline):
     """Noise -> image in one call of the decoder; also reconstruction, and interpolation of images."""
 
     family = "vae"
+    only_sampler = "decoder"
     default_guidance = None
     model_cpu_offload_seq = "vae"
 
@@ -45,29 +44,11 @@ class VAEPipeline(ShippedPipeline):
         """The model: encoder and decoder."""
         return self.vae
 
-    @property
-    def sampler(self) -> str:
-        """The name of the sampler, as --sampler takes it."""
-        return "decoder"
-
-    def samplers(self) -> tuple[str, ...]:
-        """The names of the samplers of this model: only the decoder."""
-        return ("decoder",)
-
-    def with_sampler(self, name: str) -> "VAEPipeline":
-        """A copy; ValueError for any sampler but the decoder."""
-        check_sampler(self, name)
-        return copy.copy(self)
-
     def steps(self, wanted: int | None) -> int:
         """1, one call of the decoder; ValueError if another number is `wanted`."""
         if wanted not in (None, 1):
             raise ValueError(f"--num_inference_steps must be 1, one call of the decoder; got {wanted}")
         return 1
-
-    def calls(self, steps: int, guided: bool) -> int:
-        """Network evaluations that an image costs."""
-        return steps * (1 + guided)
 
     @torch.no_grad()
     def __call__(

@@ -29,13 +29,13 @@ from trilemma.pipelines.shared import (
     check_output_type,
     check_sampler,
     exact_device,
+    ids_with_null,
     image_shape,
     images_output,
     kept_steps,
     listed,
     names_by_id,
     read_generators,
-    read_labels,
 )
 
 STEPS = 250
@@ -174,7 +174,7 @@ class VDMPipeline(ShippedPipeline):
         kept = kept_steps(trajectory, steps)
 
         config, device = self.unet.config, self._execution_device
-        labels = self._labels(class_labels, batch_size)
+        labels = ids_with_null(class_labels, batch_size, self.class_names, self._execution_device)
         guided = self._guided(guidance_scale, labels)
         shape = image_shape(config, batch_size)
         options = dict(generator=generator, device=device, dtype=torch.float32)
@@ -190,17 +190,6 @@ class VDMPipeline(ShippedPipeline):
         image = z / alpha_sigma(gamma[-1], z)[0]
         self.maybe_free_model_hooks()
         return images_output(image, states, output_type, return_dict)
-
-    def _labels(self, class_labels: str | int | list | None, count: int) -> Tensor | None:
-        """Ids (count,) in 0..K, K for an unknown class; None for a model without classes."""
-        names = self.class_names
-        if names is None:
-            if class_labels is not None:
-                raise ValueError("class_labels must be None: this model has no classes")
-            return None
-        ids = read_labels(class_labels, count, len(names), names)
-        ids = [len(names) if label is None else label for label in ids]
-        return torch.tensor(ids, device=self._execution_device)
 
     def _guided(self, scale: float, labels: Tensor | None) -> list[int]:
         """The images that guidance changes: at a scale of 1 none, and none of unknown class."""

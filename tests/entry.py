@@ -5,11 +5,13 @@ executes the script as `python script flags` would.
 """
 
 import contextlib
+import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
 import runpy
+import subprocess
 import sys
 import tempfile
 import threading
@@ -149,3 +151,17 @@ def _environment(values: dict[str, str]):
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def two_ranks(worker: str, folder: Path, *flags: str) -> tuple[dict, dict]:
+    """What each of two processes of a training reported: `tests/<worker>` is called with a file for that."""
+    report = folder / "report.json"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [str(ROOT / "tests" / worker), str(report), *flags, "--cpu_threads", "1"]
+    done = subprocess.run(
+        [*launch, *words, "--output_dir", str(folder / "out")], capture_output=True, text=True,
+        env=environment(ACCELERATE_USE_CPU="true"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = json.loads(report.read_text(encoding="utf-8"))
+    return one, two

@@ -19,7 +19,7 @@ from diffusers import (
     ModelMixin,
 )
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from entry import ROOT, TINY, environment, run, start
+from entry import TINY, environment, run, start, two_ranks
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
@@ -568,15 +568,7 @@ def test_parents_that_do_not_fit_are_refused(tmp_path, flags, parents):
 
 @pytest.mark.distributed
 def test_two_ranks_are_one_model(tmp_path, flags):
-    report = tmp_path / "report.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = [str(ROOT / "tests" / "two_ranks_consistency.py"), str(report)]
-    flags = [*flags, "--cpu_threads", "1", "--max_train_steps", "8", "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*launch, *worker, *flags], capture_output=True, text=True, env=environment(ACCELERATE_USE_CPU="true")
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = json.loads(report.read_text())
+    one, two = two_ranks("two_ranks_consistency.py", tmp_path, *flags, "--max_train_steps", "8")
     assert one["weights"] == two["weights"]
     assert one["gaps"] == two["gaps"]
     assert len(set(one["gaps"])) == 5

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from entry import ROOT, environment, run, start
+from entry import environment, run, start, two_ranks
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -578,15 +578,7 @@ def test_a_discriminator_a_hundred_times_too_fast_is_caught(tmp_path, flags):
 @pytest.mark.distributed
 def test_two_ranks_are_one_generator_and_one_discriminator(tmp_path, flags):
     """R1's second derivative included: gradients of both networks are means over the ranks."""
-    report = tmp_path / "report.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = [str(ROOT / "tests" / "two_ranks_gan.py"), str(report)]
-    flags = [*flags, "--cpu_threads", "1", "--max_train_steps", "7", "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*launch, *worker, *flags], capture_output=True, text=True, env=environment(ACCELERATE_USE_CPU="true")
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = json.loads(report.read_text())
+    one, two = two_ranks("two_ranks_gan.py", tmp_path, *flags, "--max_train_steps", "7")
     assert one["generator"] == two["generator"]
     assert one["discriminator"] == two["discriminator"]
     assert not set(one["x0"]) & set(two["x0"])

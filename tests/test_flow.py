@@ -20,7 +20,7 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from entry import ROOT, environment, run, start
+from entry import environment, run, start, two_ranks
 from scipy.optimize import linear_sum_assignment
 from test_train_unconditional import assert_same, scalars, weights
 from torch.testing import assert_close
@@ -328,16 +328,8 @@ def test_starting_from_a_flow_takes_its_weights_and_from_another_model_is_refuse
 
 @pytest.mark.distributed
 def test_two_ranks_are_one_flow(tmp_path, tiny):
-    report = tmp_path / "report.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = [str(ROOT / "tests" / "two_ranks_flow.py"), str(report)]
-    flags = [*tiny, "--coupling", "optimal", "--cpu_threads", "1", "--max_train_steps", "6"]
-    done = subprocess.run(
-        [*launch, *worker, *flags, "--output_dir", str(tmp_path / "out")], capture_output=True, text=True,
-        env=environment(ACCELERATE_USE_CPU="true"),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = json.loads(report.read_text())
+    flags = [*tiny, "--coupling", "optimal", "--max_train_steps", "6"]
+    one, two = two_ranks("two_ranks_flow.py", tmp_path, *flags)
     assert one["weights"] == two["weights"]
     assert not set(one["x_s"]) & set(two["x_s"])
     assert not set(one["times"]) & set(two["times"])

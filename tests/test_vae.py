@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from entry import ROOT, environment, run, start
+from entry import environment, run, start, two_ranks
 from PIL import Image
 from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
@@ -437,15 +437,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, flags):
 
 @pytest.mark.distributed
 def test_two_ranks_are_one_autoencoder(tmp_path, flags):
-    report = tmp_path / "report.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = [str(ROOT / "tests" / "two_ranks_vae.py"), str(report)]
-    flags = [*flags, "--cpu_threads", "1", "--max_train_steps", "6", "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*launch, *worker, *flags], capture_output=True, text=True, env=environment(ACCELERATE_USE_CPU="true")
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = json.loads(report.read_text())
+    one, two = two_ranks("two_ranks_vae.py", tmp_path, *flags, "--max_train_steps", "6")
     assert one["weights"] == two["weights"]
     assert not set(one["x0"]) & set(two["x0"])
     assert not set(one["noise"]) & set(two["noise"])

@@ -48,13 +48,13 @@ def cases(full: bool, folder: Path) -> Iterator[Case]:
 
 
 def ours_epoch(images: Images) -> None:
-    """Read as many batches as an epoch has."""
+    """Read one epoch, in batches."""
     stream = batches(images, Order(BATCH, 0), device="cpu")
     for _ in range(-(-len(images) // BATCH)):
         next(stream)
 
 
 def theirs_epoch(loader: torch.utils.data.DataLoader) -> None:
-    """Read an epoch."""
+    """Read one epoch."""
     for _ in loader:
         pass

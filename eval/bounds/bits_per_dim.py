@@ -175,14 +175,15 @@ class ODELikelihood(Likelihood):
     """
 
     def __init__(self, pipeline: DiffusionPipeline, timesteps: int | None, batch_size: int) -> None:
-        able = {name for name in families.names() if hasattr(families.column(FLOOR, name), "path")}
-        if pipeline.family not in able:
+        paths = {name: getattr(families.column(FLOOR, name), "path", None) for name in families.names()}
+        able, path = {name for name, path in paths.items() if path}, paths.get(pipeline.family)
+        if path is None:
             raise ValueError(
                 f"--metrics ode_bpd: {pipeline.family} models have no probability-flow equation here; models "
                 f"of these families have one: {', '.join(sorted(able))}"
             )
         self.pipeline = pipeline
-        self.terms = ode_terms(families.column(FLOOR, pipeline.family).path(pipeline), timesteps, batch_size)
+        self.terms = ode_terms(path(pipeline), timesteps, batch_size)
 
     def measure(self, images: Images, **options: Any) -> dict[str, Measurement]:
         """`ode_bpd` and its terms."""

@@ -49,7 +49,8 @@ SPOILED: Mapping[str, Spoil] = {
 def calibrate(sticks: list[Yardstick], reference: Reference, n: int, accelerator: Accelerator) -> str:
     """A table of what n real images, the same ones blurred, and noise score; '' for none; collective.
 
-    The real images are held out, or else of the reference itself, which flatters them; the table says which.
+    The real images are held-out ones, or else come from the reference itself and then score too well; the
+    line above the table says which.
     Metrics that need what these images lack (labels) are left out, and so are those that need more images.
     """
     real = reference.held_out or reference.images

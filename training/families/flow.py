@@ -1,11 +1,11 @@
 """Flow matching (rectified flow): options, recipes, construction. docs/flow.md has the formulas."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from trilemma.pipelines.samplers import FLOW_SAMPLERS
-from trilemma.training.families import Family, Preset
-from trilemma.training.options.ddpm import OwnConfig, choose_by_minutes
+from trilemma.training.families import Family, Preset, unconditional
+from trilemma.training.options.ddpm import DDPMConfig, OwnConfig, ProcessConfig, choose_by_minutes
 from trilemma.training.options.flags import option
 from trilemma.training.options.groups import (
     DataConfig,
@@ -66,39 +66,23 @@ class FlowFamilyConfig:
     hub: HubConfig
 
 
+def _without_diffusion(name: str) -> dict[str, Any]:
+    """The options of an unconditional recipe that say nothing of its process and loss."""
+    options = unconditional.PRESETS[name].options
+    theirs = {field.name for group in (ProcessConfig, DDPMConfig) for field in fields(group)}
+    return {option: value for option, value in options.items() if option not in theirs}
+
+
 PRESETS = {
-    "digits": Preset(
-        dict(
-            dataset_name="digits", net="unet_8", train_batch_size=32, max_train_steps=7800,
-            learning_rate=4e-3, lr_scheduler="cosine", lr_warmup_steps=100, adam_beta2=0.99,
-            ema_max_decay=0.999, validation_size=64, checkpointing_steps=1000, validation_steps=500,
-            sample_steps=2000, eval_steps=7800, eval_metrics=("fd", "prdc", "modes"),
-        ),
-        "the recipe of the unconditional digits, with the velocity of a flow",
-    ),
-    "own": Preset(
-        dict(
-            minutes=10, lr_scheduler="cosine", adam_beta2=0.99, sampler="dpmsolver++",
-            ddpm_num_inference_steps=20,
-        ),
-        "our own, for pictures of your own: --minutes chooses the rest; docs/recipes.md",
-    ),
-    "mnist-cpu": Preset(
-        dict(
-            dataset_name="ylecun/mnist", net="unet_28_small", train_batch_size=32, max_train_steps=2000,
-            learning_rate=2e-3, lr_scheduler="cosine", lr_warmup_steps=100, ema_max_decay=0.999,
-            validation_split="test", validation_size=512,
-        ),
-        "the budget of the unconditional recipe, twenty minutes on one busy CPU core",
-    ),
-    "airplanes-16": Preset(
-        dict(
-            dataset_name="uoft-cs/cifar10", classes=("airplane",), resolution=16, net="unet_16",
-            random_flip=True, train_batch_size=64, max_train_steps=20000, lr_warmup_steps=500,
-            ema_max_decay=0.999,
-        ),
-        "our own small network: the airplanes of CIFAR-10 at 16x16",
-    ),
+    **{
+        name: Preset(_without_diffusion(name), source)
+        for name, source in {
+            "digits": "the recipe of the unconditional digits, with the velocity of a flow",
+            "own": unconditional.PRESETS["own"].source,
+            "mnist-cpu": "the budget of the unconditional recipe, twenty minutes on one busy CPU core",
+            "airplanes-16": "our own small network: the airplanes of CIFAR-10 at 16x16",
+        }.items()
+    },
     "cifar10": Preset(
         dict(
             dataset_name="uoft-cs/cifar10", net="unet_cifar10", random_flip=True, train_batch_size=128,

@@ -60,7 +60,7 @@ def with_network(config: Any, network: "ModelMixin | None") -> Any:
     """The configuration of a run that trains this network; ValueError for a family with its own."""
     if network is None:
         return config
-    if not hasattr(config, "net"):
+    if "net" not in {field.name for field in fields(config)}:
         raise ValueError("network= is not for this family, whose options make its network")
     options = {field.name: getattr(config.net, field.name) for field in fields(NetConfig)}
     return replace(config, net=NetworkInMemory(**options, module=network))
