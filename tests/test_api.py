@@ -113,6 +113,7 @@ def test_train_gives_what_the_command_line_gives(here, monkeypatch):
     (dict(p_uncond=0.1), "--p_uncond does not apply here; it is a flag of .*train_class_conditional.py"),
     (dict(preset="digit"), "--preset must be one of digits, .*Did you mean digits"),
     (dict(config="none.yaml"), "--config none.yaml"),
+    (dict(images="photos/"), r"images must come from load_images\(\.\.\.\); got 'photos/'"),
     (dict(family="uncond"), "the family must be one of class_conditional, "),
     (dict(resolution=16), "--resolution has no effect with images= in memory; give it to load_images"),
     (dict(network=UNet2DModel, net="unet_8"), "--net has no effect with network= in memory"),
@@ -124,7 +125,7 @@ def test_train_gives_what_the_command_line_gives(here, monkeypatch):
 ])  # fmt: skip
 def test_options_are_checked_as_on_the_command_line(here, options, message):
     with pytest.raises(ValueError, match=message):
-        trilemma.train(trilemma.load_images(PIXELS), **{"output_dir": "out", **SMALL, **options})
+        trilemma.train(**{"images": trilemma.load_images(PIXELS), "output_dir": "out", **SMALL, **options})
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -46,3 +46,9 @@ def test_metrics_are_left_out_that_cannot_be_measured(digits, tmp_path):
     assert set(rows(calibrate(sticks, alone, 63, accelerator))) == {"kid_pixels"}
     assert not calibrate(sticks[:0], alone, 63, accelerator)
     assert not calibrate(sticks, alone, 1, accelerator)
+
+
+def test_a_metric_of_held_out_images_is_refused_before_an_extractor_is_made(digits, tmp_path):
+    """Which may be a classifier, and is then trained for minutes."""
+    with pytest.raises(ValueError, match="memorization needs real images that were not trained on"):
+        yardsticks(("fd", "memorization"), "no such extractor", Reference(digits[0]), None, tmp_path)

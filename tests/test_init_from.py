@@ -104,3 +104,11 @@ def test_damaged_files_of_the_parent_are_named(tmp_path, capsys):
     (tmp_path / "p" / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     said = refused(capsys, "unconditional", flags)
     assert "ddpm_beta_schedule in scheduler/scheduler_config.json must be one of linear" in said
+
+
+def test_a_run_does_not_start_from_its_own_folder(tmp_path, capsys):
+    """The folder of a run on some data is also the default of a fine-tuning on the same data."""
+    flags = ["--init_from", str(tmp_path / "x" / ".." / "out"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        parse("unconditional", "", flags)
+    assert "is the --output_dir itself; give another --output_dir" in capsys.readouterr().err

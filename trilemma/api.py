@@ -190,6 +190,8 @@ def _settings(
     family: str, memory: InMemory, preset: str | None, config: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[Config, frozenset[str], InMemory]:
     """The resolved options, the names of those that were given, and the objects that stand for others."""
+    if not isinstance(memory.images, Images | None):
+        raise ValueError(f"images must come from load_images(...); got {memory.images!r:.80}")
     if memory.images is not None and memory.images.options is not None:  # its options say it all
         options = {**memory.images.options, **options}
         memory = memory._replace(images=None)

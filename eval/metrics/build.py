@@ -9,7 +9,8 @@ from trilemma.eval.scoring.reference import ReferenceStatistics
 
 REMEDIES = {
     "features": "the reference's features: give the data set itself as --reference",
-    "heldout": "real images that were not trained on: give a data set with a test split as --reference",
+    "heldout": "real images that were not trained on: train with --validation_size or --validation_split, or "
+    "give a data set with a test split as --reference",
     "class_counts": "class predictions: take --feature_extractor inception or classifier, and "
     "the data set itself as --reference",
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 from trilemma.eval.features.extractors import FeatureExtractor, load_extractor
 from trilemma.eval.features.inception import WEIGHTS_FILE, WEIGHTS_VARIABLE
 from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
-from trilemma.eval.metrics.build import build_metrics
+from trilemma.eval.metrics.build import REMEDIES, build_metrics
 from trilemma.eval.metrics.sample_metric import Measurement, SampleMetric
 from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring.protocol import ReferenceProtocol
@@ -72,6 +72,9 @@ def yardsticks(
     judge: JudgeChoice = BY_DATA,
 ) -> list[Yardstick]:
     """Everything that scoring these metrics of samples needs, computed or from the cache; collective."""
+    for name in metrics:  # before a classifier is trained for minutes
+        if "heldout" in METRICS[name].parts and reference.images is not None and reference.held_out is None:
+            raise ValueError(f"--metrics {name} needs {REMEDIES['heldout']}")
     groups: dict[str, list[str]] = {extractor: []}
     for name in sorted(metrics, key=lambda name: METRICS[name].judge):  # judges last, else as they were named
         groups.setdefault(JUDGE if METRICS[name].judge else extractor, []).append(name)

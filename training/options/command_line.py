@@ -93,6 +93,11 @@ def resolve(
         values["output_dir"] = f"outputs/{name}-{recipe or os.path.basename(os.path.abspath(data))}"
     try:
         if values.get("init_from"):
+            if os.path.realpath(values["init_from"]) == os.path.realpath(values["output_dir"]):
+                raise ValueError(
+                    f"--init_from {values['init_from']!r} is the --output_dir itself; "
+                    "give another --output_dir"
+                )
             values |= take_over(parser, family.inherited, values, {*typed, *(base if file else ())})
         parser.check(values, set(typed))
         config = build(family.config, values)
