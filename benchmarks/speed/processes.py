@@ -77,6 +77,6 @@ def _torchrun(processes: int, threads: int) -> float:
         seconds = Path(folder) / "seconds"
         environment = {**os.environ, "PYTHONPATH": path, "SECONDS_FILE": str(seconds)}
         environment |= {"OMP_NUM_THREADS": str(threads), "CPU_THREADS": str(threads)}
-        environment["ACCELERATE_USE_CPU"] = "true"
+        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_WAIT_POLICY": "PASSIVE"}  # as entry points do
         subprocess.run(command, env=environment, check=True, capture_output=True)
         return float(seconds.read_text(encoding="utf-8"))
