@@ -22,6 +22,7 @@ from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.losses import log_variance_range
 from trilemma.training.diffusion.process import SCHEDULES, TARGETS, noise_schedule
 from trilemma.training.images.image_set import Images, to_float
+from trilemma.training.loop.machine import closing_groups
 
 EDGE = 1 + 1 / 255  # of the outermost 8-bit bin
 MEAN, STD = 0.1, 0.2
@@ -405,12 +406,16 @@ def test_shares_add_up(world):
 
 
 def one_rank(rank, world, path, queue):
+    with closing_groups():
+        _one_rank(rank, world, path, queue)
+
+
+def _one_rank(rank, world, path, queue):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world)
     accelerator = SimpleNamespace(process_index=rank, num_processes=world)
     queue.put(bits_per_dim(known(some_network, 20), uniform_images(3), accelerator=accelerator))
     dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.mark.distributed
