@@ -22,6 +22,7 @@ from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.networks.vdm_model import GAMMAS, PointMLP, VDMModel
+from trilemma.pipelines.shared import ids_with_null
 from trilemma.pipelines.vdm import VDMPipeline, ancestral_step
 from trilemma.training.diffusion.variational import levels_at
 from trilemma.training.families.vdm import VDMConfig
@@ -252,7 +253,7 @@ def test_classes_by_name_and_number_and_none():
     unknown = images_of(pipe, [0, 1, 2])
     assert_close(named[2], unknown[2], atol=1e-5, rtol=0)
     assert not torch.allclose(named[0], unknown[0])
-    assert pipe._labels(None, 2).tolist() == [3, 3]
+    assert ids_with_null(None, 2, pipe.class_names, torch.device("cpu")).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("chain", ["ancestral", "shortcut"])

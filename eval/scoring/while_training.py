@@ -5,7 +5,8 @@ the first metric is kept in `best/`.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -84,18 +85,17 @@ class Evaluation:
         extractor = options.eval_feature_extractor or decided(
             self.accelerator, lambda: pick_extractor(self.reference, cache, judge)
         )
-        self.sticks = yardsticks(
-            options.eval_metrics, extractor, self.reference, self.accelerator, cache, judge=judge
-        )
+        with _flags_of_training():
+            self.sticks = yardsticks(
+                options.eval_metrics, extractor, self.reference, self.accelerator, cache, judge=judge
+            )
 
     def check_metrics(self, conditional: bool) -> None:
         """ValueError for metrics that cannot be measured of this model with this reference."""
         options = self.config.evaluation
-        try:
+        with _flags_of_training():
             for stick in self.sticks:
                 build_metrics(stick.names, stick.reference, options.eval_num_samples)
-        except ValueError as problem:
-            raise ValueError(str(problem).replace("--metrics", "--eval_metrics")) from problem
         for name in options.eval_metrics:
             if "labels" in METRICS[name].needs and not conditional:
                 raise ValueError(f"--eval_metrics {name} needs a model with classes, and this one has none")
@@ -151,6 +151,15 @@ class Evaluation:
         keep_judges(self.folder, (stick.extractor.file for stick in self.sticks))
         best = better([line, *earlier], key=lambda each: each.value)
         return best is line, in_a_line(line, best, new)
+
+
+@contextmanager
+def _flags_of_training() -> Iterator[None]:
+    """An error names the flag of the training script, where the same check serves `evaluate`."""
+    try:
+        yield
+    except ValueError as problem:
+        raise ValueError(str(problem).replace("--metrics", "--eval_metrics")) from problem
 
 
 def in_a_line(line: ResultLine, best: ResultLine, all_lines: list[ResultLine]) -> str:
