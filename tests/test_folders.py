@@ -393,7 +393,7 @@ def test_pictures_beside_class_folders_are_said_to_hide_the_classes(tmp_path, lo
         grey(tmp_path / "p" / name, 1)
     picture(tmp_path / "p" / "cover.png", 2)
     assert load(tmp_path / "p").labels is None
-    assert "split 'train': images lie at several depths" in caplog.text
+    assert "1 of 3 lie 0 folders deep, such as cover.png: move or delete" in caplog.text
 
 
 def test_folders_at_another_depth_are_no_classes(tmp_path, load):

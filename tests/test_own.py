@@ -1,9 +1,11 @@
 """`--preset own --minutes N`: what is chosen for pictures of one's own, and that it stays on a resume."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from entry import run
@@ -15,6 +17,7 @@ from trilemma.training.networks import own
 from trilemma.training.networks.own import ENOUGH, SHARE, Timed, choose, with_options
 from trilemma.training.networks.rows import CANDIDATES, NETS, candidates
 from trilemma.training.options.command_line import given, parse
+from trilemma.training.options.resolved import resolved
 from trilemma.training.output_folder import OutputFolder
 
 SCRIPT = "training/train_class_conditional.py"
@@ -24,8 +27,21 @@ SCRIPT = "training/train_class_conditional.py"
 def test_every_network_fits_the_images_where_one_does(side):
     row = next((names for largest, names in CANDIDATES.items() if side <= largest), ("unet_128",))
     fitting = [name for name in row if side % 2 ** (len(NETS[name]["block_out_channels"]) - 1) == 0]
-    assert candidates(side) == (tuple(fitting) or row[:1])
+    if fitting:
+        assert candidates(side) == tuple(fitting)
+    else:
+        with pytest.raises(ValueError, match=rf"got {side}\. Use \d+|points are images of one pixel"):
+            candidates(side)
     assert candidates(side, points=True) == ("mlp",)
+
+
+@pytest.mark.parametrize("script", ["own", "digits"])
+def test_a_dry_run_refuses_sizes_that_no_network_takes(tmp_path, pictures, script):
+    argv = ["--preset", script, "--train_data_dir", str(pictures), "--cache_dir", str(tmp_path / "cache")]
+    with pytest.raises(ValueError, match="--resolution must be a multiple of"):
+        list(resolved(parse("unconditional", "", [*argv, "--resolution", "9"])))
+    words = " ".join(resolved(parse("unconditional", "", [*argv, "--resolution", "16"])))
+    assert "network: unet_28_small or unet_28 or unet_16 or unet_cifar10" in words or script == "digits"
 
 
 def test_the_largest_network_that_sees_enough_images_is_taken():
@@ -57,12 +73,17 @@ def test_what_is_chosen_can_be_given(minutes):
 )
 @pytest.mark.parametrize("minutes", [1, 100])
 def test_the_steps_fit_the_time_whatever_is_given(monkeypatch, tmp_path, pictures, typed, minutes):
-    """Two networks take a millisecond an image, the third a hundred times as much."""
+    """Two networks take a millisecond an image, the third a hundred times as much; timing takes its time."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
 
-    def seconds(method, images, config, device):
-        return 1e-3 * config.optim.train_batch_size * (100 if config.net.net == "unet_16" else 1)
+    def seconds(method, images, config, device, end):
+        of_one = 1e-3 * config.optim.train_batch_size * (100 if config.net.net == "unet_16" else 1)
+        clock.now += of_one * 23
+        return of_one
 
     monkeypatch.setattr(own, "_micro_batch_seconds", seconds)
+    monkeypatch.setattr(own, "time", clock)
     argv = ["--preset", "own", "--minutes", str(minutes), *typed, "--resolution", "16"]
     argv += ["--train_data_dir", str(pictures), "--cache_dir", str(tmp_path / "cache")]
     config = parse("unconditional", "", argv)
@@ -71,10 +92,32 @@ def test_the_steps_fit_the_time_whatever_is_given(monkeypatch, tmp_path, picture
     done = row.complete(config, names, images, Accelerator(cpu=True), folder, row.build)
     optim = done.optim
     images_seen = done.run.max_train_steps * optim.train_batch_size * optim.gradient_accumulation_steps
-    assert images_seen * 1e-3 == pytest.approx(60 * minutes * SHARE, rel=0.01)
+    assert images_seen * 1e-3 == pytest.approx((60 * minutes - clock.now) * SHARE, rel=0.01)
     assert done.net.net == ("unet_28_small" if minutes == 1 and "--net" not in typed else "unet_28")
     assert optim.train_batch_size == (64 if "--train_batch_size" in typed else 32)
     assert done.own.minutes is None
+
+
+def test_timing_ends_after_its_share_of_the_time(monkeypatch, tmp_path, pictures):
+    """Micro-batches that take 2 of 60 seconds: three fit into a tenth, and no other network is timed."""
+    clock, steps = SimpleNamespace(now=0.0), []
+    clock.monotonic = clock.perf_counter = lambda: clock.now
+
+    class Slow:
+        net = torch.nn.Linear(1, 1)
+
+        def step(self, x0, labels):
+            steps.append(x0)
+            clock.now += 2
+            return {"loss": torch.zeros(1)}
+
+    monkeypatch.setattr(own, "time", clock)
+    argv = ["--preset", "own", "--minutes", "1", "--train_data_dir", str(pictures), "--resolution", "16"]
+    config = parse("unconditional", "", [*argv, "--cache_dir", str(tmp_path / "cache")])
+    images = load_images(config.data)
+    timed = own.time_networks(config, images, Accelerator(cpu=True), lambda *facts: Slow())
+    assert [(one.name, one.seconds) for one in timed] == [("unet_28_small", 2.0)]
+    assert len(steps) == 3
 
 
 def test_a_schedule_without_a_warm_up_gets_none(monkeypatch, tmp_path, pictures):
@@ -117,7 +160,7 @@ def test_a_run_of_a_few_seconds_keeps_its_settings_and_its_own_flags(tmp_path, p
     expected = {"net": "unet_8", "learning_rate": 1e-3, "prediction_type": "v_prediction", "minutes": None}
     assert expected.items() <= config.items()
     again = run(SCRIPT, *flags, "--minutes", "0.02")
-    assert "stay; for others, start a new one" in again.output
+    assert "stay. To train longer, give another --output_dir" in again.output
     assert f"at step {config['max_train_steps']}" in again.output
     assert yaml.safe_load((out / "config.yaml").read_text()) == config
     steps = [json.loads(line)["step"] for line in (out / "logs" / "scalars.jsonl").read_text().splitlines()]

@@ -97,7 +97,7 @@ class Progress:
         self.closed.set()
         _forget(self.own)
         if self.bar is None:
-            if self.spoke and whole:
+            if self.spoke and whole and self.n >= (self.total or 0):
                 say(f"{self.what}: done{self._count()} in {duration(self.seconds)}", sys.stderr)
         elif self.total is None:
             self.bar.clear()
@@ -176,3 +176,8 @@ def say(line: str, file=None) -> None:
 def duration(seconds: float) -> str:
     """Minutes and seconds, and hours where there are any: 1:05, 2:00:00."""
     return tqdm.format_interval(seconds)
+
+
+def in_minutes(minutes: float) -> str:
+    """As it is spoken: 1 minute, 2.5 minutes."""
+    return f"{minutes:g} minute{'' if minutes == 1 else 's'}"

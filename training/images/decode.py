@@ -174,13 +174,15 @@ class _Notes:
 
     def __init__(self) -> None:
         self.bad: dict[int, str] = {}
-        self.brightest: list[int] = []
+        self.brightest: list[tuple[int, str]] = []  # of 16 bits, and where
         self.several: list[str] = []
 
     def as_json(self) -> dict[str, Any]:
+        brightest, where = max(self.brightest, default=(None, ""))
         return {
             "bad": dict(sorted(self.bad.items())),
-            "brightest": max(self.brightest, default=None),
+            "brightest": brightest,
+            "brightest_in": where,
             "several": [len(self.several), *sorted(self.several)[:1]],
         }
 
@@ -196,7 +198,7 @@ def _read(
     image.load()
     brightest = brightest_of_16_bits(image, stored)
     if brightest is not None:
-        notes.brightest.append(brightest)
+        notes.brightest.append((brightest, where))
     return image, _mismatch(image, *sizes)
 
 
@@ -205,8 +207,9 @@ def _warn_of_unused(about: dict[str, Any]) -> None:
     place = f"{about['source']}, split '{about['split']}'"
     if about["brightest"] is not None and about["brightest"] <= TWELVE_BITS:
         logger.warning(
-            "%s: the brightest 16-bit pixel is %d of 65535, so these images come out nearly black. If they "
-            "hold 12-bit data, multiply the pixels by 16 and save them again", place, about["brightest"],
+            "%s: the brightest 16-bit pixel is %d of 65535 (%s), so these images come out nearly black. If "
+            "they hold 12-bit data, multiply the pixels by 16 and save them again",
+            place, about["brightest"], about.get("brightest_in") or "in a file that is not known",
         )  # fmt: skip
     count, *example = about["several"]
     if count:

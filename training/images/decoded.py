@@ -27,8 +27,8 @@ TYPES = {
     "several": tuple[int | str, ...],
 }
 """What about.json says in every version."""
-LATER_TYPES = {"stored": bool, "digests": str}
-"""What it says since there are checksums: whether there are pixels, and the sha256 of all digests."""
+LATER_TYPES = {"stored": bool, "digests": str, "brightest_in": str}
+"""What later versions say: whether there are pixels, the sha256 of all digests, which file is brightest."""
 
 
 class MemoryMap:

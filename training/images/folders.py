@@ -215,9 +215,9 @@ def classes_of(splits: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]
     """
     folders = {split: [_class_folder(path, split) for path in paths] for split, paths in splits.items()}
     depths = {split: {len(parents) for parents in part} for split, part in folders.items()}
-    for split in splits:
+    for split, paths in splits.items():
         if len(depths[split]) > 1:
-            logger.warning("split '%s': images lie at several depths, so their folders are no classes", split)
+            _warn_of_depths(split, paths, [len(parents) for parents in folders[split]])
     depth = next((d for d in depths.values() if len(d) == 1 and d != {0}), None)
     labelled = {
         split: [_readable(parents[-1]) for parents in part]
@@ -230,6 +230,16 @@ def classes_of(splits: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]
     for split, classes in labelled.items():
         _warn_of_namesakes(split, folders[split], classes)
     return labelled, names
+
+
+def _warn_of_depths(split: str, paths: Sequence[str], depths: Sequence[int]) -> None:
+    rare = min(set(depths), key=depths.count)
+    few = [path for path, depth in zip(paths, depths, strict=True) if depth == rare]
+    logger.warning(
+        "split '%s': images lie at several depths, so their folders are no classes. %d of %d lie %d folders "
+        "deep, such as %s: move or delete them if the folders are classes",
+        split, len(few), len(paths), rare, few[0],
+    )  # fmt: skip
 
 
 def _class_folder(path: str, split: str) -> list[str]:

@@ -21,7 +21,7 @@ from trilemma.pipelines.networks.plain_unet import NoShortcut, PlainUNet2DModel
 from trilemma.pipelines.networks.vdm_model import PointMLP
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.init_from import saved_config, take_weights
-from trilemma.training.networks.rows import NETS, net_for
+from trilemma.training.networks.rows import NETS, check_side, net_for
 from trilemma.training.options.in_memory import NetworkInMemory
 
 SILU_POWER = 0.3557
@@ -99,7 +99,7 @@ def build_network(
             near = difflib.get_close_matches(key, options, n=1) or [", ".join(options)]
             raise ValueError(f"a {name} has no option {key!r}; did you mean {near[0]}?")
     net = NETWORK_CLASSES[name](**values)
-    _check_resolution(resolution, levels=len(net.config.get("block_out_channels", (1,))))
+    check_side(resolution, levels=len(net.config.get("block_out_channels", (1,))))
     return ho_init_(net)
 
 
@@ -164,20 +164,6 @@ def _fitting(module: ModelMixin, needed: ModelMixin) -> ModelMixin:
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without what diffusers notes in it."""
     return {name: value for name, value in config.items() if name[0] != "_"}
-
-
-def _check_resolution(resolution: int, levels: int) -> None:
-    """ValueError for images that cannot be halved at each level but the last."""
-    factor = 2 ** (levels - 1)
-    if resolution == 1 and levels > 1:
-        raise ValueError(f"points are images of one pixel, for --net mlp; this network has {levels} levels")
-    if resolution % factor:
-        below = resolution // factor * factor
-        fits = f"{below} or {below + factor}" if below else f"{factor}"
-        raise ValueError(
-            f"--resolution must be a multiple of {factor} for a network of {levels} levels; "
-            f"got {resolution}. Use {fits}, or a network with fewer levels."
-        )
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trilemma.training.loop.learning_rate import WITH_WARMUP
 from trilemma.training.loop.method import Method
 from trilemma.training.networks.rows import candidates
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.progress import Progress
+from trilemma.training.progress import Progress, in_minutes
 
 ENOUGH = 60_000
 """Images that a network should see. A rule of thumb: 82,592 gave clear shapes of 16x16 pixels."""
@@ -35,8 +35,10 @@ BATCH = 32
 """Images of a process in a micro-batch."""
 TIMED, UNTIMED = 20, 3
 """Micro-batches that are timed for each network, of which the median counts, and those before them."""
+TIMING = 0.1
+"""Of the minutes, the share after which no other network is timed, and fewer micro-batches are."""
 SHARE = 0.85
-"""Of the minutes, the share for optimizer steps; the rest goes to validation, checkpoints and samples."""
+"""Of the minutes that are left, the share for optimizer steps; the rest: validation, checkpoints, samples."""
 
 Build = Callable[[Any, Images, Accelerator, int], Method]
 
@@ -89,13 +91,17 @@ def complete(
     before = decided(accelerator, lambda: folder.read_config() if folder.checkpoints.is_dir() else {})
     if before:
         chosen = {name: before[name] for name in choose([Timed("", 1, 1.0)], 1.0) if name in before}
-        accelerator.print("The settings that --minutes chose for this run stay; for others, start a new one.")
+        accelerator.print(
+            "The settings that --minutes chose for this run stay. To train longer, give another "
+            "--output_dir, anew or with --init_from this folder."
+        )
     else:
         if "train_batch_size" not in given:
             config = with_options(config, {"train_batch_size": BATCH})
-        per_step = images_per_step(config, accelerator)
+        per_step, began = images_per_step(config, accelerator), time.monotonic()
         timed = time_networks(config, images, accelerator, build)
-        chosen = choose(timed, minutes, per_step) | {"train_batch_size": config.optim.train_batch_size}
+        left = minutes - max(gather_object([time.monotonic() - began])) / 60
+        chosen = choose(timed, left, per_step) | {"train_batch_size": config.optim.train_batch_size}
     chosen = {name: value for name, value in chosen.items() if name not in given}
     if "model_config_name_or_path" in given or "init_from" in given:
         chosen.pop("net", None)
@@ -126,6 +132,7 @@ def with_options(config: Any, values: dict[str, Any]) -> Any:
 
 def time_networks(config: Any, images: Images, accelerator: Accelerator, build: Build) -> list[Timed]:
     """Time the networks for these images, the cheapest first, until one is too slow; collective."""
+    end = time.monotonic() + 60 * config.own.minutes * TIMING
     fixed = config.net.net or config.net.model_config_name_or_path or config.run.init_from
     names = (config.net.net,) if fixed else candidates(images.resolution, images.points)
     micro_batches, timed = config.optim.gradient_accumulation_steps, []
@@ -133,24 +140,27 @@ def time_networks(config: Any, images: Images, accelerator: Accelerator, build: 
         with Progress(f"timing {name or 'the network'}", show=accelerator.is_main_process):
             trial = with_options(config, {"net": name})
             method = build(trial, images, accelerator, TIMED)
-            of_each = gather_object([_micro_batch_seconds(method, images, trial, accelerator.device)])
+            of_each = gather_object([_micro_batch_seconds(method, images, trial, accelerator.device, end)])
         parameters = sum(p.numel() for p in method.net.parameters())
         timed.append(Timed(name, parameters, max(of_each) * micro_batches))
         seen = 60 * config.own.minutes * SHARE / timed[-1].seconds * images_per_step(config, accelerator)
-        if seen < ENOUGH:
+        if seen < ENOUGH or max(gather_object([time.monotonic() - end])) > 0:
             break
     return timed
 
 
-def _micro_batch_seconds(method: Method, images: Images, config: Any, device: torch.device) -> float:
+def _micro_batch_seconds(
+    method: Method, images: Images, config: Any, device: torch.device, end: float
+) -> float:
+    """Median of TIMED micro-batches after UNTIMED ones; fewer where `end` comes first, but one at least."""
     x0, labels = images.__getitems__([i % len(images) for i in range(config.optim.train_batch_size)])
     x0, labels = to_float(x0).to(device), None if labels is None else labels.to(device)
     seconds = []
-    for _ in range(UNTIMED + TIMED):
+    while not seconds or (len(seconds) < UNTIMED + TIMED and time.monotonic() < end):
         began = time.perf_counter()
         float(method.step(x0, labels)["loss"].sum())  # waits for the device
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[UNTIMED:])
+    return statistics.median(seconds[UNTIMED:] or seconds[-1:])
 
 
 def say(config: Any, minutes: float, images: Images, accelerator: Accelerator) -> None:
@@ -160,10 +170,10 @@ def say(config: Any, minutes: float, images: Images, accelerator: Accelerator) -
     seen = steps * images_per_step(config, accelerator)
     network = f"--net {config.net.net} " if config.net.net else ""
     accelerator.print(
-        f"Chosen for {minutes:g} minutes: {network}--max_train_steps {steps} "
+        f"Chosen for {in_minutes(minutes)}: {network}--max_train_steps {steps} "
         f"--train_batch_size {optim.train_batch_size} --learning_rate {optim.learning_rate:g} "
-        f"--ema_max_decay {config.ema.ema_max_decay:g}; {seen:,} images, {seen / len(images):.0f} passes "
-        "over the data"
+        f"--ema_max_decay {config.ema.ema_max_decay:g}; {seen:,} images, "
+        f"{seen / len(images):.3g} times the data. It takes longer if other programs use the processor."
     )
     if seen < ENOUGH:
         accelerator.print(

@@ -162,6 +162,7 @@ def network_name(options: Mapping[str, Any], resolution: int | None, points: boo
     """What the network of these flags is called; None for families with a network of their own.
 
     resolution: of the images; None, where it is not known, leaves open which row is taken.
+    ValueError if `--minutes` has none to choose for it.
     """
     if "net" not in options:
         return None
@@ -169,13 +170,33 @@ def network_name(options: Mapping[str, Any], resolution: int | None, points: boo
         return f"of {file}"
     if options["init_from"] and not options["net"]:
         return f"of {options['init_from']}"
-    return options["net"] or ("by the resolution" if resolution is None else net_for(resolution, points))
+    if options["net"] or resolution is None:
+        return options["net"] or "by the resolution"
+    if options.get("minutes"):
+        return " or ".join(candidates(resolution, points))
+    return net_for(resolution, points)
+
+
+def check_side(resolution: int, levels: int) -> None:
+    """ValueError for images that cannot be halved at each level but the last."""
+    factor = 2 ** (levels - 1)
+    if resolution == 1 and levels > 1:
+        raise ValueError(f"points are images of one pixel, for --net mlp; this network has {levels} levels")
+    if resolution % factor:
+        below = resolution // factor * factor
+        fits = f"{below} or {below + factor}" if below else f"{factor}"
+        raise ValueError(
+            f"--resolution must be a multiple of {factor} for a network of {levels} levels; "
+            f"got {resolution}. Use {fits}, or a network with fewer levels."
+        )
 
 
 def candidates(side: int, points: bool = False) -> tuple[str, ...]:
-    """Networks for images of this side, the cheapest first; only those whose levels can halve it."""
+    """Networks for images of this side, the cheapest first; ValueError if the levels of none can halve it."""
     if points:
         return (FOR_POINTS,)
     row = next((names for largest, names in CANDIDATES.items() if side <= largest), ("unet_128",))
-    fitting = tuple(name for name in row if side % 2 ** (len(NETS[name]["block_out_channels"]) - 1) == 0)
-    return fitting or row[:1]  # building it says which sides it takes
+    levels = {name: len(NETS[name]["block_out_channels"]) for name in row}
+    if not (fitting := tuple(name for name in row if side % 2 ** (levels[name] - 1) == 0)):
+        check_side(side, min(levels.values()))
+    return fitting

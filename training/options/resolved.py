@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from trilemma.training.loop.learning_rate import WITH_WARMUP, warmup_steps
-from trilemma.training.networks.rows import network_name
+from trilemma.training.networks.rows import NETS, check_side, network_name
 from trilemma.training.options.flags import flatten, public_name
+from trilemma.training.progress import in_minutes
 
 if TYPE_CHECKING:
     from trilemma.training.options.flags import Config
@@ -38,13 +39,15 @@ def resolved(config: "Config") -> Iterator[str]:
         yield f"data: {found.count:,} images to train on, {size}, {classes}"
     else:
         yield f"data: images, size, channels and classes are not known: {unknown}"
-    if minutes := flatten(config).get("minutes"):
-        yield f"network, batch, steps, rate and averaging: chosen for {minutes:g} minutes when the run starts"
-        return
-    resolution = found.shape[1] if found else data.resolution
-    name = network_name(flatten(config), resolution, bool(found and found.points))
+    resolution, points = found.shape[1] if found else data.resolution, bool(found and found.points)
+    name = network_name(flatten(config), resolution, points)
     if name:
         yield f"network: {name}"
+    if found and name in NETS:
+        check_side(resolution, len(NETS[name].get("block_out_channels", (1,))))
+    if minutes := flatten(config).get("minutes"):
+        yield f"batch, steps, rate and averaging: chosen for {in_minutes(minutes)} when the run starts"
+        return
     world = int(os.environ.get("WORLD_SIZE", 1))
     images = optim.train_batch_size * optim.gradient_accumulation_steps * world
     processes = "1 process" if world == 1 else f"{world} processes"
