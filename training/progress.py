@@ -107,7 +107,7 @@ class Progress:
     def line(self) -> str:
         """How far it is, for a log."""
         if self.total is None or self.n == self.initial:
-            return f"{self.what}: {duration(self.seconds)} so far{self._count()}"
+            return f"{self.what}: {duration(self.seconds)} so far{self._count()}{self.remark}"
         left = self.seconds * (self.total - self.n) / (self.n - self.initial)
         share = f" ({100 * self.n / max(self.total, 1):.0f}%)"
         return f"{self.what}:{self._count()[1:]}{share}, {duration(left)} left{self.remark}"

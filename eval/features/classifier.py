@@ -199,7 +199,8 @@ def _fit(net: ClassifierNet, images: Images, order: np.ndarray, flips: np.ndarra
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, len(order), pct_start=0.25)
     steps = zip(order, torch.from_numpy(flips)[:, :, None, None, None], strict=True)
-    for indices, flip in each(steps, "training the classifier, once", len(order), "step"):
+    what = "training the classifier that scores samples, once for these images"
+    for indices, flip in each(steps, what, len(order), "step"):
         x, labels = images.__getitems__(indices)
         loss = F.cross_entropy(net(torch.where(flip, x.flip(-1), x))[1], labels)
         optimizer.zero_grad()

@@ -5,9 +5,10 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
-from torch import Tensor
+from torch import Tensor, nn
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
@@ -103,7 +104,10 @@ class Drawing:
             share=Share.of(self.accelerator),
         )
         main, device = self.accelerator.is_main_process, self.accelerator.device
-        with Progress("drawing samples", len(to_draw), "image", show=main) as progress:
+        with (
+            Progress("drawing samples", len(to_draw), "image", show=main) as progress,
+            _counted(self.pipeline.network, progress),
+        ):
             while True:
                 began = time.perf_counter()
                 try:
@@ -146,6 +150,23 @@ class Drawing:
         )
 
 
+@contextmanager
+def _counted(network: nn.Module, progress: Progress) -> Iterator[None]:
+    """The calls of the network stand beside the images, of which a batch may take minutes."""
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        progress.note(**{"network calls": f"{calls:,}"})
+
+    hook = network.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def training_so_far(model: str | None) -> tuple[int | None, int | None]:
     """Steps and images of training, from the run.json beside a model; None where there is none."""
     run = OutputFolder(Path(model)).read_run() if model else {}
@@ -165,8 +186,25 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
     check_half(sampling.mixed_precision, accelerator.device)
     pipeline = load_model(model.model, accelerator.device, model.trust_remote_code)
     # The name of a folder, not where it lies on this machine.
-    source = OutputFolder(Path(model.model)).name if Path(model.model).is_dir() else model.model
-    return drawing_of(pipeline, source, sampling, model.batch_size, accelerator)
+    folder = OutputFolder(Path(model.model))
+    source = folder.name if Path(model.model).is_dir() else model.model
+    drawing = drawing_of(pipeline, source, sampling, model.batch_size, accelerator)
+    if sampling.sampler is None:
+        with suppress(FileError):  # of a damaged file, which evaluation does not need
+            _point_to_sampler_of_run(drawing, folder.read_config())
+    return drawing
+
+
+def _point_to_sampler_of_run(drawing: Drawing, run: dict[str, Any]) -> None:
+    """Say that the run drew its own samples in another way, which is usually the faster one."""
+    own, name, steps = drawing.pipeline, run.get("sampler"), run.get("ddpm_num_inference_steps")
+    here = drawing.sampling.num_inference_steps
+    if name and (name, steps or here) != (own.sampler, here):
+        flags = f"--sampler {name}" + (f" --num_inference_steps {steps}" if steps else "")
+        drawing.accelerator.print(
+            f"Drawing with {own.sampler}, {here} steps an image, as the saved pipeline does. The run drew "
+            f"its own samples with {flags}."
+        )
 
 
 def drawing_in_memory(

@@ -70,9 +70,10 @@ def publish(
 
 
 def _reason(error: BaseException) -> str:
-    """What an error of the client says, and what lies behind it."""
+    """What an error of the client says, and what lies behind it, unless that is the same."""
     said = f"{type(error).__name__}: {error}".rstrip(": ")
-    return f"{said} ({_reason(error.__cause__)})" if error.__cause__ else said
+    behind = _reason(error.__cause__) if error.__cause__ else said
+    return said if behind == said else f"{said} ({behind})"
 
 
 def _abandonable(work: Callable[[], T]) -> T:

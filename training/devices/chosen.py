@@ -55,8 +55,11 @@ def settle(config: C, accelerator: Accelerator, folder: OutputFolder, work_per_i
         if not before and work_per_image * config.optim.train_batch_size < ONE_THREAD:
             threads = 1
         torch.set_num_threads(max(1, min(share, threads)))
-        if threads == 1:
-            lines.append(f"one thread, to which others add little here (--cpu_threads {share}: all of them)")
+        lines.append(
+            f"one thread, to which others add little here (--cpu_threads {share}: all of them)"
+            if threads == 1
+            else f"{threads} threads (--cpu_threads 1: one, where other programs use the processor)"
+        )
     if lines:
         accelerator.print(f"Chosen: {'; '.join(lines)}.")
     return replace(config, run=replace(config.run, mixed_precision=accelerator.mixed_precision))

@@ -25,6 +25,7 @@ from torch import Tensor
 from trilemma.training.images.columns import warn_of_empty_classes
 from trilemma.training.images.decode import decode_once
 from trilemma.training.images.decoded import MemoryMap, Stream, digest
+from trilemma.training.images.pixels import in_words
 from trilemma.training.images.sources import Source, open_source
 from trilemma.training.options.groups import DataConfig
 
@@ -64,6 +65,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        classes = None if self.labels is None else len(self.class_names or np.unique(self.labels))
+        words = in_words(self.pixels.shape[1:], classes, self.points)
+        return f"<{len(self):,} images of {self.name!r}, split {self.split!r}: {words}>"
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """uint8 (B, C, H, W) and int64 labels (B,), or None where the data have none."""

@@ -128,3 +128,10 @@ def brightest_of_16_bits(image: Image.Image, stored: str) -> int | None:
         colours = np.asarray(image)[..., : -1 if image.mode.endswith("A") else None]
         return int(colours.max()) * 256 + 255
     return None
+
+
+def in_words(shape: tuple[int, ...], classes: int | None, points: bool) -> str:
+    """What images (C, H, W) look like, and their labels: '16x16 RGB, labels of 2 classes'."""
+    channels, side = shape[:2]
+    size = "points of the plane" if points else f"{side}x{side} {'grey' if channels == 1 else 'RGB'}"
+    return f"{size}, {'no labels' if classes is None else f'labels of {classes} classes'}"

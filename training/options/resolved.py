@@ -32,11 +32,10 @@ def resolved(config: "Config") -> Iterator[str]:
     found, unknown = look(config)
     data, optim, run = config.data, config.optim, config.run
     if found:
-        channels, side, _ = found.shape
-        colours = "grey" if channels == 1 else "RGB"
-        size = "points of the plane" if found.points else f"{side}x{side} {colours}"
-        classes = "no labels" if found.classes is None else f"labels of {found.classes} classes"
-        yield f"data: {found.count:,} images to train on, {size}, {classes}"
+        from trilemma.training.images.pixels import in_words
+
+        words = in_words(found.shape, found.classes, found.points)
+        yield f"data: {found.count:,} images to train on, {words}"
     else:
         yield f"data: images, size, channels and classes are not known: {unknown}"
     resolution, points = found.shape[1] if found else data.resolution, bool(found and found.points)
