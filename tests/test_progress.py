@@ -44,11 +44,19 @@ def test_a_log_gets_lines_and_no_carriage_returns(log):
         work.update(500)
         work.note(loss="0.5")
         time.sleep(0.3)
+        work.update(1500)
     lines = log().split("\n")
     assert lines[0].startswith("training: step 500 of 2,000 (25%), 00:0")
     assert "loss 0.5" in lines[0]
-    assert lines[-2].startswith("training: done, step 500 of 2,000 in 00:0")
+    assert lines[-2].startswith("training: done, step 2,000 of 2,000 in 00:0")
     assert "\r" not in log()
+
+
+def test_work_that_ended_early_is_not_done(log):
+    with Progress("training", 2000, "step") as work:
+        work.update(500)
+        time.sleep(0.3)
+    assert log() and "done" not in log()
 
 
 def test_work_that_is_not_counted_says_what_it_is(log):

@@ -79,7 +79,7 @@ PRESETS = {
         for name, source in {
             "digits": "the recipe of the unconditional digits, with the velocity of a flow",
             "own": unconditional.PRESETS["own"].source,
-            "mnist-cpu": "the budget of the unconditional recipe, twenty minutes on one busy CPU core",
+            "mnist-cpu": "the budget of the unconditional recipe, half an hour on one CPU core",
             "airplanes-16": "our own small network: the airplanes of CIFAR-10 at 16x16",
         }.items()
     },
