@@ -35,7 +35,8 @@ def resolved(config: "Config") -> Iterator[str]:
         colours = "grey" if channels == 1 else "RGB"
         size = "points of the plane" if found.points else f"{side}x{side} {colours}"
         classes = "no labels" if found.classes is None else f"labels of {found.classes} classes"
-        yield f"data: {found.count:,} images to train on, {size}, {classes}"
+        count = "a stream of images" if data.streaming else f"{found.count:,} images"
+        yield f"data: {count} to train on, {size}, {classes}"
     else:
         yield f"data: images, size, channels and classes are not known: {unknown}"
     if minutes := flatten(config).get("minutes"):
@@ -52,7 +53,7 @@ def resolved(config: "Config") -> Iterator[str]:
     if not steps:
         yield f"length: {run.num_epochs} epochs; the number of steps depends on the number of images"
         return
-    epochs = f", {steps * images / found.count:.4g} epochs" if found else ""
+    epochs = f", {steps * images / found.count:.4g} epochs" if found and not data.streaming else ""
     yield f"length: {steps:,} steps of {images:,} images{epochs}, on {processes}"
     warmup = f" after {warmup_steps(optim, steps):,} steps" if optim.lr_scheduler in WITH_WARMUP else ""
     yield f"learning rate: its peak is {optim.learning_rate:g}{warmup}"
@@ -62,7 +63,7 @@ def look(config: "Config") -> tuple[Found | None, str]:
     """What the data look like, or why that is not known."""
     from trilemma.training.images.decode import look as usual_shape
     from trilemma.training.images.points import POINTS, SHAPE
-    from trilemma.training.images.sources import open_source
+    from trilemma.training.images.shards.source import open_images
 
     data = config.data
     name = data.dataset_name or ""
@@ -70,7 +71,7 @@ def look(config: "Config") -> tuple[Found | None, str]:
         return None, f"{public_name(name)} is a data set of the Hub, and a dry run downloads nothing"
     if data.train_data_dir and not Path(data.train_data_dir).exists():
         return None, f"--train_data_dir {data.train_data_dir!r} does not exist on this machine"
-    source = open_source(data, data.train_split)
+    source = open_images(data, data.train_split)
     shape = SHAPE if source.points else usual_shape(source, data.channels, data.resolution)[0]
     held_out = (data.validation_size or 0) if data.validation_split is None else 0
     classes = None if source.labels is None else len(source.class_names or set(source.labels.tolist()))
