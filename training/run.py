@@ -39,6 +39,7 @@ from trilemma.training.devices.ranks import (
 )
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, hold_out, load_images, to_float
+from trilemma.training.images.shards.batches import Place, shard_batches
 from trilemma.training.loop.loop import Data, Hooks, train
 from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
@@ -162,8 +163,9 @@ def first_line(
     flags = {} if in_memory(config) else flatten(config)
     network = network_name(flags, images.resolution, images.points) or type(method.net).__name__
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    many = "a stream" if config.data.streaming else f"{len(images):,} images"
     return (
-        f"{len(images):,} images of {images.name} ({size}), {classes}; network {network} "
+        f"{many} of {images.name} ({size}), {classes}; network {network} "
         f"({count:,} parameters, {precision}); {budget.total:,} steps of {budget.per_step:,} images on "
         f"{accelerator.num_processes} x {accelerator.device.type}"
     )
@@ -185,7 +187,11 @@ def data_of(
             random_flip=config.data.random_flip,
         )
 
-    return Data(stream, held_out, budget.epoch, images.fingerprint, images.points)
+    place = None
+    if config.data.streaming:
+        place, order = Place(), Order(size, seed, rank, world)
+        stream = shard_batches(config.data, images, order, place, accelerator.device)
+    return Data(stream, held_out, budget.epoch, images.fingerprint, images.points, place)
 
 
 def load_data(

@@ -76,6 +76,8 @@ def load_images(
         raise ValueError("labels and class_names are for arrays; name --label_column and --classes here")
     place = "train_data_dir" if Path(source).is_dir() else "dataset_name"
     values = options_of(DataConfig, {place: source, **options})
+    if values.get("streaming"):
+        raise ValueError("--streaming has no images to load; give it to train, with the data")
     return replace(image_set.load_images(DataConfig(**values)), options=values)
 
 

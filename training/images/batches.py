@@ -8,7 +8,7 @@ partial batch is dropped, no image is seen twice in an epoch, one process with b
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,20 +61,20 @@ def batches(
         raise ValueError(f"there are no images to train on in {images.name}, split '{images.split}'")
     device = torch.device(device)
     if fits(images, device):
-        return _on_device(_resident(images, order, device), device, order, random_flip)
+        return on_device(_resident(images, order, device), device, order, random_flip)
     loader = torch.utils.data.DataLoader(
         images,
         batch_sampler=_MicroBatches(len(images), order),
         collate_fn=_as_it_is,
         num_workers=num_workers,
         # A stop signal to the process group is for the trainer, which then ends its readers.
-        worker_init_fn=_leave_group,
+        worker_init_fn=leave_group,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
         # or the loader draws from torch's own, and a resumed run draws once more than an uncut one
         generator=torch.Generator(),
     )
-    return _on_device(loader, device, order, random_flip)
+    return on_device(loader, device, order, random_flip)
 
 
 def fits(images: Images, device: torch.device) -> bool:
@@ -99,7 +99,10 @@ def _resident(images: Images, order: Order, device: torch.device) -> Iterator[tu
         yield pixels[rows], None if labels is None else labels[rows]
 
 
-def _on_device(loader, device: torch.device, order: Order, random_flip: bool):
+def on_device(
+    loader: Iterable[tuple[Tensor, Tensor | None]], device: torch.device, order: Order, random_flip: bool
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Micro-batches of uint8 (B, C, H, W) and labels from `order.start` on, as `batches` gives them."""
     for k, (pixels, labels) in enumerate(loader, order.start):
         pixels = pixels.to(device, non_blocking=True)
         if random_flip:
@@ -132,7 +135,8 @@ def _epoch(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([ORDER, seed, epoch]).permutation(count)
 
 
-def _leave_group(worker: int) -> None:
+def leave_group(worker: int) -> None:
+    """What a process that reads does first: a stop signal to the group is for the trainer alone."""
     leave = getattr(os, "setpgrp", None)  # Windows has no process groups
     if leave:
         leave()

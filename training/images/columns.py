@@ -1,8 +1,8 @@
 """Which columns of a table hold the images and the labels, by the types of their features, and the classes.
 
 `datasets.Image` is an image, `datasets.ClassLabel` a label; failing a ClassLabel, an integer column is taken
-for the label if its name says so (label, class, target, category). Several candidates are an error that lists
-the columns, `--image_column` and `--label_column` decide, and `--label_column none` ignores labels.
+for the label if its name says so (label, class, target, category, cls). Several candidates are an error that
+lists the columns, `--image_column` and `--label_column` decide, and `--label_column none` ignores labels.
 """
 
 import logging
@@ -15,7 +15,7 @@ from trilemma.training.options.flags import nearest
 
 logger = logging.getLogger(__name__)
 
-LABEL_NAMES = "label|class|target|categor"
+LABEL_NAMES = "label|class|target|categor|^cls$"
 
 
 def image_column(features, column: str | None, name: str) -> str:

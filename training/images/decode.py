@@ -139,14 +139,14 @@ def _decode_all(aside: Path, source: Source, channels: int | None, resolution: i
         for index, (row, encoded) in enumerate(zip(rows, source.read(rows), strict=True)):
             where = _where(row, encoded)
             try:
-                image, mismatch = _read(encoded, where, (shape, channels, resolution), notes)
-                if not mismatch:
+                image, problem = _read(encoded, where, (shape, channels, resolution), notes)
+                if not problem:
                     pixels[index] = to_pixels(image, *shape[:2])
             except Exception as error:  # a damaged file can make a decoder raise anything
                 notes.bad[start + index] = f"{where}: {error}"
                 continue
-            if mismatch:
-                raise ValueError(f"{source.name}, split '{source.split}', {where} {mismatch}")
+            if problem:
+                raise ValueError(f"{source.name}, split '{source.split}', {where} {problem}")
             digests[start + index] = digest(pixels[index])
         if path:  # not through a memory map, where a full disk would kill the process
             with _naming(aside.parent), path.open("r+b") as file:
@@ -199,7 +199,7 @@ def _read(
     brightest = brightest_of_16_bits(image, stored)
     if brightest is not None:
         notes.brightest.append((brightest, where))
-    return image, _mismatch(image, *sizes)
+    return image, mismatch(image, *sizes)
 
 
 def _warn_of_unused(about: dict[str, Any]) -> None:
@@ -247,7 +247,7 @@ def look(source: Source, channels: int | None, resolution: int | None) -> tuple[
     return (channels, resolution, resolution), min(8, os.cpu_count() or 1) if large else 1
 
 
-def _mismatch(
+def mismatch(
     image: Image.Image, shape: tuple[int, int, int], channels: int | None, resolution: int | None
 ) -> str:
     """How a picture differs from the others where their own size or channels were to be used, or ''."""

@@ -26,7 +26,8 @@ from trilemma.training.images.columns import warn_of_empty_classes
 from trilemma.training.images.decode import decode_once
 from trilemma.training.images.decoded import MemoryMap, Stream, digest
 from trilemma.training.images.pixels import in_words
-from trilemma.training.images.sources import Source, open_source
+from trilemma.training.images.shards.source import open_images
+from trilemma.training.images.sources import Source
 from trilemma.training.options.groups import DataConfig
 
 logger = logging.getLogger(__name__)
@@ -141,11 +142,12 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 
 def load_images(config: DataConfig, split: str | None = None) -> Images:
-    """The images of a split (the training split if None), with the size and classes of the flags.
+    """The images of a split (the training split if None), with the size and classes of the flags; of a stream
+    the first ones.
 
     Decodes on its first call, so under several processes let the local main process call it first.
     """
-    source = open_source(config, split or config.train_split)
+    source = open_images(config, split or config.train_split)
     cache = cache_folder(config.cache_dir) / "images"
     decoded = decode_once(source, config.channels, config.resolution, cache)
     if decoded.bad:
@@ -162,7 +164,7 @@ def load_images(config: DataConfig, split: str | None = None) -> Images:
         name=source.name,
         split=source.split,
         skipped=len(decoded.bad),
-        whole=not (decoded.bad or config.classes or config.max_train_images),
+        whole=not (decoded.bad or config.classes or config.max_train_images or config.streaming),
         points=source.points,
     )
 

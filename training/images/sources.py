@@ -104,7 +104,7 @@ class _ArrayReader:
 
 def _digits(split: str) -> Source:
     """The 1,797 handwritten digits of scikit-learn (E. Alpaydin, C. Kaynak, UCI, 1998), 8x8, levels 0..16."""
-    _check_split("digits", split, ["train"])
+    check_split("digits", split, ["train"])
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
     grey = np.rint(images.astype(np.float64) * 255 / 16).astype(np.uint8)
@@ -126,7 +126,7 @@ def _points(config: DataConfig, split: str) -> Source:
     }
     for option in (option for option, wrong in set_to_others.items() if wrong):
         raise ValueError(f"--{option} is for images; {name} has points of the plane. Leave it out")
-    _check_split(name, split, list(row.splits))
+    check_split(name, split, list(row.splits))
     pixels, labels = row.split(split)
     rows = np.arange(len(pixels))
     return Source(name, split, name, None, rows, labels, row.class_names, pixels, points=True)
@@ -177,10 +177,10 @@ def _hub(config: DataConfig, split: str) -> Source:
     except Exception as error:  # whatever its readers and the network raise
         hint = "(see also --dataset_config_name and --dataset_revision)"
         raise ValueError(f"--dataset_name '{name}' could not be loaded {hint}: {innermost(error)}") from error
-    _check_split(name, split, list(tables))
+    check_split(name, split, list(tables))
     # The folder that holds a table's Arrow file is named by a hash of the data files and of the revision.
     key = "\n".join("/".join(Path(file["filename"]).parts[-4:]) for file in tables[split].cache_files)
-    return _table(tables, name, config, split, key)
+    return table_source(tables, name, config, split, key)
 
 
 def _folder(place: str, option: str, config: DataConfig, split: str) -> Source:
@@ -196,21 +196,22 @@ def _folder(place: str, option: str, config: DataConfig, split: str) -> Source:
     if listing.archives:
         example, count = listing.archives[0], len(listing.archives)
         logger.warning(
-            "%s: archives are not read, such as %s (%d in all); unpack them", where, example, count
-        )
+            "%s: archives are not read, such as %s (%d in all); unpack them (.tar shards: see --streaming)",
+            where, example, count,
+        )  # fmt: skip
     config_name = config.dataset_config_name if option == "--dataset_name" else None
     splits, features = declared(listing, config_name, where) or (_splits(listing, where), None)
     files = {path for paths in splits.values() for path in paths}
     name = folder.resolve().name or "images"
-    _check_split(name, split, list(splits))
+    check_split(name, split, list(splits))
     key = listing.key(splits[split])
     if files.intersection(listing.tables):
         tables = load_tables(listing, splits, features, where, config.cache_dir)
-        return _table(tables, name, config, split, key, str(folder.resolve()))
+        return table_source(tables, name, config, split, key, str(folder.resolve()))
     if files.intersection(listing.metadata):
         tables = metadata_tables(splits, listing, where)
-        _check_split(name, split, list(tables))
-        return _table(tables, name, config, split, key, str(folder.resolve()))
+        check_split(name, split, list(tables))
+        return table_source(tables, name, config, split, key, str(folder.resolve()))
     return _files(splits, folder, name, config, split, key)
 
 
@@ -252,7 +253,8 @@ def _files(
     return Source(name, split, key, reader, rows, labels, tuple(names) if labelled else None)
 
 
-def _table(tables, name: str, config: DataConfig, split: str, key: str, folder: str = "") -> Source:
+def table_source(tables, name: str, config: DataConfig, split: str, key: str, folder: str = "") -> Source:
+    """The rows of a split of `tables`, split -> `datasets.Dataset`; folder: that paths are relative to."""
     import datasets
 
     table = tables[split]
@@ -264,7 +266,8 @@ def _table(tables, name: str, config: DataConfig, split: str, key: str, folder: 
     return Source(name, split, f"{key}\n{image}", reader, np.arange(len(table)), labels, names)
 
 
-def _check_split(name: str, split: str, splits: list[str]) -> None:
+def check_split(name: str, split: str, splits: list[str]) -> None:
+    """ValueError unless there is this split."""
     if split not in splits:
         raise ValueError(
             f"{name} has no split '{split}' (--train_split, --validation_split, --split); it has "

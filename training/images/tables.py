@@ -18,6 +18,10 @@ from trilemma.training.images.folders import TABLES, Listing, file_mark, splits_
 
 logger = logging.getLogger(__name__)
 
+ARCHIVE = ".tar"
+BUILDERS = {**TABLES, ARCHIVE: "webdataset"}
+"""Suffix of a file of rows -> the reader of `datasets`."""
+
 Tables = Mapping[str, Any]
 """Split -> `datasets.Dataset`."""
 
@@ -30,13 +34,21 @@ def innermost(error: BaseException) -> str:
 
 
 def load_tables(
-    listing: Listing, splits: Mapping[str, Sequence[str]], features, place: str, cache_dir: str | None
+    listing: Listing,
+    splits: Mapping[str, Sequence[str]],
+    features,
+    place: str,
+    cache_dir: str | None,
+    streaming: bool = False,
 ) -> Tables:
-    """Split -> table of the rows of its parquet or Arrow files; features: None for those of the files."""
+    """Split -> table of the rows of its parquet or Arrow files; features: None for those of the files.
+
+    streaming: split -> `datasets.IterableDataset`, also of WebDataset archives.
+    """
     import datasets
 
     paths = [path for part in splits.values() for path in part]
-    builders = sorted({TABLES[suffix_of(path)] for path in paths})
+    builders = sorted({BUILDERS[suffix_of(path)] for path in paths})
     if len(builders) > 1:
         raise ValueError(f"{place} holds both {' and '.join(builders)} files; put one kind elsewhere")
     root = listing.folder.resolve()
@@ -52,10 +64,15 @@ def load_tables(
     }
     try:
         return datasets.load_dataset(
-            builders[0], data_files=files, features=features, cache_dir=cache_dir, keep_in_memory=False
+            builders[0],
+            data_files=files,
+            features=features,
+            cache_dir=cache_dir,
+            keep_in_memory=False,
+            streaming=streaming,
         )
     except Exception as error:  # whatever its readers raise
-        bad = _unreadable(root, paths)
+        bad = _unreadable(root, [path for path in paths if suffix_of(path) in TABLES])
         where = f"; the file is '{bad}'" if bad else ""
         raise ValueError(f"{place} could not be loaded: {innermost(error)}{where}") from error
 

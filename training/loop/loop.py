@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from trilemma.training.devices.memory import saying_what_to_lower
 from trilemma.training.devices.profile import STEP
 from trilemma.training.images.image_set import Images, to_float
+from trilemma.training.images.shards.batches import Place
 from trilemma.training.loop.ema import EMA, ema_decay
 from trilemma.training.loop.method import SKIPPED, Method
 from trilemma.training.loop.records import Means, RunLog
@@ -46,7 +47,7 @@ class Data:
     """What a method trains on.
 
     stream(k): endless micro-batches (x0 in [-1, 1], labels or None) from the k-th on. points: whether the
-    images are points of the plane.
+    images are points of the plane. place: of shards, where the stream goes on; it follows what was given.
     """
 
     stream: Callable[[int], Iterator[Batch]]
@@ -54,6 +55,7 @@ class Data:
     steps_per_epoch: int
     fingerprint: str
     points: bool = False
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ class Loop:
         self.micro_batches = optim.gradient_accumulation_steps
         self.images_per_step = optim.train_batch_size * self.micro_batches * accelerator.num_processes
         self.ema = EMA(method.net, ema_decay(config.ema, self.images_per_step))
-        self.means, self.step = Means(accelerator.device), 0
-        self.stop = hooks.stop
+        self.means, self.step, self.stop = Means(accelerator.device), 0, hooks.stop
         self.kept, self.left = 0, []  # newest checkpoint; what is still to be done after this step
 
     @property
@@ -132,8 +133,9 @@ class Loop:
         """Take up the newest checkpoint, open the records and the stream of batches."""
         folder, data = self.runlog.folder, self.data
         self.checkpoints = Checkpoints(
-            folder.checkpoints, self.method, self.ema, self.accelerator, self.config, data.fingerprint
-        )
+            folder.checkpoints, self.method, self.ema, self.accelerator, self.config,
+            data.fingerprint, data.place,
+        )  # fmt: skip
         self.step, seconds, self.left = self.checkpoints.resume()
         self.kept = self.step
         if self.step > total_steps:
@@ -218,8 +220,7 @@ class Loop:
             "images_per_second": self.runlog.throughput(self.step, self.images_per_step),
             "images_seen": self.images_seen,
         }
-        skipped = self.method.skipped_steps()
-        if skipped is not None:
+        if (skipped := self.method.skipped_steps()) is not None:
             values["skipped_steps"] = skipped
         self.runlog.write(values, self.step, show=("loss", "images_per_second", "learning_rate"))
 
@@ -291,9 +292,8 @@ def validate(
     means = Means(accelerator.device)
     starts = range(0, len(held_out), VALIDATION_BATCH)
     for i in stop.each(range(accelerator.process_index, len(starts), accelerator.num_processes)):
-        images, labels = held_out.__getitems__(
-            range(starts[i], min(starts[i] + VALIDATION_BATCH, len(held_out)))
-        )
+        rows = range(starts[i], min(starts[i] + VALIDATION_BATCH, len(held_out)))
+        images, labels = held_out.__getitems__(rows)
         labels = None if labels is None else labels.to(accelerator.device)
         generator = torch.Generator().manual_seed(VALIDATION_SEED + i)
         means.add(method.validate(to_float(images).to(accelerator.device), labels, generator), 0)

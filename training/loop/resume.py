@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trilemma.pipelines.files.reading import check_types
 from trilemma.training.devices.ranks import decided
+from trilemma.training.images.shards.batches import Place
 from trilemma.training.loop.checkpoints import (
     checkpoint_path,
     damaged,
@@ -44,10 +45,10 @@ FINISHED = "finished"
 ENTRIES = {
     "step": int, "seconds": float, "config": dict, "network": dict, "num_processes": int, "precision": str,
     "fingerprint": str, "method": dict, "ema": list, "rng": list, "left": tuple[str, ...],
-    "plugins": dict[str, str],
+    "plugins": dict[str, str], "places": list[list[int]],
 }  # fmt: skip
-OPTIONAL = {"network", "left", "plugins"}
-"""What a state holds; that of version 0.1 has nothing OPTIONAL."""
+OPTIONAL = {"network", "left", "plugins", "places"}
+"""What a state holds; that of version 0.1 has nothing OPTIONAL; places are of a stream of shards."""
 
 
 class Checkpoints:
@@ -61,8 +62,9 @@ class Checkpoints:
         accelerator: Accelerator,
         config: Config,
         fingerprint: str,
+        place: Place | None = None,
     ):
-        self.folder, self.method, self.ema = folder, method, ema
+        self.folder, self.method, self.ema, self.place = folder, method, ema, place
         self.accelerator, self.config, self.fingerprint = accelerator, config, fingerprint
         self.network = configuration(method.net)
 
@@ -124,6 +126,8 @@ class Checkpoints:
             )
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if self.place is not None:
+            self.place.go_to(state["places"][self.accelerator.process_index])
         self.method.load_state_dict(state["method"])
         self.ema.load_state_dict(state["ema"])
         set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
@@ -135,9 +139,10 @@ class Checkpoints:
 
     def save(self, step: int, seconds: float, left: list[str]) -> None:
         """Write the checkpoint of a step, and what is left to do after it; every rank takes part, for its
-        random state.
+        random state and its place in a stream.
         """
         rng = gather_object([rng_state(self.accelerator.device)])
+        places = gather_object([self.place.state()]) if self.place is not None else None
 
         def write() -> None:
             state = {
@@ -154,6 +159,7 @@ class Checkpoints:
                 "left": list(left),
                 "plugins": plugins.digests(),
             }
+            state |= {"places": places} if places else {}
             save_checkpoint(self.folder, step, state, self.config.run.checkpoints_total_limit)
 
         decided(self.accelerator, write)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from trilemma.training import families
+from trilemma.training.images.shards.options import check_run
 from trilemma.training.options import plugins
 from trilemma.training.options.flags import build, flags_of, nearest, to_yaml
 from trilemma.training.options.in_memory import NOTHING, InMemory
@@ -101,6 +102,7 @@ def resolve(
             values |= take_over(parser, family.inherited, values, {*typed, *(base if file else ())})
         parser.check(values, set(typed))
         config = build(family.config, values)
+        check_run(config, values)
         check(config)
     except ValueError as problem:
         parser.error(str(problem))

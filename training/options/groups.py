@@ -8,6 +8,7 @@ The machinery is in `training/options/flags.py`; options and recipes of one fami
 from dataclasses import dataclass
 from typing import Literal
 
+from trilemma.training.images.shards.options import check_data
 from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, USUAL_WARMUP, WITH_WARMUP
 from trilemma.training.networks.rows import NETS
 from trilemma.training.options.flags import PLUGIN, option
@@ -43,29 +44,40 @@ class DataConfig:
     skip_bad_images: bool = option(False, "skip and count images that cannot be read, instead of stopping")
     max_train_images: int | None = option(None, "use only the first N rows", low=1)
     validation_split: str | None = option(
-        None,
-        "split of the held-out images; taken from the training split if not given",
+        None, "split of the held-out images; taken from the training split if not given",
         needs=("validation_size", ...),
-    )
+    )  # fmt: skip
     validation_size: int | None = option(
         None,
         "images to hold out for the validation loss, 0 for none; if not given, all of --validation_split",
-        usual=0,
-        low=0,
-    )
+        usual=0, low=0,
+    )  # fmt: skip
     preserve_input_precision: bool = option(False, "not offered: training and metrics use 8-bit images")
     cache_dir: str | None = option(None, "where decoded images are cached", free=True)
-    dataloader_num_workers: int = option(0, "processes that read images", free=True, low=0)
+    dataloader_num_workers: int = option(
+        0, "processes that read images; with --streaming, threads of one such process", free=True, low=0
+    )
+    streaming: bool = option(
+        False, "read parquet or WebDataset shards while the model trains, never as a whole (docs/scaling.md)"
+    )
+    shuffle_buffer: int = option(
+        10_000, "consecutive images of a stream that are shuffled together", low=1, needs=("streaming", ...)
+    )
+    stream_head: int = option(
+        10_000, "first images of a stream, which stand for it: sizes, pictures, reference of evaluation",
+        low=2, needs=("streaming", ...),
+    )  # fmt: skip
+    num_classes: int | None = option(
+        None, "number of classes of a stream whose labels are plain integers 0, 1, ...", low=1,
+        needs=("streaming", ...),
+    )  # fmt: skip
 
     def __post_init__(self):
+        check_data(self)
         if not self.center_crop:
-            raise ValueError(
-                "--no-center_crop is not offered: images are decoded and cropped once, at the centre"
-            )
+            raise ValueError("--no-center_crop is not offered: images are cropped once, at the centre")
         if self.preserve_input_precision:
-            raise ValueError(
-                "--preserve_input_precision is not offered: training and metrics use 8-bit images"
-            )
+            raise ValueError("--preserve_input_precision is not offered: images have 8 bits")
 
 
 @dataclass(frozen=True)
@@ -96,9 +108,8 @@ class OptimConfig:
         None,
         "images in one forward pass of the network in validation, sheets and evaluation; --train_batch_size "
         "if not given",
-        free=True,
-        low=1,
-    )
+        free=True, low=1,
+    )  # fmt: skip
     learning_rate: float = option(2e-4, "peak learning rate", low=0.0)
     lr_scheduler: Literal[tuple(SHAPES)] = option(
         "constant_with_warmup", "learning rate over optimizer steps"
@@ -108,10 +119,9 @@ class OptimConfig:
         usual=USUAL_WARMUP, low=0, needs=("lr_scheduler", WITH_WARMUP),
     )  # fmt: skip
     lr_milestones: tuple[int, ...] | None = option(
-        None,
-        "optimizer steps at which the rate is multiplied by --lr_gamma",
+        None, "optimizer steps at which the rate is multiplied by --lr_gamma",
         needs=("lr_scheduler", ("multistep",)),
-    )
+    )  # fmt: skip
     lr_gamma: float = option(0.5, "factor at each milestone", low=0.0, needs=("lr_scheduler", ("multistep",)))
     adam_beta1: float = option(0.9, "Adam's first decay", low=0)
     adam_beta2: float = option(0.999, "Adam's second decay", low=0)
@@ -239,24 +249,19 @@ class EvalConfig:
         1000, "samples per evaluation", free=True, low=2, needs=("eval_steps", ...)
     )
     eval_mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None,
-        "precision of the network while samples of an evaluation are drawn; float32 if not given",
-        free=True,
-        needs=("eval_steps", ...),
-    )
+        None, "precision of the network while samples of an evaluation are drawn; float32 if not given",
+        free=True, needs=("eval_steps", ...),
+    )  # fmt: skip
     eval_feature_extractor: str | None = option(
         None,
         "inception, dinov2, clip, classifier, pixels; inception if its weights are here, else classifier",
-        free=True,
-        needs=("eval_steps", ...),
-    )
+        free=True, needs=("eval_steps", ...),
+    )  # fmt: skip
     eval_judge: str | None = option(
-        None,
-        "classifier that comes with trilemma (cifar10, cifar10-16, digits, mnist), whatever the data; else "
-        "the data's own",
-        free=True,
-        needs=("eval_steps", ...),
-    )
+        None, "classifier that comes with trilemma (cifar10, cifar10-16, digits, mnist), whatever the data; "
+        "else the data's own",
+        free=True, needs=("eval_steps", ...),
+    )  # fmt: skip
     eval_metrics: tuple[str, ...] = option(
         ("fd",),
         lambda: (
@@ -281,11 +286,9 @@ class HubConfig:
         None, "token; better: `hf auth login`", free=True, needs=("push_to_hub", ...)
     )
     hub_model_id: str | None = option(
-        None,
-        "user/name of the model; the output folder's name if not given",
-        free=True,
+        None, "user/name of the model; the output folder's name if not given", free=True,
         needs=("push_to_hub", ...),
-    )
+    )  # fmt: skip
     hub_private_repo: bool = option(False, "make the model private", free=True, needs=("push_to_hub", ...))
     hub_create_pr: bool = option(
         False, "open a pull request instead of committing to main", free=True, needs=("push_to_hub", ...)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 CHOOSES_IMAGES = (
     "dataset_name", "dataset_config_name", "dataset_revision", "train_data_dir", "train_split",
     "image_column", "label_column", "classes", "resolution", "channels", "center_crop", "skip_bad_images",
-    "max_train_images", "validation_split", "preserve_input_precision",
+    "max_train_images", "validation_split", "preserve_input_precision", "streaming", "shuffle_buffer",
+    "stream_head", "num_classes",
 )  # fmt: skip
 """Options that say which images are read, and how: none of them is left where images are given."""
 

@@ -34,8 +34,8 @@ def resolved(config: "Config") -> Iterator[str]:
     if found:
         from trilemma.training.images.pixels import in_words
 
-        words = in_words(found.shape, found.classes, found.points)
-        yield f"data: {found.count:,} images to train on, {words}"
+        count = "a stream of images" if data.streaming else f"{found.count:,} images"
+        yield f"data: {count} to train on, {in_words(found.shape, found.classes, found.points)}"
     else:
         yield f"data: images, size, channels and classes are not known: {unknown}"
     resolution, points = found.shape[1] if found else data.resolution, bool(found and found.points)
@@ -54,7 +54,7 @@ def resolved(config: "Config") -> Iterator[str]:
     if not steps:
         yield f"length: {run.num_epochs} epochs; the number of steps depends on the number of images"
         return
-    epochs = f", {steps * images / found.count:.4g} epochs" if found else ""
+    epochs = f", {steps * images / found.count:.4g} epochs" if found and not data.streaming else ""
     yield f"length: {steps:,} steps of {images:,} images{epochs}, on {processes}"
     warmup = f" after {warmup_steps(optim, steps):,} steps" if optim.lr_scheduler in WITH_WARMUP else ""
     yield f"learning rate: its peak is {optim.learning_rate:g}{warmup}"
@@ -64,7 +64,7 @@ def look(config: "Config") -> tuple[Found | None, str]:
     """What the data look like, or why that is not known."""
     from trilemma.training.images.decode import look as usual_shape
     from trilemma.training.images.points import POINTS, SHAPE
-    from trilemma.training.images.sources import open_source
+    from trilemma.training.images.shards.source import open_images
 
     data = config.data
     name = data.dataset_name or ""
@@ -72,7 +72,7 @@ def look(config: "Config") -> tuple[Found | None, str]:
         return None, f"{public_name(name)} is a data set of the Hub, and a dry run downloads nothing"
     if data.train_data_dir and not Path(data.train_data_dir).exists():
         return None, f"--train_data_dir {data.train_data_dir!r} does not exist on this machine"
-    source = open_source(data, data.train_split)
+    source = open_images(data, data.train_split)
     shape = SHAPE if source.points else usual_shape(source, data.channels, data.resolution)[0]
     held_out = (data.validation_size or 0) if data.validation_split is None else 0
     classes = None if source.labels is None else len(source.class_names or set(source.labels.tolist()))
