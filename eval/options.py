@@ -61,6 +61,9 @@ class SamplingConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "precision of the network while images are drawn, float32 if not given; the sampler is float32"
     )
+    compile: bool = option(
+        False, "compile the network with torch.compile, which takes a minute and pays for many images"
+    )
 
     def __post_init__(self):
         if self.seed + self.num_samples >= 2**63:

@@ -53,7 +53,7 @@ def claim(drawing: Drawing, path: Path, **more: Any) -> None:
         "the model must be the same on all machines",
     )
     facts = {**asdict(drawing.sampling), "model": drawing.source, "weights": weights.hexdigest(), **more}
-    facts.pop("num_samples")
+    del facts["num_samples"], facts["compile"]  # which are no matter of what an image is
     if facts["mixed_precision"] not in HALF:  # folders of older versions have no such entry
         facts.pop("mixed_precision")
     text = json.dumps(facts, indent=2)

@@ -25,6 +25,7 @@ from trilemma.pipelines.files.hub import patience
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
 from trilemma.training import families
+from trilemma.training.devices.compiled import compiled
 from trilemma.training.devices.precision import HALF, check_half, network_in, plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_part
@@ -106,6 +107,7 @@ class Drawing:
         main, device = self.accelerator.is_main_process, self.accelerator.device
         with (
             Progress("drawing samples", len(to_draw), "image", show=main) as progress,
+            compiled(self.sampling.compile, self.pipeline.network),
             _counted(self.pipeline.network, progress),
         ):
             while True:

@@ -1,0 +1,59 @@
+"""`--compile` of drawing: one shape is compiled, the images are those of the network as it is."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, UNet2DModel
+
+from trilemma.eval.options import SamplingConfig
+from trilemma.eval.scoring.model_images import Drawing
+from trilemma.pipelines.networks.vae_model import VAEModel
+from trilemma.pipelines.unconditional import UnconditionalPipeline
+from trilemma.pipelines.vae import VAEPipeline
+
+
+def small() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    ).eval()  # fmt: skip
+
+
+def drawn(pipeline, compiled: bool, batch: int = 2) -> torch.Tensor:
+    sampling = SamplingConfig(num_samples=5, num_inference_steps=4, compile=compiled)
+    drawing = Drawing(pipeline, "model", sampling, batch, Accelerator(cpu=True))
+    return torch.cat([images for _, images, _ in drawing])
+
+
+def test_the_shape_of_the_first_call_is_compiled_and_the_last_batch_is_not(monkeypatch):
+    shapes = []
+
+    def compile_nothing(forward, dynamic):
+        assert dynamic is False
+
+        def call(sample, *arguments, **options):
+            shapes.append(tuple(sample.shape))
+            return forward(sample, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    pipeline = UnconditionalPipeline(small(), DDPMScheduler(1000)).with_sampler("dpmsolver++")
+    assert torch.equal(drawn(pipeline, True), drawn(pipeline, False))
+    assert shapes == [(2, 1, 8, 8)] * 4 * 2
+    assert "forward" not in vars(pipeline.network)
+
+
+@pytest.mark.slow
+def test_compiled_images_are_the_same():
+    """Compiled code rounds otherwise: an image in 256 levels may differ by one of them."""
+    pipeline = UnconditionalPipeline(small(), DDPMScheduler(1000)).with_sampler("dpmsolver++")
+    assert (drawn(pipeline, True).int() - drawn(pipeline, False).int()).abs().max() <= 1
+
+
+def test_a_vae_refuses_it():
+    pipeline = VAEPipeline(VAEModel(8, 1, 4, (8, 8)))
+    drawing = Drawing(pipeline, "m", SamplingConfig(2, compile=True), 2, Accelerator(cpu=True))
+    with pytest.raises(ValueError, match="--compile has no effect on this model"):
+        list(drawing)
