@@ -6,12 +6,14 @@ They reduce over processes exactly (`sample_metric.py`). The mathematics of the 
 import torch
 from torch import Tensor
 
+from trilemma.eval.metrics.expansion import expansion_interval
 from trilemma.eval.metrics.frechet import (
     BLOCKS,
     T_QUANTILE,
     Gaussian,
     add_outer_,
     block_of,
+    congruence,
     frechet_distance,
     frechet_floor,
     packed_size,
@@ -22,12 +24,17 @@ from trilemma.eval.metrics.sample_metric import (
     at_least_zero,
     block_interval,
     check_width,
+    has_blocks,
 )
 from trilemma.eval.scoring.reference import ReferenceStatistics
 
+# Samples per feature from which the interval comes from derivatives instead of a distance without each block.
+# With fewer the covariance of the samples is near a singular one, where the root has no derivative.
+EXPANDED = 2
+
 
 class FrechetDistance(SampleMetric):
-    """Frechet distance to the reference, with its floor and the interval of a delete-one-block jackknife.
+    """Frechet distance to the reference, with its floor and an interval that is debiased to the order 1/n^2.
 
     The value is the plain distance of n samples, the one that the literature reports; it is biased upwards.
     The interval is debiased: it is for the distance of infinitely many samples to these reference statistics,
@@ -58,13 +65,22 @@ class FrechetDistance(SampleMetric):
         self.check_complete(self.total)
         reference = self.reference.to(self.device)
 
-        def distance(kept: Tensor) -> float:
-            samples = Gaussian.of_sums(self.count, self.total, self.moment, kept, reference.mean)
-            return frechet_distance(samples, reference)
+        n, sums, every = self.num_samples, (self.count, self.total, self.moment), torch.ones_like(self.count)
 
-        n, value = self.num_samples, distance(torch.ones_like(self.count))
-        interval = at_least_zero(block_interval(value, self.count, distance, second_order=True))
-        return {"fd": Measurement(value, n, interval, frechet_floor(reference, n))}
+        def moments(kept: Tensor) -> Gaussian:
+            return Gaussian.of_sums(*sums, kept, reference.mean)
+
+        if n >= EXPANDED * len(reference.mean) and has_blocks(self.count):
+            samples = moments(every)
+            lower = congruence(reference.factor, samples.covariance)
+            value = frechet_distance(samples, reference, lower)
+            interval = expansion_interval(value, sums, reference, lower)
+        else:
+            value = frechet_distance(moments(every), reference)
+            interval = block_interval(
+                value, self.count, lambda kept: frechet_distance(moments(kept), reference), second_order=True
+            )
+        return {"fd": Measurement(value, n, at_least_zero(interval), frechet_floor(reference, n))}
 
 
 class Diversity(SampleMetric):

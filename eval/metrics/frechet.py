@@ -119,7 +119,7 @@ def _thin_factor(covariance: Tensor, rank: int) -> Tensor | None:
     return root if left_out.abs() < EXACT * covariance.trace() else None
 
 
-def _congruence(root: Tensor, covariance: Tensor) -> Tensor:
+def congruence(root: Tensor, covariance: Tensor) -> Tensor:
     """The lower triangle of root^T covariance root (r, r), root being (D, r); what stands above it is unset.
 
     A triangular root, as Cholesky's, takes less than half the work.
@@ -133,13 +133,16 @@ def _congruence(root: Tensor, covariance: Tensor) -> Tensor:
     return product
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+def frechet_distance(a: Gaussian, b: Gaussian, lower: Tensor | None = None) -> float:
     """Squared Frechet distance of two Gaussians over the same D features: 0 if equal, never negative or NaN.
 
-    The factor of `b` is cached in it: pass the reference as `b` when there are many `a`.
+    The factor of `b` is cached in it: pass the reference as `b` when there are many `a`. lower: the
+    `congruence` of b's factor and a's covariance, if it is known.
     """
-    thin, other = (a, b) if 2 * a.rank < b.rank else (b, a)
-    eigenvalues = torch.linalg.eigvalsh(_congruence(thin.factor, other.covariance))
+    if lower is None:
+        thin, other = (a, b) if 2 * a.rank < b.rank else (b, a)
+        lower = congruence(thin.factor, other.covariance)
+    eigenvalues = torch.linalg.eigvalsh(lower)
     # Beyond the rank that the counts allow there are only rounding errors, and the root would magnify them.
     kept = eigenvalues[max(0, len(eigenvalues) - min(a.rank, b.rank)) :].clamp_min(0)
     variance = float(a.covariance.trace() + b.covariance.trace())
@@ -220,6 +223,16 @@ def add_outer_(packed: Tensor, rows: Tensor) -> None:
     """Add the outer products of `rows` (B, D) to `packed` (P,): half the work and memory of the square."""
     for start, panel in _panels(packed, rows.shape[1]):
         panel.addmm_(rows[:, start : start + TILE].T, rows[:, start:])
+
+
+def inner(packed: Tensor, matrix: Tensor) -> Tensor:
+    """tr (S matrix) of each symmetric S in packed (G, P), for a symmetric `matrix` (D, D) -> (G,)."""
+    sums = packed.new_zeros(len(packed))
+    for start, panels in _panels(packed, len(matrix)):
+        panel = matrix[start : start + panels.shape[1], start:].clone()
+        panel[:, panels.shape[1] :] *= 2  # stands for its mirror image too
+        sums += panels.flatten(1) @ panel.flatten()
+    return sums
 
 
 def unpack(packed: Tensor, kept: Tensor, dimension: int) -> Tensor:

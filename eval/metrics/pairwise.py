@@ -113,10 +113,9 @@ def kernel_distance(
     """
     real, fake, member = real.double(), fake.double(), member.double()
     m = len(real)
-    within_real = sum(values.sum() for values in _chunks(kernel, real, real)) - _own(kernel, real).sum()
-    across = member.T @ torch.cat([values.sum(1) for values in _chunks(kernel, fake, real)])
-    within = member.T @ torch.cat([values @ member for values in _chunks(kernel, fake, fake)])
-    within -= torch.diag(member.T @ _own(kernel, fake))
+    within_real = float(_within(kernel, real, torch.ones(m, 1).to(real)))
+    across = member.T @ torch.cat([kernel(part, real).sum(1) for part in fake.split(CHUNK)])
+    within = _within(kernel, fake, member)
 
     def value(kept: Tensor) -> float:
         kept = kept.double()
@@ -127,11 +126,15 @@ def kernel_distance(
     return value
 
 
-def _chunks(kernel: Kernel, x: Tensor, y: Tensor) -> Iterator[Tensor]:
+def _within(kernel: Kernel, x: Tensor, member: Tensor) -> Tensor:
+    """Sums (G, G) of the kernel over pairs of two different rows of x (N, D), by their groups, member (N, G).
+
+    Each pair of chunks once: the kernel is symmetric.
+    """
+    sums = x.new_zeros(member.shape[1], member.shape[1])
     for start in range(0, len(x), CHUNK):
-        yield kernel(x[start : start + CHUNK], y)
-
-
-def _own(kernel: Kernel, x: Tensor) -> Tensor:
-    """k(x, x) of each row, as the chunks have it: rounding errors of the two then cancel."""
-    return torch.cat([torch.diag(kernel(part, part)) for part in x.split(CHUNK)])
+        part, group, end = x[start : start + CHUNK], member[start : start + CHUNK], start + CHUNK
+        sums += group.T @ kernel(part, part).fill_diagonal_(0) @ group
+        later = group.T @ (kernel(part, x[end:]) @ member[end:])
+        sums += later + later.T
+    return sums

@@ -100,6 +100,11 @@ class FixedSubset:
         buffer.index_add_(0, row[chosen].to(buffer.device), values[chosen.to(values.device)].to(buffer))
 
 
+def has_blocks(sizes: Tensor) -> bool:
+    """Whether blocks of these sizes (BLOCKS,) are enough for an interval."""
+    return bool(sizes.min() > 0 and sizes.sum() >= 2 * BLOCKS)
+
+
 def block_interval(
     value: float, sizes: Tensor, value_of: Callable[[Tensor], float], *, second_order: bool = False
 ) -> tuple[float, float] | None:
@@ -108,7 +113,7 @@ def block_interval(
     sizes (BLOCKS,) are the blocks' numbers of samples; `value_of` computes the value from the blocks that are
     kept, (BLOCKS,) of ones and zeros.
     """
-    if sizes.min() == 0 or sizes.sum() < 2 * BLOCKS:
+    if not has_blocks(sizes):
         return None
     without = [value_of(kept) for kept in 1 - torch.eye(BLOCKS).to(sizes)]
     odd = torch.arange(BLOCKS).to(sizes) % 2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def compiled(wanted: bool, network: nn.Module) -> Iterator[None]:
-    """Inside the block the forward pass is compiled for the shape of its first call; other shapes run as ever.
+    """Inside the block the forward pass is compiled for the shape of its first call; others run as ever.
 
     Another shape, such as the last batch, would have to be compiled again, which takes longer than to compute
     it. ValueError at the end of a block in which the network was never called (a VAE draws by its decoder).
