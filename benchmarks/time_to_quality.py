@@ -186,15 +186,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else []
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else []
     for seed in options.seeds:
         same = [one for one in kept if (one["data"], one["seed"]) == (options.data, seed)]
         if same and not options.again:
             continue
         new = measure(seed, options.data, options)
         kept = [one for one in kept if one not in same] + [new]
-        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
-    KEPT.with_suffix(".md").write_text(table(kept))
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    KEPT.with_suffix(".md").write_text(table(kept), encoding="utf-8")
     print(table(kept))
 
 

@@ -15,7 +15,7 @@ from trilemma.eval.studies.tables import Marks
 from trilemma.eval.studies.targets import check_target, curve_of, parse_target, reach, section
 
 LINE = {
-    "metric": "fd_classifier", "value": 3.0, "interval": [2.5, 2.9], "floor": 0.4, "source": "m", "n": 2000,
+    "metric": "fd_classifier", "value": 3.0, "interval": [0.5, 3.5], "floor": 0.4, "source": "m", "n": 2000,
     "seeds": "0..1999", "sampler": "ddim", "num_inference_steps": 50, "nfe": 50, "classes": None,
     "guidance_scale": None, "seconds_per_image": 0.01, "device": "cpu", "step": 100, "images_seen": 6400,
     "feature_extractor": "classifier", "extractor_sha256": "a" * 64, "resize": "none",
@@ -60,11 +60,23 @@ def test_one_row_a_model_with_quality_coverage_speed_likelihood_and_cost(tmp_pat
     text, said = table(folder(tmp_path, "one", lines))
     (row,) = rows(text)
     assert row == {
-        "model": "one", "sampling": "ddim, 50 steps", "fd_classifier": "3 (2.5 .. 2.9), floor 0.4",
-        "coverage_classifier": "0.9 (2.5 .. 2.9)", "bpd_test": "2.1 (2.5 .. 2.9)", "NFE": "50",
+        "model": "one", "sampling": "ddim, 50 steps", "fd_classifier": "3 (0.5 .. 3.5), floor 0.4",
+        "coverage_classifier": "0.9 (0.5 .. 3.5)", "bpd_test": "2.1 (0.5 .. 3.5)", "NFE": "50",
         "s / image": "0.01", "training s": "12.5", "images seen": "6,400", "parameters": "17",
     }  # fmt: skip
     assert not said
+
+
+def test_a_biased_value_stands_beside_the_estimate_and_its_floor_is_in_no_chart(tmp_path):
+    """Of a line of an older file, which has no debiased value, the middle of the interval is shown."""
+    older, newer = {**LINE, "interval": [2.5, 2.9]}, {**LINE, "interval": [0.0, 1.5], "debiased": 0.7}
+    assert [ResultLine.from_json(line).estimate for line in (LINE, older, newer)] == [3.0, 2.7, 0.7]
+    text, _ = table(folder(tmp_path, "old", [older]), folder(tmp_path, "new", [newer]))
+    shown = [row["fd_classifier"] for row in rows(text)]
+    assert shown == ["2.7 (2.5 .. 2.9), plain 3, floor 0.4", "0.7 (0 .. 1.5), plain 3, floor 0.4"]
+    models = read_models([str(tmp_path / name) for name in ("old", "new")])
+    (axis,) = figures(models, standard_protocols(models))["fd_classifier-speed"].axes
+    assert axis.get_legend_handles_labels()[1] == ["old", "new"]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +85,7 @@ def test_one_row_a_model_with_quality_coverage_speed_likelihood_and_cost(tmp_pat
 )
 def test_what_was_measured_otherwise_is_marked_and_left_out_of_the_charts(tmp_path, change):
     folders = [folder(tmp_path, "odd", [{**LINE, **change}])]
-    folders += [folder(tmp_path, name, [{**LINE, "value": 4.0}]) for name in ("usual", "third")]
+    folders += [folder(tmp_path, name, [{**LINE, "value": 3.2}]) for name in ("usual", "third")]
     text, said = table(*folders)
     odd, usual, _ = rows(text)
     assert odd["fd_classifier"].endswith(" [1]")

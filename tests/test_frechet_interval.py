@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from trilemma.eval.metrics import expansion, frechet
 from trilemma.eval.metrics.distances import EXPANDED, FrechetDistance
 from trilemma.eval.metrics.frechet import BLOCKS, Gaussian, block_of, frechet_distance
-from trilemma.eval.metrics.sample_metric import Measurement, at_least_zero, block_interval
+from trilemma.eval.metrics.sample_metric import Measurement, block_interval, not_negative
 from trilemma.eval.scoring.reference import ReferenceStatistics
 
 
@@ -155,7 +155,8 @@ def test_few_samples_have_the_exact_jackknife_and_the_value_is_the_plain_distanc
         result, exact = measured(samples, law.reference), exact_interval(samples, law.reference)
         assert_close(result.value, frechet_distance(Gaussian.of(samples), law.reference), rtol=1e-12, atol=0)
         same = all(math.isclose(a, b, rel_tol=1e-9) for a, b in
-                   zip(result.interval, at_least_zero(exact), strict=True))  # fmt: skip
+                   zip(result.interval, not_negative(0, n, exact, None).interval, strict=True))  # fmt: skip
+        assert result.debiased == result.estimate == pytest.approx(sum(result.interval) / 2)
         assert same == (n < EXPANDED * 24)
 
 

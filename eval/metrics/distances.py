@@ -21,10 +21,10 @@ from trilemma.eval.metrics.frechet import (
 from trilemma.eval.metrics.sample_metric import (
     Measurement,
     SampleMetric,
-    at_least_zero,
     block_interval,
     check_width,
     has_blocks,
+    not_negative,
 )
 from trilemma.eval.scoring.reference import ReferenceStatistics
 
@@ -80,7 +80,7 @@ class FrechetDistance(SampleMetric):
             interval = block_interval(
                 value, self.count, lambda kept: frechet_distance(moments(kept), reference), second_order=True
             )
-        return {"fd": Measurement(value, n, at_least_zero(interval), frechet_floor(reference, n))}
+        return {"fd": not_negative(value, n, interval, frechet_floor(reference, n))}
 
 
 class Diversity(SampleMetric):
@@ -118,8 +118,8 @@ class Diversity(SampleMetric):
             return float((squared - total.square().sum() / count) / (count - 1)) / self.scale
 
         value = ratio(torch.ones_like(self.count))
-        interval = at_least_zero(block_interval(value, self.count, ratio))
-        return {"diversity": Measurement(value, self.num_samples, interval, 1.0)}
+        interval = block_interval(value, self.count, ratio)
+        return {"diversity": not_negative(value, self.num_samples, interval, 1.0)}
 
 
 class InceptionScore(SampleMetric):

@@ -22,14 +22,21 @@ class Measurement(NamedTuple):
     """One measured number of n samples, its 95% interval and its floor, where there are any.
 
     The interval is for what infinitely many samples of the model would score against these same reference
-    statistics: the reference counts as exact. Where the value is biased (the Frechet distance) the interval
-    is debiased and need not contain it. The floor is what a perfect model would be expected to score.
+    statistics: the reference counts as exact. `value` is the plain one of these n samples, which published
+    tables have. Where it is biased (the Frechet distance) the interval is about `debiased`, and need not
+    contain it. The floor is the value that a perfect model would be expected to have.
     """
 
     value: float
     n: int
     interval: tuple[float, float] | None = None
     floor: float | None = None
+    debiased: float | None = None
+
+    @property
+    def estimate(self) -> float:
+        """What the interval is about: the debiased value, where the plain one is biased."""
+        return self.value if self.debiased is None else self.debiased
 
 
 class SampleMetric(Metric):
@@ -138,6 +145,14 @@ def check_width(features: Tensor, reference: Gaussian) -> None:
         )
 
 
-def at_least_zero(interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The part of an interval that a quantity which cannot be negative can lie in."""
-    return interval and (max(0.0, interval[0]), max(0.0, interval[1]))
+def not_negative(
+    value: float, n: int, interval: tuple[float, float] | None, floor: float | None
+) -> Measurement:
+    """A biased value of what cannot be negative, with the middle of its debiased interval.
+
+    Only the part of the interval counts that the quantity can lie in.
+    """
+    if interval is None:
+        return Measurement(value, n, floor=floor)
+    low, high, middle = (max(0.0, number) for number in (*interval, sum(interval) / 2))
+    return Measurement(value, n, (low, high), floor, middle)

@@ -48,8 +48,13 @@ def plain_axis(axis: Axes, which: Literal["x", "y"], values: Sequence[float], wh
 
 
 def drawn(lines: Iterable[ResultLine]) -> list[float]:
-    """Values of these results, and the ends of their intervals."""
-    return [value for line in lines for value in (line.value, *(line.interval or ()))]
+    """Estimates of these results, and the ends of their intervals."""
+    return [value for line in lines for value in (line.estimate, *(line.interval or ()))]
+
+
+def floors(lines: Iterable[ResultLine]) -> list[float]:
+    """Floors of these results; not of those that are drawn without their bias, which the floor has."""
+    return [line.floor for line in lines if line.floor is not None and line.plain is None]
 
 
 def beside(places: Sequence[float], series: int, count: int, everywhere: Sequence[float]) -> list[float]:

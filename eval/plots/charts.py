@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trilemma.eval.plots.axes import beside, drawn, legend_beside, plain_axis
+from trilemma.eval.plots.axes import beside, drawn, floors, legend_beside, plain_axis
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.studies.questions import Point
 
@@ -30,12 +30,12 @@ def sweep(
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for axis, column in zip(axes, columns, strict=True):
         measured = [(point, lines[column]) for point, lines in points if column in lines]
-        floors = [line.floor for _, line in measured if line.floor is not None]
+        low = floors(line for _, line in measured)
         (_curves(axis, measured, x) if x else _rows(axis, measured))
-        for floor in floors[:1]:
+        for floor in low[:1]:
             (axis.axhline if x else axis.axvline)(floor, color="gray", linestyle=":", label="floor")
         (axis.set_ylabel if x else axis.set_xlabel)(measured[0][1].metric)
-        plain_axis(axis, "y" if x else "x", [*floors[:1], *drawn(line for _, line in measured)])
+        plain_axis(axis, "y" if x else "x", [*low[:1], *drawn(line for _, line in measured)])
     legend_beside(figure, axes)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -44,8 +44,8 @@ def sweep(
 def _rows(axis: Axes, measured: Sequence[tuple[Point, ResultLine]]) -> None:
     """A row for each point, the first at the top."""
     for row, (_, line) in enumerate(measured):
-        axis.plot(line.value, row, "o", color="C0")
-        axis.hlines(row, *(line.interval or [line.value] * 2), color="C0")
+        axis.plot(line.estimate, row, "o", color="C0")
+        axis.hlines(row, *(line.interval or [line.estimate] * 2), color="C0")
     names = [point.own_name or " ".join(point.flags.values()) for point, _ in measured]
     axis.set_yticks(range(len(measured)), names)
     axis.invert_yaxis()
@@ -61,8 +61,8 @@ def _curves(axis: Axes, measured: Sequence[tuple[Point, ResultLine]], x: str) ->
     for color, (name, pairs) in enumerate(series.items()):
         pairs.sort(key=lambda pair: pair[0])
         places = beside([place for place, _ in pairs], color, len(series), everywhere)
-        axis.plot(places, [line.value for _, line in pairs], "o-", label=name or None, color=f"C{color}")
-        intervals = [line.interval or [line.value] * 2 for _, line in pairs]
+        axis.plot(places, [line.estimate for _, line in pairs], "o-", label=name or None, color=f"C{color}")
+        intervals = [line.interval or [line.estimate] * 2 for _, line in pairs]
         axis.vlines(places, *zip(*intervals, strict=True), color=f"C{color}")
     axis.set(xlabel=x)
     plain_axis(axis, "x", everywhere)
@@ -102,13 +102,13 @@ def quality_speed(points: Sequence[tuple[str, ResultLine]]) -> Figure:
     axis = figure.subplots()
     for color, (name, line) in enumerate(points):
         place = line.seconds_per_image
-        axis.plot(place, line.value, "o", color=f"C{color}", label=name)
-        axis.vlines(place, *(line.interval or [line.value] * 2), color=f"C{color}")
-    floors = [line.floor for _, line in points if line.floor is not None]
-    if floors:
-        axis.axhline(floors[0], color="gray", linestyle=":", label="floor")
+        axis.plot(place, line.estimate, "o", color=f"C{color}", label=name)
+        axis.vlines(place, *(line.interval or [line.estimate] * 2), color=f"C{color}")
+    low = floors(line for _, line in points)
+    if low:
+        axis.axhline(low[0], color="gray", linestyle=":", label="floor")
     axis.set(xlabel="seconds per image", ylabel=points[0][1].metric)
     plain_axis(axis, "x", [line.seconds_per_image for _, line in points])
-    plain_axis(axis, "y", [*floors[:1], *drawn(line for _, line in points)])
+    plain_axis(axis, "y", [*low[:1], *drawn(line for _, line in points)])
     legend_beside(figure, [axis])
     return figure

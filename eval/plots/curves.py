@@ -97,8 +97,8 @@ def scores(results: Sequence[ResultLine]) -> Figure:
     for color, name in enumerate(names):
         own = [line for line in lines if line.metric == name]
         seen = beside([line.images_seen for line in own], color, len(names), everywhere)
-        axis.plot(seen, [line.value for line in own], "o-", color=f"C{color}", label=name)
-        intervals = [line.interval or [line.value] * 2 for line in own]
+        axis.plot(seen, [line.estimate for line in own], "o-", color=f"C{color}", label=name)
+        intervals = [line.interval or [line.estimate] * 2 for line in own]
         axis.vlines(seen, *zip(*intervals, strict=True), color=f"C{color}")
     axis.set(xlabel="images seen", title="Distance to the training images (bars: 95% intervals)")
     plain_axis(axis, "x", [0, *everywhere], whole=True)

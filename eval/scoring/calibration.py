@@ -96,5 +96,5 @@ def _table(scores: Mapping[str, Mapping[Yardstick, Mapping[str, Measurement]]]) 
         made = stick.protocol
         for measure, one in measurements.items():
             name = metric_name(measure, made.extractor, one.n, made.split, made.whole)
-            rows.append((name, *(number(of[stick][measure].value) for of in scores.values())))
+            rows.append((name, *(number(of[stick][measure].estimate) for of in scores.values())))
     return aligned(rows)

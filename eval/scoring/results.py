@@ -26,6 +26,8 @@ PROTOCOL = (
     "n", "extractor_sha256", "resize", "quantisation", "reference", "data_fingerprint", "reference_split",
     "reference_n",
 )  # fmt: skip
+PLAIN = "A plain value is that of these n samples, as published tables have it; few samples make it too high."
+"""Stands under tables in which the two differ."""
 SEEDS = re.compile(r"(\d{1,20})\.\.(\d{1,20})")
 SAMPLING = ("sampler", "num_inference_steps", "guidance_scale", "classes", "mixed_precision")
 """What must agree before two numbers are compared; and how images were sampled, which may be the question."""
@@ -85,6 +87,7 @@ class ResultLine:
     created: str
     forced: bool  # it would have been refused without --force
     mixed_precision: str | None = None  # as in Origin; lines of older files lack it
+    debiased: float | None = None  # what the interval is about, where `value` is biased; they lack it too
     extra: dict[str, Any] = field(default_factory=dict)  # entries that sweeps add, and judge_data
 
     @classmethod
@@ -110,6 +113,22 @@ class ResultLine:
         values["interval"] = None if self.interval is None else list(self.interval)
         return {**values, **self.extra}
 
+    @property
+    def estimate(self) -> float:
+        """The number to show beside its interval; `value` is the plain one of n samples.
+
+        An older file has no debiased value: where the plain one lies outside the interval, its middle.
+        """
+        if self.debiased is not None or self.interval is None:
+            return self.value if self.debiased is None else self.debiased
+        low, high = self.interval
+        return self.value if low <= self.value <= high else (low + high) / 2
+
+    @property
+    def plain(self) -> float | None:
+        """The plain value of n samples, where it is another number than the estimate."""
+        return None if self.estimate == self.value else self.value
+
     def key(self, names: Iterable[str]) -> tuple[Any, ...]:
         """The values of these entries; lines with the same key are compared."""
         return tuple(getattr(self, name) for name in names)
@@ -122,7 +141,8 @@ class ResultLine:
 
 def _check_numbers(values: Mapping[str, Any]) -> None:
     """ValueError for what no evaluation gives: numbers that are not finite, no images, odd seeds."""
-    numbers = (values["value"], values["floor"], values["seconds_per_image"], *(values["interval"] or ()))
+    numbers = [values[name] for name in ("value", "floor", "seconds_per_image")]
+    numbers += [values.get("debiased"), *(values["interval"] or ())]
     if not all(math.isfinite(number) for number in numbers if number is not None):
         raise ValueError("has a number that is not finite")
     if values["n"] < 1:
@@ -133,7 +153,7 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
 
 
 ENTRIES = tuple(entry.name for entry in fields(ResultLine) if entry.name != "extra")
-REQUIRED = {*ENTRIES} - {"measure", "whole", "mixed_precision"}
+REQUIRED = {*ENTRIES} - {"measure", "whole", "mixed_precision", "debiased"}
 """What every line has, those of older files too."""
 TYPES = {name: hint for name, hint in get_type_hints(ResultLine).items() if name in ENTRIES}
 
@@ -161,6 +181,7 @@ def lines(
             value=m.value,
             interval=tuple(m.interval) if m.interval else None,
             floor=m.floor,
+            debiased=m.debiased,
             **asdict(replace(origin, n=m.n)),
             feature_extractor=protocol.extractor,
             extractor_sha256=protocol.extractor_sha256,
@@ -216,11 +237,15 @@ def check_writable(path: Path) -> None:
 
 
 def in_words(line: ResultLine) -> str:
-    """A measured number with its interval and floor, where it has them."""
+    """A measured number with its interval, plain value and floor, where it has them."""
     interval = f", 95% interval {' .. '.join(map(number, line.interval))}" if line.interval else ""
-    return f"{line.metric} {number(line.value)}{interval}" + (
-        "" if line.floor is None else f", floor {number(line.floor)}"
-    )
+    return f"{line.metric} {number(line.estimate)}{interval}{plain_and_floor(line)}"
+
+
+def plain_and_floor(line: ResultLine) -> str:
+    """Plain value and floor, with commas before them, where there are any."""
+    parts = {"plain": line.plain, "floor": line.floor}
+    return "".join(f", {name} {number(part)}" for name, part in parts.items() if part is not None)
 
 
 def heading(lines: Sequence[ResultLine]) -> str:
@@ -244,14 +269,16 @@ def heading(lines: Sequence[ResultLine]) -> str:
 
 
 def table(lines: Iterable[ResultLine]) -> str:
-    """Results as text: name, value, interval, floor, n."""
-    rows = [("metric", "value", "95% interval", "floor", "n")]
+    """Results as text: name, estimate, interval, plain value, floor, n; and what the plain value is."""
+    lines = list(lines)
+    rows = [("metric", "value", "95% interval", "plain value", "floor", "n")]
     for line in lines:
         interval = " .. ".join(map(number, line.interval or ()))
         floor = "" if line.floor is None else number(line.floor)
         name = line.metric + (" (forced)" if line.forced else "")
-        rows.append((name, number(line.value, 5), interval, floor, str(line.n)))
-    return aligned(rows)
+        plain = "" if line.plain is None else number(line.plain, 5)
+        rows.append((name, number(line.estimate, 5), interval, plain, floor, str(line.n)))
+    return aligned(rows) + (f"\n{PLAIN}" if any(line.plain is not None for line in lines) else "")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

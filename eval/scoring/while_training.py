@@ -167,6 +167,6 @@ def in_a_line(line: ResultLine, best: ResultLine, all_lines: list[ResultLine]) -
 
     best: of the evaluations so far.
     """
-    so_far = "" if best is line else f" {number(best.value)} at step {best.step or 0:,}"
-    others = "".join(f"; {each.metric} {number(each.value)}" for each in all_lines if each is not line)
+    so_far = "" if best is line else f" {number(best.estimate)} at step {best.step or 0:,}"
+    others = "".join(f"; {each.metric} {number(each.estimate)}" for each in all_lines if each is not line)
     return f"Step {line.step:,}: {results.in_words(line)}, best so far{so_far}{others}"

@@ -12,8 +12,7 @@ from typing import Any
 
 from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.plots import charts
-from trilemma.eval.scoring.naming import number
-from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
+from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine, plain_and_floor
 from trilemma.eval.studies import targets
 from trilemma.eval.studies.models import Model, read_models
 from trilemma.eval.studies.tables import Marks, cell, markdown, with_interval
@@ -145,9 +144,8 @@ def _is_distance(metric: str, models: Sequence[Model]) -> bool:
 def _cell(line: ResultLine | None, standard: tuple, marks: Marks) -> str:
     if line is None:
         return ""
-    floor = "" if line.floor is None else f", floor {number(line.floor)}"
     forced = " (forced)" if line.forced else ""
-    return with_interval(line) + floor + forced + marks.mark(difference(line, standard))
+    return with_interval(line) + plain_and_floor(line) + forced + marks.mark(difference(line, standard))
 
 
 def _way(key: tuple) -> str:

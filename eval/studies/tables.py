@@ -16,9 +16,9 @@ def cell(value: Any) -> str:
 
 
 def with_interval(line: ResultLine) -> str:
-    """The value, and its interval if it has one."""
+    """The estimate, and its interval if it has one."""
     interval = " .. ".join(map(number, line.interval or ()))
-    return number(line.value) + (f" ({interval})" if interval else "")
+    return number(line.estimate) + (f" ({interval})" if interval else "")
 
 
 def protocol(lines: Mapping[str, ResultLine]) -> str:

@@ -19,7 +19,15 @@ from huggingface_hub import EvalResult, ModelCard
 
 from trilemma.eval.scoring.naming import SCHEDULERS
 from trilemma.model_cards.rendering.contents import read_contents
-from trilemma.model_cards.rendering.figures import ARGUMENTS, COLUMNS, HEADER, cells, evaluations
+from trilemma.model_cards.rendering.figures import (
+    ARGUMENTS,
+    COLUMNS,
+    HEADER,
+    OLDER_COLUMNS,
+    OLDER_HEADER,
+    cells,
+    evaluations,
+)
 from trilemma.model_cards.rendering.render import WORDS, render_card, words_of
 from trilemma.training.output_folder import OutputFolder
 
@@ -56,9 +64,11 @@ def compare_card(path: Path) -> Comparison:
         entries = [_flat(result) for result in ModelCard(text).data.eval_results or []]
     except (ValueError, yaml.YAMLError) as problem:
         return Comparison(0, [f"the front matter cannot be read: {problem}"])
-    rows, measured = _rows(text), [cells(line) for line in lines]
+    older = HEADER not in text
+    rows, measured = _rows(text, older), [cells(line, older) for line in lines]
+    columns = OLDER_COLUMNS if older else COLUMNS
     measured_entries = [_flat(result) for result in evaluations(lines, "")]
-    differences = [f"table: {_difference(row, measured, COLUMNS)}" for row in rows if row not in measured]
+    differences = [f"table: {_difference(row, measured, columns)}" for row in rows if row not in measured]
     differences += [
         f"model-index: {_difference(entry, measured_entries, ENTRIES)}"
         for entry in entries
@@ -112,9 +122,9 @@ def _edits(card: list[tuple[int, str]], rendered: list[tuple[int, str]]) -> list
     return edits
 
 
-def _rows(text: str) -> list[tuple[str, ...]]:
+def _rows(text: str, older: bool) -> list[tuple[str, ...]]:
     """The rows under the table's header, as cells."""
-    _, _, after = text.partition(HEADER + "\n")
+    _, _, after = text.partition((OLDER_HEADER if older else HEADER) + "\n")
     rows = []
     for line in after.splitlines()[1:]:
         if not line.startswith("|"):

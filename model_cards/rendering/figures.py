@@ -17,10 +17,12 @@ from trilemma.model_cards.rendering.text import escape
 from trilemma.training.options.flags import public_name
 
 COLUMNS = (
-    "metric", "value", "95% interval", "floor", "n", "sampler", "NFE", "guidance scale", "s / image",
-    "reference",
+    "metric", "value", "95% interval", "plain value", "floor", "n", "sampler", "NFE", "guidance scale",
+    "s / image", "reference",
 )  # fmt: skip
-HEADER = f"| {' | '.join(COLUMNS)} |"
+OLDER_COLUMNS = tuple(name for name in COLUMNS if name != "plain value")
+"""Up to wording 3, where the value was the plain one."""
+HEADER, OLDER_HEADER = (f"| {' | '.join(columns)} |" for columns in (COLUMNS, OLDER_COLUMNS))
 SAME = (
     "metric", "n", "sampler", "num_inference_steps", "guidance_scale", "classes", "mixed_precision",
     "feature_extractor", "reference", "reference_split",
@@ -31,7 +33,7 @@ COMPARED = ("metric", "n", "forced", "feature_extractor", "reference", "referenc
 """Lines that agree in these tell which way to sample is better."""
 
 ARGUMENTS = (
-    "n", "seeds", "interval", "floor", "sampler", "num_inference_steps", "nfe", "guidance_scale",
+    "n", "seeds", "interval", "debiased", "floor", "sampler", "num_inference_steps", "nfe", "guidance_scale",
     "classes", "mixed_precision", "seconds_per_image", "feature_extractor", "reference_n", "judge_accuracy",
 )  # fmt: skip
 """What the front matter says of a figure, where the line has it."""
@@ -65,10 +67,11 @@ def best_sampling(lines: Iterable[ResultLine]) -> Sampling | None:
     return Sampling(best.sampler, best.num_inference_steps, best.guidance_scale)
 
 
-def table(lines: Iterable[ResultLine]) -> str:
-    """The table of the card."""
-    rows = [f"| {' | '.join(cells(line))} |" for line in lines]
-    return "\n".join([HEADER, f"|{' --- |' * len(COLUMNS)}", *rows])
+def table(lines: Iterable[ResultLine], older: bool = False) -> str:
+    """The table of the card; older: with OLDER_COLUMNS."""
+    rows = [f"| {' | '.join(cells(line, older))} |" for line in lines]
+    header, columns = (OLDER_HEADER, OLDER_COLUMNS) if older else (HEADER, COLUMNS)
+    return "\n".join([header, f"|{' --- |' * len(columns)}", *rows])
 
 
 def evaluations(lines: Iterable[ResultLine], task: str) -> list[EvalResult]:
@@ -88,8 +91,8 @@ def evaluations(lines: Iterable[ResultLine], task: str) -> list[EvalResult]:
     ]
 
 
-def cells(line: ResultLine) -> tuple[str, ...]:
-    """The row of a line, in the order of COLUMNS."""
+def cells(line: ResultLine, older: bool = False) -> tuple[str, ...]:
+    """The row of a line, in the order of COLUMNS, or of OLDER_COLUMNS."""
     steps = line.num_inference_steps
     sampling = [
         line.sampler,
@@ -104,8 +107,9 @@ def cells(line: ResultLine) -> tuple[str, ...]:
     extractor = line.feature_extractor and line.feature_extractor + accuracy
     row = (
         _name(line),
-        _number(line.value, 5),
+        _number(line.value if older else line.estimate, 5),
         " .. ".join(_number(end, 4) for end in line.interval or ()),
+        *(() if older else (_number(line.plain, 5),)),
         _number(line.floor, 4),
         str(line.n),
         ", ".join(filter(None, sampling)),

@@ -27,12 +27,15 @@ from trilemma.training.options.flags import HUB_ID, public_name
 from trilemma.training.output_folder import OutputFolder
 
 TEMPLATE = Path(__file__).with_name("template.md")
-WORDS = 3
+WORDS = 4
 """Number of the present wording of cards. Count it up when the text of a page changes, and the words of an
 older card are not taken for an edit."""
 
 NEW_FACTS = 3
 """The first wording with about.yaml, the network, and a snippet that samples as the best result did."""
+
+PLAIN_VALUES = 4
+"""The first wording whose table has plain values in a column of their own."""
 
 RENDERED = (
     re.compile(r"^<!-- This page is rendered from the files beside it \(wording (\d+)\)", re.MULTILINE),
@@ -74,7 +77,7 @@ def render_card(path: str | Path, model_id: str | None = None, number: int = WOR
         snippet=snippet,
         usage=remarks,
         pictures=_pictures(contents, words),
-        results=_results(contents),
+        results=_results(contents, number),
         training=_training(contents),
         data=_data(contents, number),
         limitations="\n".join(f"- {limitation}" for limitation in limitations(contents)),
@@ -132,15 +135,15 @@ def _pictures(contents: Contents, words: Wording) -> str:
     return "\n\n".join(f"![{caption}]({name})" for name, caption in present.items()) or "None were drawn."
 
 
-def _results(contents: Contents) -> str:
+def _results(contents: Contents, number: int) -> str:
     if not contents.lines:
         return NOT_MEASURED
-    return f"""{figures.table(contents.lines)}
+    return f"""{figures.table(contents.lines, older=number < PLAIN_VALUES)}
 
 `fid` is computed over Inception features of 50,000 samples against all training images; any other name says
-how the number differs from that. *Floor* is the score of the same number of real images. The interval of a
-Frechet distance is for infinitely many samples and usually lies below the value, which is the plain distance
-of n samples. *s / image* is the time in seconds that one process takes to sample an image.
+how the number differs from that. A distance of few samples is too large: *value* and its interval are without
+this bias, *plain value* has it, as published tables do, and *floor* is the plain value of the same number of
+real images. *s / image* is the time in seconds that one process takes to sample an image.
 
 Each number is a line of `{contents.folder.results.name}` with its full protocol. To draw images from the
 same seeds and score them again:
