@@ -1,8 +1,8 @@
 """What training costs on 1 to 512 GPUs, on paper, and how well the same formulas predict two processes here.
 
     python benchmarks/cost_model.py            # counts the networks again, and writes the tables
-    python benchmarks/cost_model.py --check    # also measures one and two processes on this machine: a minute
-                                               # on idle cores, four on busy ones
+    python benchmarks/cost_model.py --check    # also measures one and two processes on this machine, in 4
+                                               # minutes on two busy cores
 
 The numbers are kept in benchmarks/results/cost_model.json, and the tables go between the two markers of
 docs/scaling.md. benchmarks/cost/model.py has the formulas, with the source of every assumption.
@@ -120,7 +120,8 @@ def _hardware() -> list[str]:
     )
     head = "GPU | bf16, TFLOP/s | float32, TFLOP/s | memory, GB/s | NVLink, GB/s | network of a machine, GB/s"
     return [
-        f"Assumed: {UTILISATION:.0%} of the peak (what the paper of the CIFAR-10 recipe reports on a TPU), "
+        f"Assumed: {UTILISATION:.0%} of the peak, in bf16 and in float32 (what follows from the speed on a "
+        "TPU in the paper of the CIFAR-10 recipe), "
         f"{PER_OPERATION * 1e6:g} microseconds of the host for each operation, machines of {MACHINE} GPUs, "
         f"and {sum(UPDATE_BYTES.values())} bytes of memory traffic for each parameter after the backward "
         f"pass ({', '.join(f'{name} {size}' for name, size in UPDATE_BYTES.items())}).",
