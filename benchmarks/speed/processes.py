@@ -59,9 +59,9 @@ def two_processes(full: bool, _folder: Path) -> Iterator[Case | Skipped]:
         yield Skipped(group, "digits", "this machine has one core")
         return
     rows = {
-        "one process, one thread": partial(_torchrun, 1, 1),
-        "one process, two threads": partial(_torchrun, 1, 2),
-        "two processes, one thread each": partial(_torchrun, 2, 1),
+        "one process, one thread": partial(steps_in, 1, 1),
+        "one process, two threads": partial(steps_in, 1, 2),
+        "two processes, one thread each": partial(steps_in, 2, 1),
     }
     # The clock is the seconds that the processes report, start-up left out.
     yield Case(
@@ -69,14 +69,23 @@ def two_processes(full: bool, _folder: Path) -> Iterator[Case | Skipped]:
     )
 
 
-def _torchrun(processes: int, threads: int) -> float:
+def steps_in(
+    processes: int, threads: int, images: int = 64, steps: int = 100, network: str = "digits"
+) -> float:
+    """Seconds of all steps but the first. images: of all processes in a step; threads: of each process."""
+    batch = images // processes
+    return float(torchrun(processes, threads, "speed.steps", "ours", str(steps), network, str(batch)))
+
+
+def torchrun(processes: int, threads: int, module: str, *arguments: str) -> str:
+    """Run a module of this folder in several CPU processes; returns what it writes to $SECONDS_FILE."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--standalone", "-m", "speed.steps", "ours", "100", "digits", str(64 // processes)]
+        command += ["--standalone", "-m", module, *arguments]
         path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         seconds = Path(folder) / "seconds"
         environment = {**os.environ, "PYTHONPATH": path, "SECONDS_FILE": str(seconds)}
         environment |= {"OMP_NUM_THREADS": str(threads), "CPU_THREADS": str(threads)}
         environment |= {"ACCELERATE_USE_CPU": "true", "OMP_WAIT_POLICY": "PASSIVE"}  # as entry points do
         subprocess.run(command, env=environment, check=True, capture_output=True)
-        return float(seconds.read_text(encoding="utf-8"))
+        return seconds.read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What `benchmarks/cost_model.py` computes and measures."""
