@@ -13,7 +13,7 @@ from typing import Any
 from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine, plain_and_floor
-from trilemma.eval.studies import targets
+from trilemma.eval.studies import repeats, targets
 from trilemma.eval.studies.models import Model, read_models
 from trilemma.eval.studies.tables import Marks, cell, markdown, with_interval
 from trilemma.pipelines.files.writing import write_text, written
@@ -38,6 +38,7 @@ def compare(config) -> None:
     folder, marks = Path(config.output_dir), Marks()
     standards = standard_protocols(models)
     parts = ["# Comparison", trilemma(models, standards, marks)]
+    parts += [text] if (text := repeats.section(repeated(models, standards))) else []
     parts += [targets.section(models, metric, value, marks) for metric, value in goals]
     parts += (
         ["\n".join(f"[{i}] {remark}" for i, remark in enumerate(marks.remarks, 1))] if marks.remarks else []
@@ -101,6 +102,22 @@ def pick(model: Model, metric: str, way: tuple, standard: tuple) -> ResultLine |
     ]
     alike = [line for line in lines if line.key(PROTOCOL) == standard]
     return next(reversed(alike or lines), None)
+
+
+def repeated(models: Sequence[Model], standards: Mapping[str, tuple]) -> list[repeats.Row]:
+    """The estimates of each training in each way to sample it, of the standard protocol alone."""
+    rows = []
+    for metric in compared(models):
+        for training in repeats.trainings(models):
+            every = dict.fromkeys(way for model in training.models for way in ways(model))
+            for way in every:
+                picked = [pick(model, metric, way, standards[metric]) for model in training.models]
+                lines = [line for line in picked if line and line.key(PROTOCOL) == standards[metric]]
+                if lines and (lines[0].sampler or way == next(iter(every))):  # likelihoods once
+                    name = training.name if len(every) == 1 else f"{training.name}, {_way(way)}"
+                    estimates, row = tuple(line.estimate for line in lines), measure_row(lines[0].measure)
+                    rows.append(repeats.Row(training.name, name, metric, estimates, row.better))
+    return rows
 
 
 def figures(models: Sequence[Model], standards: Mapping[str, tuple]) -> dict[str, Any]:

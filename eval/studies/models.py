@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from trilemma.training.output_folder import OutputFolder
 
 @dataclass(frozen=True)
 class Model:
-    """An output folder, read: all its results, its run.json with the number of parameters, its log lines."""
+    """An output folder, read: all its results, its run.json with the number of parameters, its log
+    lines, its flags."""
 
     name: str
     lines: list[ResultLine]
     run: Mapping[str, Any]
     scalars: list[Mapping[str, float]]
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> list[ResultLine]:
@@ -45,7 +47,7 @@ def read_model(folder: OutputFolder, name: str) -> Model:
             f"--models: {str(folder.path)!r} is not an output folder: it has no {folder.index.name}"
         )
     run = folder.read_run() | {"parameters": parameters(folder)}
-    return Model(name, results.read(folder.results), run, folder.read_scalars())
+    return Model(name, results.read(folder.results), run, folder.read_scalars(), folder.read_config())
 
 
 def parameters(folder: OutputFolder) -> int | None:

@@ -1,0 +1,91 @@
+"""Repeated trainings: the interval over seeds, verdicts, and their place in a comparison."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+from test_compare import LINE, folder
+
+from trilemma.eval.studies.model_table import repeated, standard_protocols
+from trilemma.eval.studies.models import read_models
+from trilemma.eval.studies.repeats import mean_interval, section, t_quantile, verdict, welch
+
+REPETITIONS = 1000
+SLACK = 3 * (0.95 * 0.05 / REPETITIONS) ** 0.5
+"""Three standard deviations of a share of 95% in so many repetitions."""
+
+
+@pytest.mark.parametrize("freedom", [1, 1.3, 2, 2.5, 3, 10, 200])
+def test_t_is_scipy_s(freedom):
+    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+
+
+@pytest.mark.parametrize(("training", "sampling"), [(1.0, 0.0), (1.0, 0.5), (0.1, 1.0)])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_over_seeds_covers_the_mean_of_all_trainings(training, sampling, seeds):
+    random = np.random.default_rng(seeds)
+    covered = 0
+    for _ in range(REPETITIONS):
+        estimates = random.normal(0, training, seeds) + random.normal(0, sampling, seeds)
+        mean, error, half = mean_interval(estimates.tolist())
+        covered += abs(mean) <= half
+        assert error == pytest.approx(estimates.std(ddof=1) / seeds**0.5)
+    assert abs(covered / REPETITIONS - 0.95) <= SLACK
+
+
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_the_interval_of_a_difference_covers_it(spread):
+    """Welch's is exact for no numbers of seeds, and errs on the wide side for few of them."""
+    random, covered = np.random.default_rng(1), 0
+    for _ in range(REPETITIONS):
+        difference, half = welch(random.normal(2, 1, 3).tolist(), random.normal(0, spread, 4).tolist())
+        covered += abs(difference - 2) <= half
+    assert 0.95 - SLACK <= covered / REPETITIONS <= 0.99
+
+
+def test_verdicts():
+    low, high, between = [1.0, 1.1, 0.9], [2.0, 2.2, 1.9], [0.5, 2.5, 1.6]
+    assert verdict(low, high, "lower")[1] == verdict(high, low, "higher")[1] == "better"
+    assert verdict(low, high, "higher")[1] == verdict(high, low, "lower")[1] == "worse"
+    assert verdict(low, between, "lower")[1] == "inconclusive"
+    assert verdict([1.0], high, "lower")[1] == "one training only"
+    assert verdict([1.0, 1.0], [1.0, 1.0], "lower")[1] == "inconclusive"
+    assert verdict([1.0, 1.0], [2.0, 2.0], "lower")[1] == "better"
+
+
+def trained(tmp_path, name, value, **flags):
+    path = folder(tmp_path, name, [{**LINE, "value": value, "interval": [value - 0.1, value + 0.1]}])
+    run = json.loads((tmp_path / name / "run.json").read_text()) | {"family": "unconditional"}
+    (tmp_path / name / "run.json").write_text(json.dumps(run))
+    (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"learning_rate": 1e-3, "seed": 0} | flags))
+    return path
+
+
+def of(folders):
+    models = read_models(folders)
+    return section(repeated(models, standard_protocols(models)))
+
+
+def test_models_that_differ_in_the_seed_alone_are_one_training(tmp_path):
+    usual = [trained(tmp_path, f"usual{k}", 3 + k / 10, seed=k, output_dir=f"o{k}") for k in range(3)]
+    fast = [trained(tmp_path, f"fast{k}", 1 + k / 10, seed=k, learning_rate=1e-2) for k in range(3)]
+    once = [trained(tmp_path, "once", 2.0, learning_rate=1e-1)]
+    text = of([*usual, *fast, *once])
+    assert "| usual0 and 2 more | fd_classifier | 3 | 3.1 (2.852 .. 3.348) | 0.05774 |" in text
+    assert (
+        "| fd_classifier | usual0 and 2 more against fast0 and 2 more | 2 (1.773 .. 2.227) | worse |" in text
+    )
+    assert "| fd_classifier | fast0 and 2 more against once | -0.9 | one training only |" in text
+    odd = trained(tmp_path, "odd", 3.05, seed=9, net="unet_8")
+    assert of([*usual, odd]).count("| one training only |") == 1
+    near = [trained(tmp_path, f"near{k}", 3.05 + k / 10, seed=k, adam_beta2=0.9) for k in range(3)]
+    assert "| inconclusive |" in of([*usual, *near])
+
+
+def test_without_a_repeated_training_nothing_is_said(tmp_path):
+    assert of([trained(tmp_path, "a", 1.0), trained(tmp_path, "b", 2.0, net="unet_8")]) == ""
+    (tmp_path / "a" / "config.yaml").unlink()
+    (tmp_path / "b" / "config.yaml").unlink()
+    assert of([str(tmp_path / "a"), str(tmp_path / "b")]) == ""
