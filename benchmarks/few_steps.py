@@ -1,105 +1,248 @@
-"""Few-step GAN against diffusion: `python benchmarks/few_steps.py <ddgan folder> <diffusion folder>`.
+"""Few network calls an image: GAN, consistency model and flow against solvers of a diffusion model.
 
-Scores the denoising-diffusion GAN with its T steps, and a diffusion model with 1,000 ancestral steps and with
-50 and 4 steps of DDIM, under the classifier, against one data set. Both models may be class-conditional;
-labels then have the frequencies of the data. Then compares the time of the GAN's images with that of T bare
-forward passes of its network on the same batch (interleaved, medians).
+    python benchmarks/few_steps.py digits --seeds 0 1 2
+    python benchmarks/few_steps.py mnist --train_data_dir <folder>
+
+Trains what is missing in `--output_dir`, each model by its entry point, with the same seeds: a diffusion
+model that predicts v (DDPM), a consistency model tuned from it, a flow of as many steps as the DDPM, and a
+denoising-diffusion GAN that costs as many CPU seconds as DDPM and consistency model together. The seconds of
+a training are its steps times the CPU time of a step, the median of `ROUNDS` in which all models take their
+turn in one process and one thread, so that another program slows all of them alike.
+
+Then scores every row of CELLS under the classifier: distance and floor, coverage, recall, CPU seconds of one
+thread for an image. `results/few_steps.json` keeps each number as soon as it is there, so a run that was
+stopped goes on where it was; `few_steps_page.py` writes the tables and the figure of docs/few_steps.md.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline
+from speed.ours import OurLoop, fresh_state, quietly
 
 from trilemma.eval.options import SamplingConfig
-from trilemma.eval.scoring.after_training import load_images_of
 from trilemma.eval.scoring.model_images import Drawing, labels_like, load_model
-from trilemma.eval.scoring.yardsticks import score, yardsticks
-from trilemma.pipelines.ddgan import latent_width
-from trilemma.training.images.image_set import cache_folder
-from trilemma.training.options.groups import DataConfig
+from trilemma.eval.scoring.yardsticks import Reference, Yardstick, score, yardsticks
+from trilemma.pipelines.files.writing import write_json
+from trilemma.training.images.image_set import Images, cache_folder, load_images
+from trilemma.training.loop.machine import commit, hardware
+from trilemma.training.options.command_line import parse
+from trilemma.training.output_folder import OutputFolder
 
-METRICS = ("fd", "prdc", "modes")
-SHOWN = ("fd", "coverage", "recall", "modes", "confident_share")
-ROUNDS = 9
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "few_steps.json"
+METRICS = ("fd", "prdc")
+ROUNDS, WARM, BATCH = 9, 2, 250
+
+
+class Cell(NamedTuple):
+    """One way to sample a model: a sampler and the numbers of its steps."""
+
+    model: str
+    sampler: str
+    steps: tuple[int, ...]
+
+
+CELLS = (
+    Cell("DDPM", "ddim", (1, 2, 4, 8, 20, 50)),  # divisors of T
+    Cell("DDPM", "dpmsolver++", (1, 2, 4, 8, 10, 16)),
+    Cell("DDPM", "unipc", (10,)),
+    Cell("flow", "euler", (10,)),
+    Cell("flow", "heun", (5,)),  # 9 calls
+    Cell("flow", "dpmsolver++", (10,)),
+    Cell("flow", "shifted-dpmsolver++", (1, 2, 4, 8, 10, 16)),
+    Cell("consistency", "lcm", (1, 2, 4, 8, 16)),
+    Cell("consistency-even", "lcm", (1, 2, 4)),
+    Cell("DDGAN", "ddpm", (4,)),
+)
+
+FAMILY = {
+    "DDPM": "unconditional", "flow": "flow", "consistency": "consistency", "consistency-even": "consistency",
+    "DDGAN": "ddgan",
+}  # fmt: skip
+PARENT = {"consistency": "DDPM", "consistency-even": "DDPM"}
+AS_LONG_AS = {"DDGAN": ("DDPM", "consistency")}
+"""A model whose number of steps follows from its budget: the seconds of these trainings."""
+
+_V = "--prediction_type v_prediction --ddpm_beta_schedule squaredcos_cap_v2"
+_MNIST = "--preset mnist-cpu --mixed_precision bf16 --train_batch_size 64"
+_PLANES = "--preset airplanes-16 --mixed_precision bf16 --train_batch_size 64"
+_EVEN = "--spacing even --first_stage 3 --stages 5 --learning_rate 1e-3"
+_RATES = "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps 1200"
+RECIPES: dict[str, dict[str, str]] = {
+    "digits": {
+        **dict.fromkeys(FAMILY, "--preset digits"),
+        "consistency-even": f"--preset digits {_EVEN} --huber_c 0.1",
+    },
+    "digits-short": dict.fromkeys(("DDPM", "flow"), "--preset digits --max_train_steps 3000"),
+    "mnist": {
+        "DDPM": f"{_MNIST} --prediction_type v_prediction --max_train_steps 3000",
+        "flow": f"{_MNIST} --max_train_steps 3000",
+        "consistency": f"{_MNIST} --max_train_steps 600",
+        "DDGAN": _MNIST,
+    },
+    "airplanes-16": {
+        "DDPM": f"{_PLANES} {_V} {_RATES}",
+        "flow": f"{_PLANES} {_RATES}",
+        "consistency": f"{_PLANES} --max_train_steps 240",
+        "DDGAN": "--preset cifar10-16 --classes airplane --mixed_precision bf16 --train_batch_size 64",
+    },
+}
+"""Flags of each model on each data set."""
+
+
+class Study:
+    """One data set: its models, what was measured of them, and the file that keeps it."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.name, self.options, self.recipes = options.data, options, RECIPES[options.data]
+        self.folder = Path(options.output_dir) / options.data
+        self.all = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        empty = {"n": options.num_samples, "trainings": {}, "cells": []}
+        self.kept: dict[str, Any] = self.all.setdefault(self.name, empty)
+        if self.kept["n"] != options.num_samples:
+            raise SystemExit(
+                f"--num_samples {options.num_samples}: {RESULTS.name} is of {self.kept['n']} samples, "
+                "and distances of other numbers cannot be compared; give that one"
+            )
+
+    def keep(self) -> None:
+        """Write what is measured so far."""
+        write_json(RESULTS, self.all)
+
+    def flags(self, model: str, seed: int, folder: Path) -> list[str]:
+        """The command line of a model's training, without its length."""
+        flags = [*self.recipes[model].split(), "--seed", str(seed), "--cpu_threads", "1"]
+        if self.options.train_data_dir:
+            flags += ["--train_data_dir", self.options.train_data_dir]
+        if model in PARENT:
+            flags += ["--init_from", str(self.model_folder(PARENT[model], seed))]
+        return [*flags, "--output_dir", str(folder)]
+
+    def model_folder(self, model: str, seed: int) -> Path:
+        """Where a trained model lies."""
+        return self.folder / f"{model.lower()}-{seed}"
+
+    def costs(self, seed: int) -> dict[str, float]:
+        """Family -> CPU seconds of an optimizer step, measured once."""
+        if "seconds_per_step" in self.kept:
+            return self.kept["seconds_per_step"]
+        models = {FAMILY[model]: model for model in reversed(self.recipes)}  # the first of each family
+        for model in PARENT.keys() & models.values():
+            self.train(PARENT[model], seed)
+        loops, times = {}, {family: [] for family in models}
+        with tempfile.TemporaryDirectory() as folder, quietly():
+            for family, model in models.items():
+                fresh_state()
+                flags = self.flags(model, seed, Path(folder) / model)
+                loops[family] = OurLoop(flags, Path(folder) / model, family)
+            for number in range(WARM + ROUNDS):
+                for family in list(models)[:: -1 if number % 2 else 1]:
+                    began = time.process_time()
+                    loops[family].step()
+                    times[family] += [time.process_time() - began] if number >= WARM else []
+            for loop in loops.values():
+                loop.loop.runlog.close()
+        self.kept |= {
+            "seconds_per_step": {family: statistics.median(each) for family, each in times.items()},
+            "hardware": hardware(Accelerator(cpu=True)),
+            "torch": torch.__version__,
+        }
+        self.keep()
+        return self.kept["seconds_per_step"]
+
+    def steps(self, model: str, seed: int) -> int:
+        """Optimizer steps of a model: those of its recipe, or as many as its seconds allow."""
+        if model not in AS_LONG_AS:
+            return parse(FAMILY[model], "", self.flags(model, seed, self.folder)).run.max_train_steps
+        cost = self.costs(seed)
+        seconds = sum(self.steps(other, seed) * cost[FAMILY[other]] for other in AS_LONG_AS[model])
+        return round(seconds / cost[FAMILY[model]])
+
+    def train(self, model: str, seed: int) -> Path:
+        """The folder of a trained model; trains it, and its parent before it, unless it is there."""
+        folder, family = self.model_folder(model, seed), FAMILY[model]
+        if model in PARENT:
+            self.train(PARENT[model], seed)
+        if not OutputFolder(folder).index.is_file():
+            script = [sys.executable, str(ROOT / "training" / f"train_{family}.py")]
+            length = ["--max_train_steps", str(self.steps(model, seed))]
+            subprocess.run([*script, *self.flags(model, seed, folder), *length], check=True)
+        run = OutputFolder(folder).read_run()
+        self.kept["trainings"][f"{model} {seed}"] = {
+            "steps": run["steps"], "images": run["images_seen"], "commit": run["commit"],
+            "flags": self.recipes[model],
+        }  # fmt: skip
+        self.keep()
+        return folder
+
+    def score(self, model: str, seed: int, images: Images, sticks: list[Yardstick]) -> None:
+        """Measure what is not measured yet of one trained model."""
+        done = {(c["model"], c["seed"], c["sampler"], c["steps"]) for c in self.kept["cells"]}
+        cells = [
+            (cell.sampler, steps) for cell in CELLS if cell.model == model for steps in cell.steps
+            if (model, seed, cell.sampler, steps) not in done
+        ]  # fmt: skip
+        if not cells:
+            return
+        accelerator = Accelerator(cpu=True)
+        pipeline = load_model(str(self.train(model, seed)), accelerator.device)
+        for sampler, steps in cells:
+            measured = measure(pipeline.with_sampler(sampler), steps, self.kept["n"], images, sticks)
+            self.kept["cells"].append(dict(model=model, seed=seed, sampler=sampler, steps=steps) | measured)
+            self.keep()
+            print(f"{self.name}, {model} {seed}, {sampler} {steps}: {measured}", flush=True)
+
+
+def measure(pipeline, steps: int, n: int, images: Images, sticks: list[Yardstick]) -> dict[str, Any]:
+    """Draw n images with seeds 0..n-1 and score them; seconds are CPU time of drawing alone."""
+    accelerator = Accelerator(cpu=True)
+    pipeline.set_progress_bar_config(disable=True)
+    sampling = SamplingConfig(num_samples=n, num_inference_steps=steps)
+    drawing = Drawing(pipeline, "", sampling, BATCH, accelerator)
+    drawing.labels = labels_like(drawing, images)
+    began = time.process_time()
+    drawn = list(drawing)
+    seconds = (time.process_time() - began) / n
+    numbers = {}
+    for part in score(sticks, drawn, n, accelerator, force=True).values():
+        numbers |= part
+    distance = numbers["fd"]
+    return {
+        "calls": pipeline.calls(steps, False), "fd": distance.value, "floor": distance.floor,
+        "interval": distance.interval, "coverage": numbers["coverage"].value,
+        "recall": numbers["recall"].value, "seconds_per_image": seconds, "commit": commit(),
+    }  # fmt: skip
 
 
 def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ddgan", help="folder of a denoising-diffusion GAN")
-    parser.add_argument("ddpm", help="folder of a diffusion model")
-    parser.add_argument("--reference", default="digits", help="'digits', a Hub id or a folder")
-    parser.add_argument("--num_samples", type=int, default=1000)
-    parser.add_argument("--ddpm_steps", type=int, nargs="+", default=[1000, 50, 4])
-    parser.add_argument("--cpu_threads", type=int, default=1)
+    """Train and score what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", choices=RECIPES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of training")
+    parser.add_argument("--models", nargs="+", choices=FAMILY, default=list(FAMILY))
+    parser.add_argument("--num_samples", type=int, default=2000, help="samples of a score")
+    parser.add_argument("--train_data_dir", help="local folder in place of the Hub's data set")
+    parser.add_argument("--output_dir", default="outputs/few_steps", help="where the models lie")
     options = parser.parse_args()
-    torch.set_num_threads(options.cpu_threads)
-    accelerator = Accelerator(cpu=True)
-    few, many = (load_model(path, accelerator.device) for path in (options.ddgan, options.ddpm))
-
-    reference = load_images_of(DataConfig(), options.reference, 0, accelerator)
-    sticks = yardsticks(METRICS, "classifier", reference, accelerator, cache_folder(None))
-    name = Path(options.ddpm).name
-    rows = [(f"{Path(options.ddgan).name}, T steps", few, None)]
-    for steps in options.ddpm_steps:
-        sampler = "ddpm" if steps == many.scheduler.config.num_train_timesteps else "ddim"
-        rows.append((f"{name}, {steps} of {sampler}", many.with_sampler(sampler), steps))
-    print(f"{options.num_samples} samples, seeds 0.., against {len(reference.images):,} images")
-    print("| model | " + " | ".join(SHOWN) + " | seconds per image |")
-    print("|---|" + "---|" * (len(SHOWN) + 1))
-    for title, pipeline, steps in rows:
-        pipeline.set_progress_bar_config(disable=True)
-        sampling = SamplingConfig(num_samples=options.num_samples, num_inference_steps=steps)
-        drawing = Drawing(pipeline, title, sampling, 250, accelerator)
-        drawing.labels = labels_like(drawing, reference.images)
-        measured = {}
-        for part in score(sticks, drawing, options.num_samples, accelerator, force=True).values():
-            measured |= part
-        cells = " | ".join(_cell(measured[metric]) for metric in SHOWN)
-        print(f"| {title} | {cells} | {drawing.seconds / options.num_samples:.5f} |", flush=True)
-    overhead(few)
-
-
-def overhead(pipeline: DiffusionPipeline, batch: int = 250) -> None:
-    """Print the time of the pipeline, divided by that of the same number of network calls alone."""
-    steps, net = pipeline.scheduler.config.num_train_timesteps, pipeline.unet
-    side, channels = net.config.sample_size, net.config.in_channels
-    x = torch.randn(batch, channels, side, side)
-    t = torch.zeros(batch, dtype=torch.long)
-    z = torch.randn(batch, latent_width(net))
-
-    @torch.no_grad()
-    def bare() -> None:
-        for _ in range(steps):
-            net(x, t, z)
-
-    def whole() -> None:
-        pipeline(seeds=range(batch), output_type="pt")
-
-    times: dict[Callable[[], None], list[float]] = {bare: [], whole: []}
-    for number in range(ROUNDS + 1):
-        for row in (bare, whole) if number % 2 else (whole, bare):
-            began = time.process_time()
-            row()
-            times[row].append(time.process_time() - began)
-    network, image = (statistics.median(each[1:]) for each in times.values())
-    print(
-        f"process time: {batch} images {image:.4f} s, {steps} bare forward passes {network:.4f} s, "
-        f"ratio {image / network:.3f}"
-    )
-
-
-def _cell(measurement) -> str:
-    text = f"{measurement.value:.4g}"
-    if measurement.interval:
-        text += f" [{measurement.interval[0]:.3g}, {measurement.interval[1]:.3g}]"
-    return text
+    torch.set_num_threads(1)
+    study = Study(options)
+    data = parse("unconditional", "", study.flags("DDPM", 0, study.folder)).data
+    images = load_images(data)
+    sticks = yardsticks(METRICS, "classifier", Reference(images), Accelerator(cpu=True), cache_folder(None))
+    study.costs(options.seeds[0])
+    for seed in options.seeds:
+        for model in [name for name in study.recipes if name in options.models]:
+            study.train(model, seed)
+            study.score(model, seed, images, sticks)
 
 
 if __name__ == "__main__":

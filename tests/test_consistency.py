@@ -230,6 +230,15 @@ def test_r_is_a_step_before_t_at_least(gap):
     assert gap < 1 or (r == 1).all()
 
 
+@pytest.mark.parametrize("stage", [0, 3, 5])
+def test_even_steps_have_one_length_and_end_at_the_clean_end(stage):
+    t, step = torch.arange(2, 1001), 999 * 2.0**-stage
+    r = Consistency(make_net(), COSINE, options(spacing="even")).before(t, 2.0**-stage)
+    assert_close((t - r).double(), (t - 1).clamp(max=step).double(), rtol=0, atol=1)
+    assert (r[t - 1 <= step] == 1).all()
+    assert ((r >= 1) & (r < t)).all()
+
+
 class Watched(nn.Module):
     """A network that is dropout, and what it was called with."""
 

@@ -152,6 +152,7 @@ def test_the_loss_is_least_at_the_exact_velocity_and_then_the_variance_that_is_l
 
 @pytest.mark.parametrize(("sampler", "steps", "error"), [
     ("euler", 100, 0.02), ("heun", 30, 0.005), ("dpmsolver++", 30, 0.005),
+    ("shifted-dpmsolver++", 60, 0.005),
 ])  # fmt: skip
 def test_each_sampler_converges_to_the_law(sampler, steps, error):
     """The exact flow moves every image from its noise to MEAN + STD noise."""
@@ -179,6 +180,15 @@ def test_every_sampler_is_that_of_stock_diffusers(sampler):
     theirs = stock(2, generator=generators, num_inference_steps=6, output_type="pt").images
     assert_close(images, theirs, rtol=0, atol=1e-5)
     assert ours.with_sampler("euler").sampler == "euler"
+
+
+def test_the_shifted_sampler_takes_smaller_steps_where_there_is_more_noise():
+    """s -> 2.5 s / (1 + 1.5 s), Esser et al. 2024, equation 23, of even steps from 1 to 1 / N."""
+    sampler = small_flow().with_sampler("shifted-dpmsolver++").scheduler
+    sampler.set_timesteps(5)
+    even = torch.tensor([1 - 1 / 1000, 0.8, 0.6, 0.4, 0.2])
+    assert_close(sampler.sigmas[:-1], 2.5 * even / (1 + 1.5 * even), rtol=0, atol=2e-3)
+    assert sampler.sigmas[-1] == 0
 
 
 def test_a_stock_pipeline_with_a_scheduler_of_flows_is_of_this_family():
@@ -299,7 +309,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):
     (["--coupling", "ot"], "--coupling must be one of independent, optimal; got 'ot'"),
     (["--p_uncond", "0.2"], "--p_uncond has no effect"),
     (["--class_conditional", "--p_uncond", "1.5"], "--p_uncond must be in 0..1; got 1.5"),
-    (["--sampler", "ddim"], "--sampler must be one of euler, heun, dpmsolver++; got 'ddim'"),
+    (["--sampler", "ddim"], f"--sampler must be one of {', '.join(FLOW_SAMPLERS)}; got 'ddim'"),
     (["--prediction_type", "epsilon"], "--prediction_type"),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(capsys, flags, message):

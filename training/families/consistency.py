@@ -33,7 +33,10 @@ class ConsistencyConfig:
     timestep_scaling: float = option(
         10.0, "how fast f(x_t, t) turns from x_t to the predicted image as t grows; LCMScheduler's", low=0.0
     )
-    first_stage: int = option(1, "k of the first stage; in stage k the gap is 2^-k of t", low=1)
+    spacing: Literal["geometric", "even"] = option(
+        "geometric", "whether the gap of stage k is 2^-k of t, or 2^-k of T at every t, down to the clean end"
+    )
+    first_stage: int = option(1, "k of the first stage; in stage k the gap is 2^-k", low=1)
     stages: int | None = option(
         None,
         "k of the last stage; if not given, 8, or 4 with --distil, whose steps are as good as 50 of DDIM",

@@ -151,8 +151,13 @@ class Consistency(Objective):
         return losses, {"gap": torch.full_like(losses, gap)} | self.signs(start.detach(), x0, t)
 
     def before(self, t: Tensor, gap: float) -> Tensor:
-        """r (B,) in 1..t-1 for t (B,) in 2..T: a step at least, and 1, the clean end, with a gap of 1."""
-        return ((t - 1).double() * (1 - gap)).floor().long().clamp(max=t - 2) + 1
+        """r (B,) in 1..t-1 for t (B,) in 2..T: a step at least, and 1, the clean end, with a gap of 1.
+
+        Even steps reach the clean end from every t that is nearer to it than a step.
+        """
+        steps = (t - 1).double()  # to the clean end
+        whole = self.last - 1 if self.config.spacing == "even" else steps
+        return (steps - gap * whole).floor().long().clamp(min=0).clamp(max=t - 2) + 1
 
     def f(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """The consistency function, float32 (B, C, H, W), for x_t (B, C, H, W) and t (B,) in 1..T."""

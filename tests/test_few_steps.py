@@ -1,0 +1,81 @@
+"""The few-step benchmark: the GAN's steps follow from its seconds, and the page says what was measured."""
+
+import argparse
+import json
+import sys
+
+import pytest
+from entry import ROOT
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import few_steps
+    import few_steps_page
+
+    yield few_steps, few_steps_page
+    for name in [
+        name for name in sys.modules if name.split(".")[0] in ("speed", "few_steps", "few_steps_page")
+    ]:
+        del sys.modules[name]
+
+
+def cell(seed: int, calls: int, fd: float) -> dict:
+    return {
+        "model": "DDPM", "seed": seed, "sampler": "ddim", "steps": calls, "calls": calls, "fd": fd,
+        "floor": 0.25, "interval": [0, 1], "coverage": 0.5, "recall": 0.75, "seconds_per_image": 0.002,
+    }  # fmt: skip
+
+
+KEPT = {
+    "n": 100,
+    "seconds_per_step": {"unconditional": 0.04, "flow": 0.04, "consistency": 0.08, "ddgan": 0.2},
+    "hardware": {"name": "processor"},
+    "torch": "2",
+    "trainings": {"DDPM 0": {"steps": 7800, "images": 249600, "commit": "a", "flags": "--preset digits"}},
+    "cells": [cell(0, 50, 1.25), cell(1, 50, 1.75), cell(0, 2, 9.25)],
+}
+
+
+def study(scripts, tmp_path, monkeypatch, **options):
+    results = tmp_path / "few_steps.json"
+    results.write_text(json.dumps({"digits": KEPT}))
+    monkeypatch.setattr(scripts[0], "RESULTS", results)
+    given = dict(data="digits", num_samples=100, output_dir=str(tmp_path), train_data_dir=None) | options
+    return scripts[0].Study(argparse.Namespace(**given))
+
+
+def test_the_gan_has_the_seconds_of_diffusion_and_consistency_model(scripts, tmp_path, monkeypatch):
+    made = study(scripts, tmp_path, monkeypatch)
+    monkeypatch.setitem(made.recipes, "consistency", "--preset digits --no-distil")
+    monkeypatch.setattr(scripts[0], "PARENT", {})
+    seconds = made.steps("DDPM", 0) * 0.04 + made.steps("consistency", 0) * 0.08
+    assert made.steps("DDGAN", 0) * 0.2 == pytest.approx(seconds, abs=0.1)
+
+
+def test_other_numbers_of_samples_are_refused(scripts, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"--num_samples 200: few_steps.json is of 100 samples"):
+        study(scripts, tmp_path, monkeypatch, num_samples=200)
+
+
+def test_the_page_has_means_and_ranges_over_seeds(scripts, tmp_path, monkeypatch):
+    page = scripts[1]
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    text = tmp_path / "docs" / "few_steps.md"
+    text.write_text("before\n<!-- digits -->\nold\n<!-- end -->\nafter\n")
+    study(scripts, tmp_path, monkeypatch)
+    for name, value in {"PAGE": text, "ROOT": tmp_path, "RESULTS": tmp_path / "few_steps.json"}.items():
+        monkeypatch.setattr(page, name, value)
+    page.main()
+    page.main()  # the same numbers give the same page
+    lines = text.read_text().splitlines()
+    assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
+    assert "| DDPM | `ddim` | 2 | 9.00 | 0.50 | 0.75 | 2 |" in lines
+    assert "| DDPM | `ddim` | 50 | 1.25 (1.00..1.50) | 0.50 (0.50..0.50) | 0.75 (0.75..0.75) | 2 |" in lines
+    assert "| DDPM | 0 | 7,800 | 249,600 | 312 | `--preset digits` |" in lines
+    assert "| DDGAN | not run | | | | |" in lines
+    assert (tmp_path / "docs" / "images" / "few-steps-digits.png").stat().st_size > 1000
+    text.write_text("no lines")
+    with pytest.raises(SystemExit, match="<!-- digits -->"):
+        page.main()
