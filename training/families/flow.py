@@ -70,7 +70,8 @@ def _without_diffusion(name: str) -> dict[str, Any]:
     """The options of an unconditional recipe that say nothing of its process and loss."""
     options = unconditional.PRESETS[name].options
     theirs = {field.name for group in (ProcessConfig, DDPMConfig) for field in fields(group)}
-    return {option: value for option, value in options.items() if option not in theirs}
+    own = {option: value for option, value in options.items() if option not in theirs}
+    return own | ({"sampler": "shifted-dpmsolver++"} if "sampler" in own else {})
 
 
 PRESETS = {
