@@ -48,10 +48,10 @@ def squared_radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
     return [nearest_first[:, k] for k in neighbours]  # column 0 is the row itself
 
 
-def check_neighbours(real: int, fake: int) -> None:
+def check_neighbours(real: int, fake: int, metric: str = "prdc") -> None:
     """ValueError unless each of these numbers of images has a fifth neighbour."""
     if min(real, fake) < 6:
-        raise ValueError(f"--metrics prdc needs 6 images or more of each kind; got {real} and {fake}")
+        raise ValueError(f"--metrics {metric} needs 6 images or more of each kind; got {real} and {fake}")
 
 
 class Manifolds(NamedTuple):

@@ -103,6 +103,13 @@ METRICS: dict[str, Metric] = {
         keep=PAIR_IMAGES,
         best="coverage",
     ),
+    "clipped": Metric(
+        "trilemma.eval.metrics.kept.clipped:Clipped",
+        {"clipped_density": Measure("higher", shown=True), "clipped_coverage": Measure("higher", shown=True)},
+        parts=("features",),
+        keep=PAIR_IMAGES,
+        best="clipped_coverage",
+    ),
     "class_accuracy": Metric(
         "trilemma.eval.metrics.judged:ClassAccuracy",
         {"class_accuracy": Measure("higher", depends_on_n=False, shown=True, charted=True)},

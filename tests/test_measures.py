@@ -1,0 +1,87 @@
+"""The metrics of `eval/metrics/kept` against their definitions in numpy, closed forms and simulation."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from test_metrics import normal, reference_of, score, toy_reference, toy_samples
+from torch.testing import assert_close
+
+from trilemma.eval.metrics.kept.clipped import expected_coverage, inverse
+
+REPETITIONS = 60
+"""Sets of samples behind a mean or a share of intervals."""
+
+
+def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1))
+
+
+# Clipped density and coverage
+
+
+@pytest.mark.parametrize("m", [70, 71])
+def test_clipped_shares_are_their_definitions(m):
+    real, fake = normal(m, 3, seed=1).numpy(), normal(90, 3, seed=2).numpy() * 1.3 + 0.2
+    within, across = distances(real, real), distances(real, fake)
+    radius = np.sort(within, axis=1)[:, 5]
+    clipped = np.minimum(radius, np.median(radius))
+    usual = np.minimum(((within <= clipped[:, None]).sum(0) - 1) / 5, 1).mean()
+    density = np.minimum((across <= clipped[:, None]).sum(0) / 5, 1).mean() / usual
+    covered = np.minimum((across <= radius[:, None]).sum(1) / 5, 1).mean()
+    result = score(reference_of(torch.from_numpy(real)), torch.from_numpy(fake), ("clipped",))
+    assert result["clipped_density"].value == pytest.approx(density, abs=1e-12)
+    chance = [scipy.stats.betabinom(k, 5, m - 5).pmf(range(k + 1)) for k in range(91)]
+    expected = [(np.minimum(range(k + 1), 5) * chance[k]).sum() / 5 for k in range(91)]
+    assert_close(expected_coverage(m, 90).numpy(), np.array(expected), rtol=0, atol=1e-12)
+    share = np.interp(covered, expected, np.arange(91) / 90)
+    assert result["clipped_coverage"].value == pytest.approx(share, abs=1e-10)
+
+
+def test_expected_coverage_can_be_inverted():
+    for real, samples in ((6, 6), (300, 40), (10_000, 10_000)):
+        expected = expected_coverage(real, samples)
+        assert expected[0] == pytest.approx(0, abs=1e-12)
+        assert (expected.diff() > 0).all()
+        for m in range(0, samples + 1, max(1, samples // 10)):
+            assert inverse(expected, float(expected[m])) == pytest.approx(m / samples, abs=1e-9)
+        assert inverse(expected, 1.0) == 1.0
+
+
+def test_a_share_of_bad_samples_lowers_the_clipped_shares_by_as_much():
+    """Half of the samples far away: 0.5; none: 1, less what the clip at 1 takes off."""
+    reference, bad = reference_of(normal(300, 3, seed=1)), torch.arange(300) % 2 == 0
+    halves, wholes = [], []
+    for seed in range(10, 22):
+        samples = normal(300, 3, seed=seed)
+        wholes.append(score(reference, samples, ("clipped",)))
+        samples[bad] += 100
+        halves.append(score(reference, samples, ("clipped",)))
+    for name in ("clipped_density", "clipped_coverage"):
+        half, whole = (np.array([one[name].value for one in of]) for of in (halves, wholes))
+        error = 3 * half.std() / len(half) ** 0.5
+        assert half.mean() == pytest.approx(0.5, abs=error + 0.05)  # of what 300 images say of all
+        assert 0.9 <= whole.mean() <= 1.0
+        assert all(one[name].floor == 1.0 for one in halves)
+
+
+@pytest.mark.parametrize("name", ["clipped_density", "clipped_coverage"])
+def test_intervals_hold_what_other_samples_score(name):
+    """The mean over many sets lies in 95% of the intervals: fewer than 51 of 60 hold it in one case of a
+    thousand.
+    """
+    reference = reference_of(normal(200, 3, seed=1))
+    sets = [normal(200, 3, seed=seed) * 1.2 + 0.6 for seed in range(10, 10 + REPETITIONS)]
+    measured = [score(reference, samples, ("clipped",))[name] for samples in sets]
+    truth = np.mean([one.value for one in measured])
+    held = np.mean([one.interval[0] <= truth <= one.interval[1] for one in measured])
+    assert held >= 51 / REPETITIONS
+    widths = np.mean([(one.interval[1] - one.interval[0]) / 2 for one in measured])
+    assert widths <= 3 * np.std([one.value for one in measured])
+
+
+def test_clipped_shares_of_few_or_equal_images():
+    with pytest.raises(ValueError, match=r"--metrics clipped needs 6 images .* of each kind; got 300 and 5"):
+        score(toy_reference(), toy_samples(5), ("clipped",))
+    equal = score(reference_of(torch.zeros(20, 3)), torch.zeros(20, 3), ("clipped",))
+    assert [one.value for one in equal.values()] == [1, 1]
