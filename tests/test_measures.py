@@ -8,6 +8,8 @@ from test_metrics import normal, reference_of, score, toy_reference, toy_samples
 from torch.testing import assert_close
 
 from trilemma.eval.metrics.kept.clipped import expected_coverage, inverse
+from trilemma.eval.metrics.kept.copies import cell_centres
+from trilemma.eval.metrics.pairwise import neighbours
 
 REPETITIONS = 60
 """Sets of samples behind a mean or a share of intervals."""
@@ -85,3 +87,77 @@ def test_clipped_shares_of_few_or_equal_images():
         score(toy_reference(), toy_samples(5), ("clipped",))
     equal = score(reference_of(torch.zeros(20, 3)), torch.zeros(20, 3), ("clipped",))
     assert [one.value for one in equal.values()] == [1, 1]
+
+
+# Copies
+
+
+def test_neighbours_are_the_nearest_rows():
+    x, y = normal(40, 5, seed=1), normal(1300, 5, seed=2)
+    y[7] = y[9] = x[3]
+    found, row = neighbours(x, y, 3)
+    exact = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    assert_close(found, exact.sort(dim=1).values[:, :3], rtol=1e-12, atol=0)
+    assert_close(exact.gather(1, row), found, rtol=1e-12, atol=0)
+    assert set(row[3, :2].tolist()) == {7, 9}
+
+
+def test_copies_are_counted_by_their_definitions():
+    real, held, fake = (normal(n, 3, seed=n).numpy() for n in (150, 60, 110))
+    fake[:40] = real[:40] + fake[:40] * np.linspace(0, 0.3, 40)[:, None]
+
+    def shares(x: np.ndarray) -> tuple[float, float]:
+        across, within = distances(x, real), distances(real, real) + np.diag(np.full(len(real), np.inf))
+        first, second = np.sort(across, axis=1)[:, :2].T
+        authentic = first > within.min(1)[across.argmin(1)]
+        return 100 * authentic.mean(), (first < second / 3).mean()
+
+    reference = reference_of(torch.from_numpy(real), heldout=torch.from_numpy(held))
+    result = score(reference, torch.from_numpy(fake), ("copies",))
+    values = [(one.value, one.floor) for one in result.values()]
+    assert values == [pytest.approx(pair) for pair in zip(shares(fake), shares(held), strict=True)]
+    copies = scipy.stats.binomtest(round(result["near_copies"].value * 110), 110)
+    interval = copies.proportion_ci(method="wilson")
+    assert result["near_copies"].interval == pytest.approx((interval.low, interval.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("planted", [0.0, 0.1, 0.3])
+def test_a_known_share_of_copies_is_found(planted):
+    """A copy is a near copy and not authentic; the other samples are as held-out images are."""
+    real, held, fake = (normal(n, 8, seed=n).float() for n in (1000, 3000, 2000))
+    copies = round(planted * len(fake))
+    fake[:copies] = real[torch.arange(copies) % 1000]
+    result = score(reference_of(real, heldout=held), fake, ("copies",))
+    for name, share in (("authpct", 0.0), ("near_copies", 1.0)):
+        one, unit = result[name], 100 if name == "authpct" else 1
+        expected = unit * planted * share + (1 - planted) * one.floor
+        error = unit * 0.02  # of the floor: two deviations of a share of 3,000 held-out images
+        assert one.interval[0] - error < expected < one.interval[1] + error
+
+
+def test_cells_are_those_of_k_means():
+    """Of clusters far apart they are the clusters, and each centre is the mean of its own."""
+    middles = torch.tensor([[0.0, 0], [100, 0], [0, 100]]).double()
+    points = normal(300, 2, seed=1) + middles[torch.arange(300) % 3]
+    found = cell_centres(points, 3)
+    means = torch.stack([points[c::3].mean(0) for c in range(3)])
+    assert_close(found, means, rtol=1e-12, atol=0)
+    assert_close(cell_centres(points, 1), points.mean(0, keepdim=True), rtol=1e-12, atol=1e-12)
+
+
+def test_ct_is_the_mean_of_mann_whitneys_z_over_cells():
+    middles, place = torch.tensor([[0.0, 0], [100, 0]]), lambda n: torch.arange(n) % 2
+    real, held, fake = (normal(n, 2, seed=n).float() + middles[place(n)] for n in (200, 150, 130))
+    held = held[torch.arange(150) != 1]  # the two cells weigh 75 and 74
+    fake[1::2] = (fake[1::2] - middles[1]) * 0.5 + middles[1]  # nearer to training images
+    expected = []
+    for cell in (0, 1):
+        mine = [x[(x[:, 0] > 50) == bool(cell)].numpy() for x in (fake, held)]
+        n, m = map(len, mine)
+        nearest = [distances(x, real[cell::2].numpy()).min(1) for x in mine]
+        pairs = scipy.stats.mannwhitneyu(*nearest).statistic
+        expected.append((pairs - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12))
+    result = score(reference_of(real, heldout=held), fake, ("ct",))
+    assert result["ct"].value == pytest.approx((75 * expected[0] + 74 * expected[1]) / 149)
+    assert result["ct_worst"].value == pytest.approx(min(expected))
+    assert result["ct"].interval[0] < result["ct"].value < result["ct"].interval[1]

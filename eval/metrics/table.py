@@ -136,6 +136,18 @@ METRICS: dict[str, Metric] = {
         parts=("features", "heldout"),
         keep=ALL_IMAGES,
     ),
+    "copies": Metric(
+        "trilemma.eval.metrics.kept.copies:Copies",
+        {"authpct": Measure(depends_on_n=False), "near_copies": Measure(depends_on_n=False)},
+        parts=("features", "heldout"),
+        keep=ALL_IMAGES,
+    ),
+    "ct": Metric(
+        "trilemma.eval.metrics.kept.copies:CT",
+        {"ct": Measure(), "ct_worst": Measure()},
+        parts=("features", "heldout"),
+        keep=ALL_IMAGES,
+    ),
     "diversity": Metric(
         "trilemma.eval.metrics.distances:Diversity", {"diversity": Measure(depends_on_n=False)}
     ),
