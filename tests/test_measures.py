@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from trilemma.eval.metrics.kept.clipped import expected_coverage, inverse
 from trilemma.eval.metrics.kept.copies import cell_centres
+from trilemma.eval.metrics.kept.mind import squared_wasserstein
 from trilemma.eval.metrics.pairwise import neighbours
 
 REPETITIONS = 60
@@ -161,3 +162,44 @@ def test_ct_is_the_mean_of_mann_whitneys_z_over_cells():
     assert result["ct"].value == pytest.approx((75 * expected[0] + 74 * expected[1]) / 149)
     assert result["ct_worst"].value == pytest.approx(min(expected))
     assert result["ct"].interval[0] < result["ct"].value < result["ct"].interval[1]
+
+
+# MIND
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 7), (6, 15), (15, 6), (8, 9)])
+def test_wasserstein_distance_of_any_two_numbers_of_points(n, m):
+    """Each point of one sample repeated as often as the other has points: then they pair off in order."""
+    x, y = (normal(3, k, seed=k).sort(dim=1).values + k for k in (n, m))
+    paired = (x.repeat_interleave(m, 1) - y.repeat_interleave(n, 1)).square().mean(1)
+    assert_close(squared_wasserstein(x, y), paired, rtol=1e-10, atol=1e-12)
+
+
+def test_mind_of_a_shift_is_three_times_its_square():
+    """(s . v)^2 of random unit v has the mean |s|^2 / D and at most the deviation 2^0.5 |s|^2 / D."""
+    real, shift = normal(50, 6, seed=1), normal(6, seed=2)
+    result = score(reference_of(real + 1000), real + shift + 1000, ("mind",))["mind"]
+    error = 4 * (2 / 1000) ** 0.5
+    assert result.value == pytest.approx(3 * float(shift.square().sum()), rel=error)
+    assert score(reference_of(real), real, ("mind",))["mind"].value == pytest.approx(0, abs=1e-9)
+
+
+def test_intervals_of_mind_hold_the_value_of_many_samples(monkeypatch):
+    monkeypatch.setattr("trilemma.eval.metrics.kept.mind.DIRECTIONS", 20)
+    reference = reference_of(normal(1000, 4, seed=1))
+    for scale, shift in ((1.0, 0.0), (1.2, 0.2)):
+        many = score(reference, normal(10_000, 4, seed=9) * scale + shift, ("mind",))
+        truth = np.mean(many["mind"].interval)
+        sets = [normal(300, 4, seed=seed) * scale + shift for seed in range(10, 10 + REPETITIONS)]
+        measured = [score(reference, samples, ("mind",))["mind"] for samples in sets]
+        assert np.mean([one.interval[0] <= truth <= one.interval[1] for one in measured]) >= 51 / REPETITIONS
+        spread = np.std([one.value for one in measured])
+        assert np.mean([(one.interval[1] - one.interval[0]) / 2 for one in measured]) <= 3 * spread
+
+
+def test_the_floor_of_mind_is_what_other_samples_of_the_data_score(monkeypatch):
+    monkeypatch.setattr("trilemma.eval.metrics.kept.mind.DIRECTIONS", 20)
+    pairs = [(normal(400, 4, seed=seed), normal(150, 4, seed=1000 + seed)) for seed in range(REPETITIONS)]
+    measured = [score(reference_of(real), samples, ("mind",))["mind"] for real, samples in pairs]
+    difference = np.array([one.value - one.floor for one in measured])
+    assert difference.mean() == pytest.approx(0, abs=3 * difference.std() / REPETITIONS**0.5)

@@ -84,6 +84,13 @@ METRICS: dict[str, Metric] = {
         keep=PAIR_IMAGES,
         best="kid",
     ),
+    "mind": Metric(
+        "trilemma.eval.metrics.kept.mind:MIND",
+        {"mind": Measure("lower", depends_on_n=False, shown=True)},
+        parts=("features",),
+        keep=PAIR_IMAGES,
+        best="mind",
+    ),
     "is": Metric(
         "trilemma.eval.metrics.distances:InceptionScore",
         {"is": Measure("higher", shown=True), "is_std": Measure()},

@@ -265,7 +265,7 @@ class EvalConfig:
     eval_metrics: tuple[str, ...] = option(
         ("fd",),
         lambda: (
-            "of fd, energy, kid, is, prdc, clipped, class_accuracy, modes, memorization, copies, ct, "
+            "of fd, energy, kid, mind, is, prdc, clipped, class_accuracy, modes, memorization, copies, ct, "
             f"diversity{also('metric')} (docs/metrics.md); the first chooses the best model"
         ),
         free=True,
