@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from trilemma.eval.metrics.kept.clipped import expected_coverage, inverse
 from trilemma.eval.metrics.kept.copies import cell_centres
-from trilemma.eval.metrics.kept.mind import squared_wasserstein
+from trilemma.eval.metrics.kept.mind import Steps
 from trilemma.eval.metrics.pairwise import neighbours
 
 REPETITIONS = 60
@@ -172,7 +172,7 @@ def test_wasserstein_distance_of_any_two_numbers_of_points(n, m):
     """Each point of one sample repeated as often as the other has points: then they pair off in order."""
     x, y = (normal(3, k, seed=k).sort(dim=1).values + k for k in (n, m))
     paired = (x.repeat_interleave(m, 1) - y.repeat_interleave(n, 1)).square().mean(1)
-    assert_close(squared_wasserstein(x, y), paired, rtol=1e-10, atol=1e-12)
+    assert_close(Steps.of(y).squared_wasserstein(x), paired, rtol=1e-10, atol=1e-12)
 
 
 def test_mind_of_a_shift_is_three_times_its_square():
