@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from trilemma.eval.metrics.kept.clipped import expected_coverage, inverse
 from trilemma.eval.metrics.kept.copies import cell_centres
+from trilemma.eval.metrics.kept.likelihood import fit_widths, log_likelihoods, nll
 from trilemma.eval.metrics.kept.mind import Steps
 from trilemma.eval.metrics.pairwise import neighbours
 
@@ -203,3 +204,67 @@ def test_the_floor_of_mind_is_what_other_samples_of_the_data_score(monkeypatch):
     measured = [score(reference_of(real), samples, ("mind",))["mind"] for real, samples in pairs]
     difference = np.array([one.value - one.floor for one in measured])
     assert difference.mean() == pytest.approx(0, abs=3 * difference.std() / REPETITIONS**0.5)
+
+
+# Feature likelihood
+
+
+def mixture(centres: torch.Tensor, width: torch.Tensor) -> torch.distributions.Distribution:
+    """Gaussians of equal weight, from torch."""
+    each = torch.distributions.Normal(centres, (width / 2).exp()[:, None].expand_as(centres))
+    weight = torch.distributions.Categorical(logits=torch.zeros_like(width))
+    return torch.distributions.MixtureSameFamily(weight, torch.distributions.Independent(each, 1))
+
+
+def test_likelihoods_are_those_of_torchs_mixture():
+    x, centres, width = normal(600, 5, seed=1), normal(40, 5, seed=2), normal(40, seed=3)
+    member = torch.nn.functional.one_hot(torch.arange(40) % 4, 4)
+    by_block, sizes = log_likelihoods(x, centres, width, member), torch.full((4,), 10.0).double()
+    assert_close(nll(by_block, sizes), -float(mixture(centres, width).log_prob(x).mean()), rtol=1e-10, atol=0)
+    sizes[1], kept = 0, torch.arange(40) % 4 != 1
+    expected = -float(mixture(centres[kept], width[kept]).log_prob(x).mean())
+    assert_close(nll(by_block, sizes), expected, rtol=1e-10, atol=0)
+
+
+def test_fitted_widths_are_stationary_and_better_than_one_width(monkeypatch):
+    """The gradient of the likelihood vanishes at them, up to what the last round gained."""
+    monkeypatch.setattr("trilemma.eval.metrics.kept.likelihood.CLOSE", 1e-12)
+    monkeypatch.setattr("trilemma.eval.metrics.kept.likelihood.ROUNDS", 2000)
+    x, centres = normal(300, 3, seed=1), normal(20, 3, seed=2) * 1.2
+    width = fit_widths(x, centres)
+    everything = torch.cat([centres, x.mean(0, keepdim=True)])
+    last = torch.zeros(1).double()  # the width of the one more Gaussian, which is not returned
+    for _ in range(2000):
+        joint = mixture(everything, torch.cat([width, last]))
+        logs = joint.component_distribution.log_prob(x[:, None])
+        share = logs.softmax(1)[:, -1]
+        last = ((share * (x - everything[-1]).square().sum(1)).sum() / (3 * share.sum())).log()[None]
+    widths = torch.cat([width, last]).requires_grad_()
+    mixture(everything, widths).log_prob(x).mean().backward()
+    assert widths.grad.abs().max() < 1e-5
+    fitted = mixture(centres, width).log_prob(x).mean()
+    assert all(
+        fitted > mixture(centres, torch.full((20,), s).double()).log_prob(x).mean() for s in (-2, -1, 0, 1)
+    )
+
+
+def test_feature_likelihood_is_worse_for_wrong_samples_and_tells_copies():
+    train, held, new = (normal(n, 8, seed=n).float() for n in (600, 500, 601))
+    reference = reference_of(train * 3 + 5, heldout=held * 3 + 5)
+    half = torch.cat([train[:300], new[300:600]])
+    sets = {"new": new[:600], "wide": new[:600] * 2, "shifted": new[:600] + 1, "half copies": half}
+    found = {name: score(reference, x * 3 + 5, ("fld",)) for name, x in sets.items()}
+    new_fld, new_gap = found["new"].values()
+    assert new_fld.n == 300  # as many as the training images about which the other mixture is
+    assert new_fld.interval[0] <= 0 <= new_fld.interval[1]
+    assert new_gap.floor < new_gap.value < 0  # fitted to 600 training images, the other mixture to 300
+    for name in ("wide", "shifted", "half copies"):
+        assert found[name]["fld"].interval[0] > new_fld.interval[1]
+    assert found["half copies"]["fld_gap"].interval[1] < -50
+    assert found["wide"]["fld_gap"].value > -5
+
+
+def test_too_few_images_for_a_feature_likelihood_are_named():
+    reference = reference_of(normal(3, 2).float(), heldout=normal(9, 2).float())
+    with pytest.raises(ValueError, match=r"fld needs 4 images or more .* got 3 and 9"):
+        score(reference, normal(10, 2).float(), ("fld",))

@@ -155,6 +155,12 @@ METRICS: dict[str, Metric] = {
         parts=("features", "heldout"),
         keep=ALL_IMAGES,
     ),
+    "fld": Metric(
+        "trilemma.eval.metrics.kept.likelihood:FLD",
+        {"fld": Measure("lower", shown=True), "fld_gap": Measure()},
+        parts=("features", "heldout"),
+        keep=ALL_IMAGES,
+    ),
     "diversity": Metric(
         "trilemma.eval.metrics.distances:Diversity", {"diversity": Measure(depends_on_n=False)}
     ),
