@@ -11,6 +11,7 @@ from trilemma.eval.metrics.kept.clipped import expected_coverage, inverse
 from trilemma.eval.metrics.kept.copies import cell_centres
 from trilemma.eval.metrics.kept.likelihood import fit_widths, log_likelihoods, nll
 from trilemma.eval.metrics.kept.mind import Steps
+from trilemma.eval.metrics.kept.vendi import vendi
 from trilemma.eval.metrics.pairwise import neighbours
 
 REPETITIONS = 60
@@ -268,3 +269,37 @@ def test_too_few_images_for_a_feature_likelihood_are_named():
     reference = reference_of(normal(3, 2).float(), heldout=normal(9, 2).float())
     with pytest.raises(ValueError, match=r"fld needs 4 images or more .* got 3 and 9"):
         score(reference, normal(10, 2).float(), ("fld",))
+
+
+# Diversity within classes
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 7), (7, 30), (1, 4)])
+def test_vendi_score_is_its_definition(n, d):
+    rows = normal(n, d, seed=1).numpy()
+    cosines = rows @ rows.T / np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(rows, axis=1))
+    shares = np.linalg.eigvalsh(cosines / n).clip(1e-300)
+    unit = torch.nn.functional.normalize(torch.from_numpy(rows), dim=1)
+    assert vendi(unit) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
+
+
+def test_vendi_score_counts_different_images_of_each_class():
+    """Labels are the index modulo 4: class c has c + 1 directions at right angles, as often each."""
+    samples = torch.zeros(240, 6)
+    index = torch.arange(240)
+    samples[index, index // 4 % (index % 4 + 1)] = 3.0
+    result = score(toy_reference(), samples, ("class_vendi",))["class_vendi"]
+    assert result.value == pytest.approx((1 + 2 + 3 + 4) / 4, rel=1e-6)
+    samples[::8] = 0
+    with_zeros = score(toy_reference(), samples, ("class_vendi",))["class_vendi"]
+    assert with_zeros.value == pytest.approx(result.value, rel=1e-6)
+    same = score(toy_reference(), torch.ones(240, 6), ("class_vendi",))["class_vendi"]
+    assert same.value == pytest.approx(1)
+
+
+def test_interval_of_the_vendi_score_holds_what_other_samples_score():
+    reference = toy_reference()
+    sets = [normal(200, 6, seed=seed).float() + 0.5 for seed in range(10, 10 + REPETITIONS)]
+    measured = [score(reference, samples, ("class_vendi",))["class_vendi"] for samples in sets]
+    truth = np.mean([one.value for one in measured])
+    assert np.mean([one.interval[0] <= truth <= one.interval[1] for one in measured]) >= 51 / REPETITIONS

@@ -164,6 +164,11 @@ METRICS: dict[str, Metric] = {
     "diversity": Metric(
         "trilemma.eval.metrics.distances:Diversity", {"diversity": Measure(depends_on_n=False)}
     ),
+    "class_vendi": Metric(
+        "trilemma.eval.metrics.kept.vendi:ClassVendi",
+        {"class_vendi": Measure()},
+        needs=("features", "labels"),
+    ),
     "ode_bpd": Metric(  # before `bpd`, whose terms may have any name that ends in _bpd
         "trilemma.eval.bounds.bits_per_dim:ODELikelihood",
         {"ode_bpd": Measure("lower", of_split=True, compared=True)},

@@ -266,7 +266,7 @@ class EvalConfig:
         ("fd",),
         lambda: (
             "of fd, energy, kid, mind, is, prdc, clipped, class_accuracy, modes, memorization, copies, ct, "
-            f"fld, diversity{also('metric')} (docs/metrics.md); the first chooses the best model"
+            f"fld, class_vendi, diversity{also('metric')} (docs/metrics.md); the first chooses the best model"
         ),
         free=True,
         needs=("eval_steps", ...),
