@@ -174,7 +174,12 @@ def test_wasserstein_distance_of_any_two_numbers_of_points(n, m):
     """Each point of one sample repeated as often as the other has points: then they pair off in order."""
     x, y = (normal(3, k, seed=k).sort(dim=1).values + k for k in (n, m))
     paired = (x.repeat_interleave(m, 1) - y.repeat_interleave(n, 1)).square().mean(1)
-    assert_close(Steps.of(y).squared_wasserstein(x), paired, rtol=1e-10, atol=1e-12)
+    ones = torch.ones_like(x).long()
+    assert_close(Steps.of(y).squared_wasserstein(x, ones, n), paired, rtol=1e-10, atol=1e-12)
+    taken = torch.tensor([1, 0, 1, 1]).repeat(n)[:n].expand(3, n)
+    part, count = x[:, taken[0] > 0], int(taken[0].sum())
+    alone = Steps.of(y).squared_wasserstein(part, ones[:, :count], count)
+    assert_close(Steps.of(y).squared_wasserstein(x, taken, count), alone, rtol=1e-10, atol=1e-12)
 
 
 def test_mind_of_a_shift_is_three_times_its_square():

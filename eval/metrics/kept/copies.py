@@ -49,9 +49,8 @@ def measure_copies(rows: Tensor, block: Tensor, reference: ReferenceStatistics) 
 def _shares(x: Tensor, real: Tensor) -> tuple[float, float]:
     """The shares of x (N, D) that are authentic, and near copies, beside the rows of real (M, D)."""
     distance, row = neighbours(x, real, 2)
-    hit, place = row[:, 0].unique(return_inverse=True)
-    between = neighbours(real[hit], real, 2)[0][:, 1]  # the nearest is the row itself
-    authentic = distance[:, 0] > between[place]
+    between = neighbours(real[row[:, 0]], real, 2)[0][:, 1]  # the nearest is the row itself
+    authentic = distance[:, 0] > between
     near = distance[:, 0] < NEAR * distance[:, 1]
     return float(authentic.double().mean()), float(near.double().mean())
 
@@ -110,11 +109,11 @@ def _cells(
     centres: Tensor, rows: Tensor, heldout: Tensor, real: Tensor, member: Tensor
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Samples, held-out images, training images and the samples' blocks of each cell with enough of them."""
-    places = [_cell_of(x, centres) for x in (rows, heldout, real)]
+    places = [_cell_of(x, centres).cpu() for x in (rows, heldout, real)]
     cells = []
     for cell in range(len(centres)):
-        mine, held, trained = (place == cell for place in places)
-        if min(mine.sum(), held.sum()) >= ENOUGH and trained.any():
+        mine, held, trained = ((place == cell).nonzero().flatten().to(rows.device) for place in places)
+        if min(len(mine), len(held)) >= ENOUGH and len(trained):
             cells.append((rows[mine], heldout[held], real[trained], member[mine]))
     return cells or [(rows, heldout, real, member)]
 

@@ -31,35 +31,32 @@ def measure_mind(rows: Tensor, block: Tensor, reference: ReferenceStatistics) ->
     middle = real.mean(0)  # projections about it lose no digits where means are large
     directions = torch.randn(rows.shape[1], DIRECTIONS, generator=torch.Generator().manual_seed(0))
     directions = F.normalize(directions.to(rows.device, torch.float64), dim=0)
-    mine, others = (((x.double() - middle) @ directions).T.sort(dim=1) for x in (rows, real))
-    scale, n, m = 3 * rows.shape[1], len(rows), len(real)
-
-    steps = Steps.of(others.values)
+    projected = ((real - middle) @ directions).T
+    mine, order = ((rows.double() - middle) @ directions).T.sort(dim=1)
+    steps, scale = Steps.of(projected.sort(dim=1).values), 3 * rows.shape[1]
 
     def distance(kept: Tensor) -> float:
-        chosen = (kept.cpu()[block] > 0).to(rows.device)
-        return scale * float(steps.squared_wasserstein(_part(*mine, chosen)).mean())
+        taken = (kept.cpu()[block] > 0).long()
+        squared = steps.squared_wasserstein(mine, taken.to(rows.device)[order], int(taken.sum()))
+        return scale * float(squared.mean())
 
+    n, m = len(rows), len(real)
     sizes = torch.bincount(block, minlength=BLOCKS).double()
     value = distance(torch.ones(BLOCKS))
-    own = _own_distance(*(part[:SPLIT_DIRECTIONS] for part in others)) if m > 1 else None
+    own = _own_distance(projected[:SPLIT_DIRECTIONS]) if m > 1 else None
     floor = None if own is None else scale * own * (1 / n + 1 / m)
     return {"mind": Measurement(value, n, at_least_zero(block_interval(value, sizes, distance)), floor)}
 
 
-def _part(values: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
-    """Those of sorted values (R, n), which come from the columns order (R, n), that are chosen (n,) bool."""
-    return values[chosen[order]].view(len(values), -1)
-
-
-def _own_distance(values: Tensor, order: Tensor) -> float:
-    """W2^2 of two samples of the law of the reference's projections, over 1 / n + 1 / m of their sizes."""
-    m, generator = values.shape[1], torch.Generator().manual_seed(0)
+def _own_distance(projected: Tensor) -> float:
+    """W2^2 of two samples of the law of projected (R, m), over 1 / n + 1 / m of their sizes."""
+    m, generator = projected.shape[1], torch.Generator().manual_seed(0)
     distances = []
     for _ in range(SPLITS):
-        half = (torch.randperm(m, generator=generator) < m // 2).to(order.device)
-        one, other = (_part(values, order, chosen) for chosen in (half, ~half))
-        distances.append(float(Steps.of(other).squared_wasserstein(one).mean()))
+        order = torch.randperm(m, generator=generator).to(projected.device)
+        one, other = (projected[:, half].sort(dim=1).values for half in (order[: m // 2], order[m // 2 :]))
+        squared = Steps.of(other).squared_wasserstein(one, torch.ones_like(one).long(), m // 2)
+        distances.append(float(squared.mean()))
     return sum(distances) / SPLITS / (1 / (m // 2) + 1 / (m - m // 2))
 
 
@@ -77,18 +74,19 @@ class Steps(NamedTuple):
     def of(cls, values: Tensor) -> "Steps":
         return cls(values, F.pad(values.cumsum(1), (1, 0)), values.square().mean(1))
 
-    def squared_wasserstein(self, x: Tensor) -> Tensor:
-        """Squared Wasserstein-2 distance (R,) to other samples of the line, x (R, n), sorted.
+    def squared_wasserstein(self, x: Tensor, taken: Tensor, n: int) -> Tensor:
+        """Squared Wasserstein-2 distance (R,) to other samples: the n in each row of x that are taken.
 
-        It is the integral of (X(u) - Y(u))^2 over u in [0, 1], X and Y being the quantile functions:
-        mean x^2 + mean y^2 - 2 sum_i x_i S_i, with S_i the integral of Y over [(i - 1) / n, i / n].
+        x (R, N) is in order; taken (R, N) int64 is 1 or 0. It is the integral of (X(u) - Y(u))^2 over u in
+        [0, 1], X and Y being the quantile functions: mean x^2 + mean y^2 - 2 sum_i x_i S_i, with S_i the
+        integral of Y over [(i - 1) / n, i / n].
         """
-        n, m = x.shape[1], self.values.shape[1]
-        edges = torch.arange(n + 1, device=x.device) * m  # n times the place of each edge among the m steps
+        m = self.values.shape[1]
+        edges = F.pad(taken.cumsum(1), (1, 0)) * m  # n times the place of each edge among the m steps
         step, part = edges // n, (edges % n).to(x) / n
-        upto = self.integral[:, step] + part * self.values[:, step.clamp_max(m - 1)]
+        upto = self.integral.gather(1, step) + part * self.values.gather(1, step.clamp_max(m - 1))
         products = (x * upto.diff(dim=1)).sum(1) / m
-        return (x.square().mean(1) + self.square - 2 * products).clamp_min(0)
+        return ((x.square() * taken).sum(1) / n + self.square - 2 * products).clamp_min(0)
 
 
 MIND = partial(KeptRows, measure_mind)

@@ -37,14 +37,14 @@ class ClassVendi(SampleMetric):
 
     def compute(self) -> dict[str, Measurement]:
         self.check_complete(self.rows)
-        rows, label = self.rows.double(), self.classes.flatten()
+        label, useful = self.classes.flatten().cpu(), (self.rows != 0).any(1).cpu()
         block = block_of(self.subset.members, self.num_samples)
-        useful = (rows != 0).any(1)
-        unit = F.normalize(rows, dim=1)
+        unit = F.normalize(self.rows.double(), dim=1)
 
         def mean_score(kept: Tensor) -> float:
-            chosen = useful & (kept.cpu()[block] > 0).to(rows.device)
-            scores = [vendi(unit[chosen & (label == one)]) for one in label[chosen].unique()]
+            chosen = useful & (kept.cpu()[block] > 0)
+            places = [(chosen & (label == one)).nonzero().flatten() for one in label[chosen].unique()]
+            scores = [vendi(unit[place.to(unit.device)]) for place in places]
             return sum(scores) / max(1, len(scores))
 
         sizes = torch.bincount(block, minlength=BLOCKS).double()
