@@ -61,6 +61,27 @@ class KeptRows(SampleMetric):
         return self.measure(self.rows, block_of(self.subset.members, self.num_samples), self.reference)
 
 
+def of_as_many(
+    value_of: Callable[[Tensor], float],
+    sizes: Tensor,
+    *,
+    lowest: float = 0.0,
+    highest: float = float("inf"),
+    floor: float | None = None,
+) -> Measurement:
+    """A number with its interval for other sets of as many samples: where more samples would score otherwise.
+
+    sizes (BLOCKS,) are the blocks' numbers of samples; `value_of` computes the value from the blocks that are
+    kept, (BLOCKS,) of ones and zeros; it lies in lowest..highest.
+    """
+    n, value = round(float(sizes.sum())), value_of(torch.ones_like(sizes))
+    interval = block_interval(value, sizes, value_of)
+    if interval is None or interval[0] == interval[1]:  # a spread of 0 says nothing of other samples
+        return Measurement(value, n, floor=floor)
+    half = (interval[1] - interval[0]) / 2
+    return Measurement(value, n, (max(lowest, value - half), min(highest, value + half)), floor)
+
+
 def measure_kid(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
     """KID (Binkowski et al. 2018) against PAIR_IMAGES of the reference: unbiased, from all pairs.
 
@@ -105,20 +126,12 @@ def measure_prdc(rows: Tensor, block: Tensor, reference: ReferenceStatistics) ->
     def coverage(kept: Tensor) -> float:
         return float((shares.covered.double() @ kept > 0).double().mean())
 
-    def spread(value_of: Callable[[Tensor], float], highest: float) -> Measurement:
-        value = value_of(torch.ones_like(sizes))
-        interval = block_interval(value, sizes, value_of)
-        if interval is None or interval[0] == interval[1]:  # a spread of 0 says nothing of other samples
-            return Measurement(value, n)
-        half = (interval[1] - interval[0]) / 2  # about the value, since more samples would cover more
-        return Measurement(value, n, (max(0.0, value - half), min(highest, value + half)))
-
     precision = float(shares.precise.double().mean())
     return {
         "precision": Measurement(precision, n, share_interval(precision, n)),
         "recall": Measurement(float(shares.recalled.double().mean()), n),
-        "density": spread(density, highest=float("inf")),
-        "coverage": spread(coverage, highest=1.0),
+        "density": of_as_many(density, sizes),
+        "coverage": of_as_many(coverage, sizes, highest=1.0),
     }
 
 

@@ -25,19 +25,30 @@ def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def nearest(x: Tensor, y: Tensor) -> Tensor:
-    """Distance (N,) from each row of x to the nearest row of y, which may be the larger.
+    """Distance (N,) from each row of x to the nearest row of y, which may be the larger."""
+    return neighbours(x, y, 1)[0][:, 0]
+
+
+def neighbours(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k rows of y (M, D), M >= k, that are nearest to each row of x: distances (N, k) and rows (N, k).
 
     Equal rows of x are at equal distances, and a row that is in y at 0: products of matrices find the nearest
-    row, but how they round depends on where a row stands, and near 0 they lose half the digits.
+    rows, but how they round depends on where a row stands, and near 0 they lose half the digits.
     """
-    best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-    row = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    best = torch.full((k, len(x)), torch.inf, dtype=torch.float64, device=x.device)
+    row = torch.zeros(k, len(x), dtype=torch.int64, device=x.device)
     for rows, squared in squared_distances(y, x):
-        closest = squared.min(0)
-        row = torch.where(closest.values < best, closest.indices + rows.start, row)
-        best = torch.minimum(best, closest.values)
-    parts = zip(x.split(CHUNK), row.split(CHUNK), strict=True)
-    return torch.cat([(part.double() - y[index].double()).square().sum(1).sqrt() for part, index in parts])
+        for _ in range(min(k, len(squared))):
+            closest = squared.min(0)
+            squared.scatter_(0, closest.indices[None], torch.inf)
+            best = torch.cat([best, closest.values[None]])
+            row = torch.cat([row, closest.indices[None] + rows.start])
+        best, order = best.topk(k, dim=0, largest=False)
+        row = row.gather(0, order)
+    parts = zip(x.split(CHUNK), row.T.split(CHUNK), strict=True)
+    exact = [(part.double()[:, None] - y[index].double()).square().sum(2).sqrt() for part, index in parts]
+    distance, order = torch.cat(exact).sort(dim=1)
+    return distance, row.T.gather(1, order)
 
 
 def squared_radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
@@ -48,10 +59,10 @@ def squared_radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
     return [nearest_first[:, k] for k in neighbours]  # column 0 is the row itself
 
 
-def check_neighbours(real: int, fake: int) -> None:
+def check_neighbours(real: int, fake: int, metric: str = "prdc") -> None:
     """ValueError unless each of these numbers of images has a fifth neighbour."""
     if min(real, fake) < 6:
-        raise ValueError(f"--metrics prdc needs 6 images or more of each kind; got {real} and {fake}")
+        raise ValueError(f"--metrics {metric} needs 6 images or more of each kind; got {real} and {fake}")
 
 
 class Manifolds(NamedTuple):

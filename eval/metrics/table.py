@@ -84,6 +84,13 @@ METRICS: dict[str, Metric] = {
         keep=PAIR_IMAGES,
         best="kid",
     ),
+    "mind": Metric(
+        "trilemma.eval.metrics.kept.mind:MIND",
+        {"mind": Measure("lower", depends_on_n=False, shown=True)},
+        parts=("features",),
+        keep=PAIR_IMAGES,
+        best="mind",
+    ),
     "is": Metric(
         "trilemma.eval.metrics.distances:InceptionScore",
         {"is": Measure("higher", shown=True), "is_std": Measure()},
@@ -102,6 +109,13 @@ METRICS: dict[str, Metric] = {
         parts=("features",),
         keep=PAIR_IMAGES,
         best="coverage",
+    ),
+    "clipped": Metric(
+        "trilemma.eval.metrics.kept.clipped:Clipped",
+        {"clipped_density": Measure("higher", shown=True), "clipped_coverage": Measure("higher", shown=True)},
+        parts=("features",),
+        keep=PAIR_IMAGES,
+        best="clipped_coverage",
     ),
     "class_accuracy": Metric(
         "trilemma.eval.metrics.judged:ClassAccuracy",
@@ -129,8 +143,31 @@ METRICS: dict[str, Metric] = {
         parts=("features", "heldout"),
         keep=ALL_IMAGES,
     ),
+    "copies": Metric(
+        "trilemma.eval.metrics.kept.copies:Copies",
+        {"authpct": Measure(depends_on_n=False), "near_copies": Measure(depends_on_n=False)},
+        parts=("features", "heldout"),
+        keep=ALL_IMAGES,
+    ),
+    "ct": Metric(
+        "trilemma.eval.metrics.kept.copies:CT",
+        {"ct": Measure(), "ct_worst": Measure()},
+        parts=("features", "heldout"),
+        keep=ALL_IMAGES,
+    ),
+    "fld": Metric(
+        "trilemma.eval.metrics.kept.likelihood:FLD",
+        {"fld": Measure("lower", shown=True), "fld_gap": Measure()},
+        parts=("features", "heldout"),
+        keep=ALL_IMAGES,
+    ),
     "diversity": Metric(
         "trilemma.eval.metrics.distances:Diversity", {"diversity": Measure(depends_on_n=False)}
+    ),
+    "class_vendi": Metric(
+        "trilemma.eval.metrics.kept.vendi:ClassVendi",
+        {"class_vendi": Measure()},
+        needs=("features", "labels"),
     ),
     "ode_bpd": Metric(  # before `bpd`, whose terms may have any name that ends in _bpd
         "trilemma.eval.bounds.bits_per_dim:ODELikelihood",

@@ -265,8 +265,8 @@ class EvalConfig:
     eval_metrics: tuple[str, ...] = option(
         ("fd",),
         lambda: (
-            "of fd, energy, kid, is, prdc, class_accuracy, modes, memorization, diversity"
-            f"{also('metric')} (docs/metrics.md); the first chooses the best model"
+            "of fd, energy, kid, mind, is, prdc, clipped, class_accuracy, modes, memorization, copies, ct, "
+            f"fld, class_vendi, diversity{also('metric')} (docs/metrics.md); the first chooses the best model"
         ),
         free=True,
         needs=("eval_steps", ...),

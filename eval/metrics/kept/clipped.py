@@ -1,0 +1,101 @@
+"""Clipped density and clipped coverage (Salvy, Talbot & Thirion 2025, arXiv 2507.01761), K = 5.
+
+Both come from balls about real images, each out to the K-th nearest other real image. No single image counts
+for more than 1, and both numbers are scaled so that a perfect model scores about 1 and that a share of bad
+samples lowers them by about that share.
+"""
+
+import torch
+from torch import Tensor
+
+from trilemma.eval.metrics.frechet import BLOCKS
+from trilemma.eval.metrics.pairs import KeptRows, of_as_many
+from trilemma.eval.metrics.pairwise import check_neighbours, squared_distances, squared_radii
+from trilemma.eval.metrics.sample_metric import Measurement
+from trilemma.eval.metrics.table import PAIR_IMAGES
+from trilemma.eval.scoring.reference import ReferenceStatistics
+
+K = 5
+
+
+def Clipped(reference: ReferenceStatistics, num_samples: int) -> KeptRows:
+    """Clipped density and coverage; ValueError for images that do not have enough neighbours."""
+    check_neighbours(len(reference.features), num_samples, "clipped")
+    return KeptRows(measure_clipped, reference, num_samples)
+
+
+def measure_clipped(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
+    """Clipped density and clipped coverage against PAIR_IMAGES of the reference, both in [0, 1].
+
+    Density: a ball's radius is at most the median radius. A sample scores min(balls that hold it / K, 1); the
+    mean over the samples is divided by the mean over the real images, whose own balls do not count.
+    Coverage: a ball scores min(samples in it / K, 1). The mean over the balls is turned into the share of the
+    samples that, if drawn from the data, would be expected to score as much (`expected_coverage`).
+    The intervals are for other sets of as many samples.
+    """
+    real = reference.features[:PAIR_IMAGES].to(rows.device)
+    member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device, torch.float64)
+    scores, inside = _in_balls(real, rows, member)
+    n, sizes, by_block = len(rows), member.sum(0), member.T @ scores
+    expected = expected_coverage(len(real), n)
+
+    def density(kept: Tensor) -> float:
+        return min(1.0, float(kept @ by_block / (kept @ sizes)))
+
+    def coverage(kept: Tensor) -> float:
+        covered = float((inside @ kept).clamp_max(K).mean()) / K
+        return inverse(expected[: round(float(kept @ sizes)) + 1], covered)
+
+    return {
+        "clipped_density": of_as_many(density, sizes, highest=1.0, floor=1.0),
+        "clipped_coverage": of_as_many(coverage, sizes, highest=1.0, floor=1.0),
+    }
+
+
+def _in_balls(real: Tensor, fake: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (N,) of clipped density, and how many samples of each block each ball holds, (M, BLOCKS)."""
+    (radius,) = squared_radii(real, (K,))
+    clipped = radius.clamp_max(_median(radius))
+    around_real, around_fake, inside = 0, 0, []
+    for rows, squared in squared_distances(real, real):
+        around_real += (squared <= clipped[rows, None]).sum(0)
+    for rows, squared in squared_distances(real, fake):
+        around_fake += (squared <= clipped[rows, None]).sum(0)
+        inside.append((squared <= radius[rows, None]).to(member) @ member)
+    usual = ((around_real - 1).clamp(0, K).double() / K).mean()  # less its own ball
+    return (around_fake.clamp_max(K).double() / K) / usual, torch.cat(inside)
+
+
+def _median(squared: Tensor) -> Tensor:
+    """The square of the median distance; of an even number, that of the mean of the middle two."""
+    ordered = squared.sort().values
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return low if low == high else ((low.sqrt() + high.sqrt()) / 2).square()
+
+
+def expected_coverage(real: int, samples: int) -> Tensor:
+    """f (samples + 1,): the mean over balls of min(samples in it / K, 1) to expect of m samples of the data.
+
+    The share of the data that a ball to the K-th of `real` - 1 neighbours holds is Beta(K, real - K), so the
+    number J of m samples in it is beta-binomial, and E min(J, K) = K - sum_{j < K} (K - j) P(J = j), with
+    P(J = j) = C(m, j) B(K + j, real + m - K - j) / B(K, real - K).
+    """
+    m = torch.arange(samples + 1, dtype=torch.float64)
+    j = torch.arange(K, dtype=torch.float64)[:, None]
+    a, b = torch.tensor(float(K)).double(), torch.tensor(float(real - K)).double()
+    choose = torch.lgamma(m + 1) - torch.lgamma(j + 1) - torch.lgamma((m - j).clamp_min(0) + 1)
+    beta = torch.lgamma(a + j) + torch.lgamma((b + m - j).clamp_min(1)) - torch.lgamma(a + b + m)
+    chance = (choose + beta - torch.lgamma(a) - torch.lgamma(b) + torch.lgamma(a + b)).exp()
+    return 1 - torch.where(j <= m, (K - j) * chance, 0.0).sum(0) / K
+
+
+def inverse(expected: Tensor, covered: float) -> float:
+    """The share m / n at which `expected` (n + 1,), which rises, is `covered`; linear between two m."""
+    n = len(expected) - 1
+    above = int(torch.searchsorted(expected, covered))
+    if above > n:
+        return 1.0
+    if above == 0:
+        return 0.0
+    low, high = float(expected[above - 1]), float(expected[above])
+    return (above - 1 + (covered - low) / (high - low)) / n

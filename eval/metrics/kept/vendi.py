@@ -1,0 +1,58 @@
+"""Vendi score within classes: how many different images the samples of a class amount to."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trilemma.eval.metrics.frechet import BLOCKS, block_of
+from trilemma.eval.metrics.pairs import of_as_many
+from trilemma.eval.metrics.sample_metric import FixedSubset, Measurement, SampleMetric, check_width
+from trilemma.eval.metrics.table import PAIR_IMAGES
+from trilemma.eval.scoring.reference import ReferenceStatistics
+
+
+class ClassVendi(SampleMetric):
+    """Mean over the classes of the Vendi score (Friedman & Dieng 2023, arXiv 2210.02410) of their samples.
+
+    The score of m samples is exp(-sum l log l), with l the eigenvalues of K / m and K the cosines of the
+    angles between their features: 1 if all are equal, m if all are at right angles. It grows with m: the
+    interval is for other sets of as many samples. PAIR_IMAGES samples are compared. Those whose features are
+    all 0 are left out, and so are classes without samples.
+    """
+
+    def __init__(self, reference: ReferenceStatistics, num_samples: int) -> None:
+        super().__init__(num_samples)
+        self.reference = reference.gaussian
+        self.subset = FixedSubset(num_samples, PAIR_IMAGES)
+        n = len(self.subset.members)
+        self.add_sum("rows", n, len(self.reference.mean), dtype=torch.float32)
+        self.add_sum("classes", n, 1)
+
+    def update(self, index: Tensor, features: Tensor, labels: Tensor) -> None:
+        """features (B, D) of the samples `index` (B,) and the labels (B,) that they were drawn for."""
+        check_width(features, self.reference)
+        index = self.mark(index)
+        self.subset.store(self.rows, index, features)
+        self.subset.store(self.classes, index, labels[:, None])
+
+    def compute(self) -> dict[str, Measurement]:
+        self.check_complete(self.rows)
+        label, useful = self.classes.flatten().cpu(), (self.rows != 0).any(1).cpu()
+        block = block_of(self.subset.members, self.num_samples)
+        unit = F.normalize(self.rows.double(), dim=1)
+
+        def mean_score(kept: Tensor) -> float:
+            chosen = useful & (kept.cpu()[block] > 0)
+            places = [(chosen & (label == one)).nonzero().flatten() for one in label[chosen].unique()]
+            scores = [vendi(unit[place.to(unit.device)]) for place in places]
+            return sum(scores) / max(1, len(scores))
+
+        sizes = torch.bincount(block, minlength=BLOCKS).double()
+        return {"class_vendi": of_as_many(mean_score, sizes, lowest=1.0)}
+
+
+def vendi(unit: Tensor) -> float:
+    """Vendi score of unit vectors (m, D), m >= 1, with their scalar products as similarities."""
+    gram = unit @ unit.T if len(unit) < unit.shape[1] else unit.T @ unit  # the same eigenvalues but for zeros
+    share = torch.linalg.eigvalsh(gram).clamp_min(0) / len(unit)
+    return float((-torch.xlogy(share, share).sum()).exp())
