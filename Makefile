@@ -1,5 +1,6 @@
 # make train   quick start: create a virtual environment, train on the digits (a few minutes on two CPU cores)
 # make test    create the environment if needed, run the tests
+# make test-long   the tests that start, kill and wait for programs for tens of seconds
 # make test-other-processor   the numerical tests, with the instructions of an older processor
 # make lint    run ruff
 # make bench   ratios to the common alternatives, in minutes (ARGS=--full for all)
@@ -12,13 +13,16 @@ ARGS ?=
 NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,process losses ddpm ema sampling networks metrics features \
 	inception classifier likelihood vdm_likelihood unconditional_pipeline class_conditional_pipeline shared_pipelines))
 
-.PHONY: train test test-other-processor lint bench
+.PHONY: train test test-long test-other-processor lint bench
 
 train: $(VENV)/.ready
 	$(BIN)/accelerate launch training/train_unconditional.py $(ARGS)
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(VENV)/.ready
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 test-other-processor: $(VENV)/.ready
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(NUMERICAL) $(ARGS)

@@ -165,6 +165,7 @@ def test_an_unconditional_pipeline_becomes_a_stock_one(tmp_path):
     assert type(DiffusionPipeline.from_pretrained(folder)) is DDPMPipeline
 
 
+@pytest.mark.long
 def test_from_disk_and_from_the_hub_without_the_toolkit(tmp_path, monkeypatch):
     """One stranger reads the folders and saves what was loaded again; another has only the Hub."""
     pipes = every_family(tmp_path)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from entry import ROOT, environment
 
 CAMPAIGN = [sys.executable, str(ROOT / "benchmarks" / "campaign.py")]
@@ -15,6 +16,7 @@ def campaign(folder, *flags):
     )
 
 
+@pytest.mark.long
 def test_nothing_goes_wrong_and_a_cut_campaign_goes_on(tmp_path):
     share = ("--bad_inputs", "14", "--kills", "0", "--full_disks", "2")
     first = campaign(tmp_path, *share)

@@ -133,6 +133,7 @@ def test_the_hub_reads_the_card_and_every_figure_is_in_the_results(saved):
     assert data.pipeline_tag is None
 
 
+@pytest.mark.long
 def test_the_snippets_run_as_they_stand(saved, tmp_path):
     """In one process: a stranger's, with diffusers and the card."""
     snippets = []

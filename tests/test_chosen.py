@@ -120,6 +120,7 @@ def test_a_precision_chosen_late_trains_as_one_chosen_early():
     assert not torch.equal(plain[1], late[1])  # at first the network answers 0 in any precision
 
 
+@pytest.mark.long
 def test_a_run_in_the_chosen_precision_resumes_in_it(tmp_path, tiny, monkeypatch, capsys):
     """Cut and resumed without the flag, also on hardware without bf16, as with the flag and uncut."""
 

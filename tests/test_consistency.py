@@ -575,6 +575,7 @@ def test_parents_that_do_not_fit_are_refused(tmp_path, flags, parents):
     assert "add --dropout 0" in done.output
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_ranks_are_one_model(tmp_path, flags):
     one, two = two_ranks("two_ranks_consistency.py", tmp_path, *flags, "--max_train_steps", "8")

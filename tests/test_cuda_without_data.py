@@ -17,6 +17,7 @@ from entry import ROOT, environment
 HERE = Path(__file__).parent / "pretend_cuda"
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(
         shutil.which("g++") is None, reason="there is no g++ to compile the device guard with"
     ),

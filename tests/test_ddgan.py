@@ -542,6 +542,7 @@ def test_a_run_fills_its_folder_and_fine_tunes(tmp_path, flags):
         assert_close(weights(tmp_path / "more")[name], tensor, atol=1e-6, rtol=0)
 
 
+@pytest.mark.long
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, flags):
     flags = [*flags, "--max_train_steps", "20", "--checkpointing_steps", "4", "--mixed_precision", "bf16"]
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
@@ -575,6 +576,7 @@ def test_a_discriminator_a_hundred_times_too_fast_is_caught(tmp_path, flags):
     assert not (out / "model_index.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_ranks_are_one_generator_and_one_discriminator(tmp_path, flags):
     """R1's second derivative included: gradients of both networks are means over the ranks."""

@@ -67,6 +67,7 @@ def test_two_ranks_are_one_model(tmp_path, tiny):
     torch.testing.assert_close(losses(1)[-3:].mean(), losses(2)[-3:].mean(), rtol=0.2, atol=0)
 
 
+@pytest.mark.long
 def test_two_ranks_stop_together_and_resume_exactly(tmp_path, tiny):
     flags = [*tiny, "--max_train_steps", "24", "--checkpointing_steps", "100", "--sample_steps", "8"]
     uncut, cut = tmp_path / "uncut", tmp_path / "cut"

@@ -285,13 +285,14 @@ def test_the_folder_is_like_that_of_every_family(trained):
         assert {"loss", "validation_loss", "loss_q1", "loss_q4"} <= logged
     lines = [json.loads(line) for line in (trained / "classes" / "results.jsonl").read_text().splitlines()]
     assert {(line["metric"], line["sampler"], line["guidance_scale"]) for line in lines} == {
-        ("class_accuracy", "euler", 1.0)
+        ("class_accuracy", "shifted-dpmsolver++", 1.0)
     }
     card = (trained / "classes" / "README.md").read_text()
     assert "flow matching model" in card
     assert "guidance_scale=1.0, num_inference_steps=5" in card
 
 
+@pytest.mark.long
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):
     flags = [*tiny, "--max_train_steps", "12", "--checkpointing_steps", "4", "--class_conditional"]
     flags += ["--coupling", "optimal", "--time_density", "cosmap"]
@@ -336,6 +337,7 @@ def test_starting_from_a_flow_takes_its_weights_and_from_another_model_is_refuse
         parse("unconditional", "", ["--dataset_name", "digits", "--init_from", str(trained / "plain")])
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_ranks_are_one_flow(tmp_path, tiny):
     flags = [*tiny, "--coupling", "optimal", "--max_train_steps", "6"]

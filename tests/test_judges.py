@@ -250,6 +250,7 @@ np.savez(sys.argv[3], features=features.numpy(), logits=logits.numpy(), sha256=n
 INSTRUCTIONS = ({"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"}, {})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_features_agree_between_instruction_sets(name, digits, tmp_path):
     """Rounding errors of a sum of k products grow as the root of k: in 6 layers of at most 9 x 128 products,
@@ -360,6 +361,7 @@ def test_evaluate_leaves_the_judge_beside_its_results(runs, tmp_path, monkeypatc
     assert judge == OutputFolder(folder).judge(lines[-1].extractor_sha256[:16])
 
 
+@pytest.mark.long
 def test_distances_agree_between_instruction_sets(runs, tmp_path):
     values = []
     for i, instructions in enumerate(INSTRUCTIONS):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from entry import ROOT, command, environment
 
 from trilemma.eval.studies import grid
@@ -25,6 +26,7 @@ def python(*arguments):
     return done.stdout
 
 
+@pytest.mark.long
 def test_the_quick_start_trains_resumes_and_reads_with_workers(tmp_path, tiny):
     flags = ["--dataset_name", "digits", *tiny, "--output_dir", str(tmp_path / "out")]
     flags += ["--checkpointing_steps", "1", "--dataloader_num_workers", "1", "--lr_scheduler", "constant"]

@@ -49,6 +49,7 @@ def test_every_text_file_is_opened_with_its_encoding(floor):
     assert not wrong
 
 
+@pytest.mark.long
 def test_a_run_with_names_outside_ascii(tmp_path, tiny):
     """Options from a file, folders, class names, records, card."""
     for index, name in enumerate(("\u00e4pfel", "\u68a8")):

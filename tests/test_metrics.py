@@ -264,6 +264,7 @@ def coverage(dimension: int, n: int, repetitions: int) -> tuple[float, float]:
     return held / repetitions, raw / repetitions
 
 
+@pytest.mark.long
 def test_interval_covers_where_the_raw_value_does_not():
     held, raw = coverage(16, 500, 60)
     assert held >= 0.85
@@ -343,6 +344,7 @@ def test_precision_recall_density_coverage_are_their_definitions():
     assert same["coverage"].interval[1] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["precision", "density", "coverage"])
 def test_intervals_of_the_shares_hold_what_other_samples_score(name):
     """The mean over many sets lies in 95% of the intervals."""

@@ -1,5 +1,7 @@
 """Precision with real numbers: fp16 that overflows, R1 under autocast, no TF32 in what is compared."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -284,5 +286,6 @@ def test_samples_of_an_evaluation_are_plain_float32(tf32, monkeypatch):
             yield torch.tensor([k]), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
 
     monkeypatch.setattr(model_images, "draw_batches", drawn)
-    drawing = Drawing(None, "x", SamplingConfig(num_samples=2), 1, Accelerator(cpu=True))
+    pipeline = SimpleNamespace(network=torch.nn.Identity())
+    drawing = Drawing(pipeline, "x", SamplingConfig(num_samples=2), 1, Accelerator(cpu=True))
     assert len(list(drawing)) == 2

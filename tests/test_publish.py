@@ -137,6 +137,7 @@ def test_a_training_that_measures_nothing_publishes_and_its_card_warns(hub, fold
     assert b"> **Not measured.** No number says" in hub.repos[NAME].files()["README.md"]
 
 
+@pytest.mark.long
 def test_a_training_publishes_with_a_tag(hub, tmp_path, tiny):
     words = ["train", *tiny, "--max_train_steps", "2", "--output_dir", str(tmp_path / "out")]
     words += ["--eval_steps", "0"]
@@ -199,6 +200,7 @@ def test_a_push_that_is_cut_is_run_again(hub, folder, cut):
     assert len(hub.repos[NAME].log) == 2, "the initial commit and one push"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "request_",
     [
@@ -247,6 +249,7 @@ except Stopped:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("request_", ["PUT /lfs/", "POST .*/commit/"])
 def test_a_signal_ends_a_push_at_once(hub, folder, tmp_path, request_):
     """Also while several files are sent to a Hub that does not answer."""
@@ -338,6 +341,7 @@ print("answered")
 """
 
 
+@pytest.mark.long
 def test_a_hub_that_does_not_answer_keeps_nobody_waiting(hub, tmp_path):
     """Whoever reads from it."""
     hub.fail_after(0, "", times=1000, status=SILENT)
@@ -442,6 +446,7 @@ def test_the_token_is_in_no_output_of_the_command(hub, folder, capsys, caplog):
     assert hub.token not in printed.out + printed.err + caplog.text
 
 
+@pytest.mark.long
 def test_the_command_without_a_network_or_a_token(folder, tmp_path):
     command = [sys.executable, "-m", "trilemma.model_cards.publish", str(folder), "--hub_model_id", NAME]
     with LoopbackHub() as hub:

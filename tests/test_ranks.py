@@ -174,6 +174,7 @@ def draw(model, output, n=12):
     return output.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_processes_that_were_killed_lose_no_row_of_an_array(model, tmp_path):
     """The parts that two processes wrote are kept, whatever number of processes goes on with them."""
@@ -190,6 +191,7 @@ def test_processes_that_were_killed_lose_no_row_of_an_array(model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"one.npy", "two.npy"}
 
 
+@pytest.mark.long
 def test_only_what_is_missing_is_drawn_again(model, tmp_path, monkeypatch):
     """A half-written record, one with a flipped bit and rows that were never drawn."""
     whole = draw(model, tmp_path / "whole.npy")

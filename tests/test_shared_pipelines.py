@@ -378,6 +378,7 @@ for name in sys.argv[3:]:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("save", [save_bundle, lambda pipeline, folder: pipeline.save_pretrained(folder)])
 def test_a_stranger_draws_the_same_images_saves_and_loads_again(tmp_path, save):
     """The three generations: saved by the toolkit, by a stranger, and by a stranger from a stranger's.

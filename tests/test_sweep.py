@@ -208,6 +208,7 @@ def test_what_fails_at_every_point_is_found_before_the_first(tmp_path, trains):
         grid.check_first([job], tmp_path)
 
 
+@pytest.mark.long
 def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
     """A point that is trained, the same command again, and a way to sample what came out."""
     (tmp_path / "digits.yaml").write_text("dataset_name: digits\n")

@@ -85,6 +85,7 @@ def test_the_sheet_has_a_row_for_each_class_with_its_name(model):
     assert Image.open(model / "out" / "samples.png").size == labelled.size != plain.size
 
 
+@pytest.mark.long
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):
     flags = [*tiny, "--max_train_steps", "12", "--checkpointing_steps", "4", "--p_uncond", "0.3"]
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))

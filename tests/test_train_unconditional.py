@@ -205,6 +205,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path, tiny):
         assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.long
 def test_a_folder_that_another_run_fills_is_left_alone(tmp_path, tiny):
     out = tmp_path / "out"
     flags = [*tiny, "--max_train_steps", "1", "--output_dir", str(out)]

@@ -422,6 +422,7 @@ def test_a_run_fills_its_folder_is_scored_and_fine_tuned(tmp_path, flags):
         take_weights(make_net(latent_dim=5), str(out))
 
 
+@pytest.mark.long
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, flags):
     flags = [*flags, "--max_train_steps", "16", "--checkpointing_steps", "4", "--free_bits", "0.05"]
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
@@ -435,6 +436,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, flags):
     assert [line["step"] for line in scalars(cut) if "loss" in line] == list(range(1, 17))
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_ranks_are_one_autoencoder(tmp_path, flags):
     one, two = two_ranks("two_ranks_vae.py", tmp_path, *flags, "--max_train_steps", "6")

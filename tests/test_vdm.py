@@ -484,6 +484,7 @@ def train_on(rank, store, queue):
         queue.put({name: float(p.double().norm()) for name, p in one.net.named_parameters()})
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_ranks_are_one_model_and_one_gamma(tmp_path):
     """Continuous time with classes, and discrete time with the chain; each rank has its own images."""
@@ -530,6 +531,7 @@ def test_a_network_that_does_not_fit_is_named_by_its_option(tmp_path):
     assert "got a PlainUNet2DModel" in done.output
 
 
+@pytest.mark.long
 def test_a_cut_run_goes_on_exactly_and_its_bits_are_measured(tmp_path, tiny):
     """Labels, a learned gamma and the chain: 3 steps and 3 more are 6 steps, to the bit."""
     flags = [*tiny, "--class_conditional", "--vdm_timesteps", "8", "--shortcut_steps", "2"]
