@@ -105,7 +105,7 @@ class Study:
     def __init__(self, options: argparse.Namespace):
         self.name, self.options, self.recipes = options.data, options, RECIPES[options.data]
         self.folder = Path(options.output_dir) / options.data
-        self.all = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        self.all = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
         empty = {"n": options.num_samples, "trainings": {}, "cells": []}
         self.kept: dict[str, Any] = self.all.setdefault(self.name, empty)
         if self.kept["n"] != options.num_samples:

@@ -124,8 +124,8 @@ def curves(name: str, kept: dict[str, Any]) -> Figure:
 
 def main() -> None:
     """Replace the numbers of the page."""
-    page = PAGE.read_text()
-    for name, kept in json.loads(RESULTS.read_text()).items():
+    page = PAGE.read_text(encoding="utf-8")
+    for name, kept in json.loads(RESULTS.read_text(encoding="utf-8")).items():
         between = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not between.search(page):
             raise SystemExit(f"{PAGE} has no lines <!-- {name} --> and <!-- end -->; add them")
