@@ -191,6 +191,7 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path, monkeypatch):
     images = load_images(config)
     assert asked == {
         "name": "user/data", "config_name": "small", "revision": "v1", "streaming": True, "cache_dir": None,
+        "keep_in_memory": False,
     }  # fmt: skip
     batches = itertools.islice(ShardReader(config, images, Order(4, 0), Place()), 2)
     assert sorted(n for pixels, *_ in batches for n in numbers(pixels)) == list(range(8))

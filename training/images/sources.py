@@ -29,7 +29,7 @@ from trilemma.training.images.points import POINTS, SHAPE
 from trilemma.training.images.tables import (
     declared,
     holds_images,
-    innermost,
+    load_hub,
     load_tables,
     metadata_tables,
 )
@@ -162,21 +162,7 @@ class _FileReader:
 
 
 def _hub(config: DataConfig, split: str) -> Source:
-    import datasets  # slow to import, and the digits do not need it
-
-    name = config.dataset_name
-    try:
-        # In memory a table has no cache file, which is what names its contents below.
-        tables = datasets.load_dataset(
-            name,
-            config.dataset_config_name,
-            revision=config.dataset_revision,
-            cache_dir=config.cache_dir,
-            keep_in_memory=False,
-        )
-    except Exception as error:  # whatever its readers and the network raise
-        hint = "(see also --dataset_config_name and --dataset_revision)"
-        raise ValueError(f"--dataset_name '{name}' could not be loaded {hint}: {innermost(error)}") from error
+    name, tables = config.dataset_name, load_hub(config)
     check_split(name, split, list(tables))
     # The folder that holds a table's Arrow file is named by a hash of the data files and of the revision.
     key = "\n".join("/".join(Path(file["filename"]).parts[-4:]) for file in tables[split].cache_files)

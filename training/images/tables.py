@@ -1,4 +1,4 @@
-"""Tables of a local folder: parquet and Arrow files, and metadata files that describe images beside them.
+"""Tables of the Hub, or of a local folder: parquet and Arrow files, and metadata files beside images.
 
 What `datasets` would look up by pattern is given to it as a list of files, so that names are taken literally,
 and with the size, the times and the inode of each file, so that its cache never serves rows of a file that
@@ -15,6 +15,7 @@ from trilemma.pipelines.files.names import below
 from trilemma.pipelines.files.reading import FileError, parse_yaml, read_text
 from trilemma.training.images.columns import is_image
 from trilemma.training.images.folders import TABLES, Listing, file_mark, splits_of, suffix_of
+from trilemma.training.options.groups import DataConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,26 @@ def innermost(error: BaseException) -> str:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def load_hub(config: DataConfig, streaming: bool = False) -> Tables:
+    """Split -> table of the data set of the Hub of `--dataset_name`; streaming: as in `load_tables`."""
+    import datasets
+
+    name = config.dataset_name
+    try:
+        # In memory a table has no cache file, which names its contents.
+        return datasets.load_dataset(
+            name,
+            config.dataset_config_name,
+            revision=config.dataset_revision,
+            cache_dir=config.cache_dir,
+            keep_in_memory=False,
+            streaming=streaming,
+        )
+    except Exception as error:  # whatever its readers and the network raise
+        hint = "(see also --dataset_config_name and --dataset_revision)"
+        raise ValueError(f"--dataset_name '{name}' could not be loaded {hint}: {innermost(error)}") from error
 
 
 def load_tables(

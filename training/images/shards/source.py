@@ -15,7 +15,7 @@ from trilemma.training.images.columns import image_column, label_column
 from trilemma.training.images.folders import existing_folder, list_folder, splits_of, suffix_of
 from trilemma.training.images.points import POINTS
 from trilemma.training.images.sources import Source, check_split, open_source, table_source
-from trilemma.training.images.tables import ARCHIVE, declared, innermost, load_tables
+from trilemma.training.images.tables import ARCHIVE, declared, innermost, load_hub, load_tables
 from trilemma.training.options.groups import DataConfig
 
 
@@ -123,20 +123,7 @@ def _tables(config: DataConfig) -> tuple[Any, str]:
         raise ValueError("no data to stream: pass --dataset_name (a Hub id) or --train_data_dir (a folder)")
     if Path(name).is_dir():
         return _of_folder(name, "--dataset_name", config)
-    import datasets
-
-    try:
-        tables = datasets.load_dataset(
-            name,
-            config.dataset_config_name,
-            revision=config.dataset_revision,
-            cache_dir=config.cache_dir,
-            streaming=True,
-        )
-    except Exception as error:  # whatever its readers and the network raise
-        hint = "(see also --dataset_config_name and --dataset_revision)"
-        raise ValueError(f"--dataset_name '{name}' could not be loaded {hint}: {innermost(error)}") from error
-    return tables, name
+    return load_hub(config, streaming=True), name
 
 
 def _of_folder(place: str, option: str, config: DataConfig) -> tuple[Any, str]:
