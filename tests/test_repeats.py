@@ -73,10 +73,12 @@ def test_models_that_differ_in_the_seed_alone_are_one_training(tmp_path):
     fast = [trained(tmp_path, f"fast{k}", 1 + k / 10, seed=k, learning_rate=1e-2) for k in range(3)]
     once = [trained(tmp_path, "once", 2.0, learning_rate=1e-1)]
     text = of([*usual, *fast, *once])
-    assert "| usual0 and 2 more | fd_classifier | 3 | 3.1 (2.852 .. 3.348) | 0.05774 |" in text
-    assert (
-        "| fd_classifier | usual0 and 2 more against fast0 and 2 more | 2 (1.773 .. 2.227) | worse |" in text
-    )
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5  # of 3, 3.1 and 3.2
+    mean = f"3.1 ({3.1 - half:.4g} .. {3.1 + half:.4g}) | {0.1 / 3**0.5:.4g}"
+    assert f"| usual0 and 2 more | fd_classifier | 3 | {mean} |" in text
+    wide = stats.t.ppf(0.975, 4) * (0.02 / 3) ** 0.5  # equal spreads: four degrees of freedom
+    pair = f"usual0 and 2 more against fast0 and 2 more | 2 ({2 - wide:.4g} .. {2 + wide:.4g})"
+    assert f"| fd_classifier | {pair} | worse |" in text
     assert "| fd_classifier | fast0 and 2 more against once | -0.9 | one training only |" in text
     odd = trained(tmp_path, "odd", 3.05, seed=9, net="unet_8")
     assert of([*usual, odd]).count("| one training only |") == 1

@@ -5,6 +5,7 @@ the first metric is kept in `best/`.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,11 +156,12 @@ class Evaluation:
 
 @contextmanager
 def _flags_of_training() -> Iterator[None]:
-    """An error names the flag of the training script, where the same check serves `evaluate`."""
+    """An error names the flags of the training script, where the same check serves `evaluate`."""
     try:
         yield
     except ValueError as problem:
-        raise ValueError(str(problem).replace("--metrics", "--eval_metrics")) from problem
+        said = re.sub(r"--(?=(metrics|feature_extractor|num_samples)\b)", "--eval_", str(problem))
+        raise ValueError(said) from problem
 
 
 def in_a_line(line: ResultLine, best: ResultLine, all_lines: list[ResultLine]) -> str:
