@@ -4,10 +4,10 @@
     python benchmarks/few_steps.py mnist --train_data_dir <folder>
 
 Trains what is missing in `--output_dir`, each model by its entry point, with the same seeds: a diffusion
-model that predicts v (DDPM), a consistency model tuned from it, a flow of as many steps as the DDPM, and a
-denoising-diffusion GAN that costs as many CPU seconds as DDPM and consistency model together. The seconds of
-a training are its steps times the CPU time of a step, the median of `ROUNDS` in which all models take their
-turn in one process and one thread, so that another program slows all of them alike.
+model that predicts v (DDPM), a consistency model tuned from it, a flow with the same number of steps as the
+DDPM, and a denoising-diffusion GAN. The GAN gets the CPU seconds of DDPM and consistency model together. The
+seconds of a training are its steps times the CPU time of a step. That time is the median of `ROUNDS`, in
+which all models take their turn in one process and one thread: another program slows all of them alike.
 
 Then scores every row of CELLS under the classifier: distance and floor, coverage, recall, CPU seconds of one
 thread for an image. `results/few_steps.json` keeps each number as soon as it is there, so a run that was
@@ -160,7 +160,7 @@ class Study:
         return self.kept["seconds_per_step"]
 
     def steps(self, model: str, seed: int) -> int:
-        """Optimizer steps of a model: those of its recipe, or as many as its seconds allow."""
+        """Optimizer steps of a model: those of its recipe, or the number that fits into its seconds."""
         if model not in AS_LONG_AS:
             return parse(FAMILY[model], "", self.flags(model, seed, self.folder)).run.max_train_steps
         cost = self.costs(seed)

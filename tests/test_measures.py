@@ -261,7 +261,7 @@ def test_feature_likelihood_is_worse_for_wrong_samples_and_tells_copies():
     sets = {"new": new[:600], "wide": new[:600] * 2, "shifted": new[:600] + 1, "half copies": half}
     found = {name: score(reference, x * 3 + 5, ("fld",)) for name, x in sets.items()}
     new_fld, new_gap = found["new"].values()
-    assert new_fld.n == 300  # as many as the training images about which the other mixture is
+    assert new_fld.n == 300  # half of the training images: the other mixture has them as its centres
     assert new_fld.interval[0] <= 0 <= new_fld.interval[1]
     assert new_gap.floor < new_gap.value < 0  # fitted to 600 training images, the other mixture to 300
     for name in ("wide", "shifted", "half copies"):

@@ -119,7 +119,8 @@ class Diversity(SampleMetric):
 
         value = ratio(torch.ones_like(self.count))
         interval = block_interval(value, self.count, ratio)
-        return {"diversity": not_negative(value, self.num_samples, interval, 1.0)}
+        # A ratio of unbiased variances.
+        return {"diversity": not_negative(value, self.num_samples, interval, 1.0)._replace(debiased=None)}
 
 
 class InceptionScore(SampleMetric):

@@ -61,7 +61,7 @@ class KeptRows(SampleMetric):
         return self.measure(self.rows, block_of(self.subset.members, self.num_samples), self.reference)
 
 
-def of_as_many(
+def at_this_n(
     value_of: Callable[[Tensor], float],
     sizes: Tensor,
     *,
@@ -69,7 +69,7 @@ def of_as_many(
     highest: float = float("inf"),
     floor: float | None = None,
 ) -> Measurement:
-    """A number with its interval for other sets of as many samples: where more samples would score otherwise.
+    """A number with its interval for other sets of n samples, where more samples would give another number.
 
     sizes (BLOCKS,) are the blocks' numbers of samples; `value_of` computes the value from the blocks that are
     kept, (BLOCKS,) of ones and zeros; it lies in lowest..highest.
@@ -130,8 +130,8 @@ def measure_prdc(rows: Tensor, block: Tensor, reference: ReferenceStatistics) ->
     return {
         "precision": Measurement(precision, n, share_interval(precision, n)),
         "recall": Measurement(float(shares.recalled.double().mean()), n),
-        "density": of_as_many(density, sizes),
-        "coverage": of_as_many(coverage, sizes, highest=1.0),
+        "density": at_this_n(density, sizes),
+        "coverage": at_this_n(coverage, sizes, highest=1.0),
     }
 
 

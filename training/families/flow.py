@@ -67,7 +67,7 @@ class FlowFamilyConfig:
 
 
 def _without_diffusion(name: str) -> dict[str, Any]:
-    """The options of an unconditional recipe that say nothing of its process and loss."""
+    """An unconditional recipe without its process and loss; where it names a sampler, with that of flows."""
     options = unconditional.PRESETS[name].options
     theirs = {field.name for group in (ProcessConfig, DDPMConfig) for field in fields(group)}
     own = {option: value for option, value in options.items() if option not in theirs}
@@ -80,7 +80,7 @@ PRESETS = {
         for name, source in {
             "digits": "the recipe of the unconditional digits, with the velocity of a flow",
             "own": unconditional.PRESETS["own"].source,
-            "mnist-cpu": "the budget of the unconditional recipe, half an hour on one CPU core",
+            "mnist-cpu": "the images of the unconditional recipe; not measured",
             "airplanes-16": "our own small network: the airplanes of CIFAR-10 at 16x16",
         }.items()
     },

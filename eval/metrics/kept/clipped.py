@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trilemma.eval.metrics.frechet import BLOCKS
-from trilemma.eval.metrics.pairs import KeptRows, of_as_many
+from trilemma.eval.metrics.pairs import KeptRows, at_this_n
 from trilemma.eval.metrics.pairwise import check_neighbours, squared_distances, squared_radii
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.metrics.table import PAIR_IMAGES
@@ -31,7 +31,7 @@ def measure_clipped(rows: Tensor, block: Tensor, reference: ReferenceStatistics)
     mean over the samples is divided by the mean over the real images, whose own balls do not count.
     Coverage: a ball scores min(samples in it / K, 1). The mean over the balls is turned into the share of the
     samples that, if drawn from the data, would be expected to score as much (`expected_coverage`).
-    The intervals are for other sets of as many samples.
+    The intervals are for other sets of n samples.
     """
     real = reference.features[:PAIR_IMAGES].to(rows.device)
     member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device, torch.float64)
@@ -47,8 +47,8 @@ def measure_clipped(rows: Tensor, block: Tensor, reference: ReferenceStatistics)
         return inverse(expected[: round(float(kept @ sizes)) + 1], covered)
 
     return {
-        "clipped_density": of_as_many(density, sizes, highest=1.0, floor=1.0),
-        "clipped_coverage": of_as_many(coverage, sizes, highest=1.0, floor=1.0),
+        "clipped_density": at_this_n(density, sizes, highest=1.0, floor=1.0),
+        "clipped_coverage": at_this_n(coverage, sizes, highest=1.0, floor=1.0),
     }
 
 

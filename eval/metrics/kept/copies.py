@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trilemma.eval.metrics.frechet import BLOCKS
-from trilemma.eval.metrics.pairs import KeptRows, of_as_many
+from trilemma.eval.metrics.pairs import KeptRows, at_this_n
 from trilemma.eval.metrics.pairwise import nearest, neighbours, squared_distances
 from trilemma.eval.metrics.sample_metric import Measurement, share_interval
 from trilemma.eval.metrics.table import PAIR_IMAGES
@@ -63,7 +63,7 @@ def measure_ct(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> d
     laws and over its deviation: far below 0 where samples lie closer (copies), far above where they lie
     further away. ct is the mean of Z, weighted by the held-out images in each cell; ct_worst the least Z.
     Cells with fewer than ENOUGH samples or held-out images are left out; if none has enough, all is one cell.
-    Both grow with the root of n: the intervals are for other sets of as many samples.
+    Both grow with the root of n: the intervals are for other sets of n samples.
     """
     real, heldout = (part.to(rows.device) for part in (reference.features, reference.heldout))
     centres = cell_centres(real, max(1, min(CELLS, len(heldout) // CELL_IMAGES, len(real))))
@@ -77,8 +77,8 @@ def measure_ct(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> d
         return torch.stack(standard).cpu()
 
     sizes = member.sum(0)
-    mean = of_as_many(lambda kept: float(weight @ statistics(kept)), sizes, lowest=-torch.inf, floor=0.0)
-    worst = of_as_many(lambda kept: float(statistics(kept).min()), sizes, lowest=-torch.inf)
+    mean = at_this_n(lambda kept: float(weight @ statistics(kept)), sizes, lowest=-torch.inf, floor=0.0)
+    worst = at_this_n(lambda kept: float(statistics(kept).min()), sizes, lowest=-torch.inf)
     return {"ct": mean, "ct_worst": worst}
 
 

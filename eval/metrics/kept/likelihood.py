@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trilemma.eval.metrics.frechet import BLOCKS
-from trilemma.eval.metrics.pairs import KeptRows, of_as_many
+from trilemma.eval.metrics.pairs import KeptRows, at_this_n
 from trilemma.eval.metrics.pairwise import CHUNK, squared_distances
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.metrics.table import PAIR_IMAGES
@@ -34,12 +34,12 @@ def measure_fld(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> 
     fld: 100 / D times (NLL of the held-out images - that under a mixture about training images). NLL is the
     mean negative log-likelihood, D the number of features, each first scaled to mean 0 and variance 1 over
     the held-out images. Both mixtures have c Gaussians of weight 1 / c: those about samples, fitted to
-    PAIR_IMAGES training images; and those about c training images, fitted to as many others. c is GAUSSIANS,
-    or the number of samples, or half of the training images: the least.
+    PAIR_IMAGES training images; and those about c training images, fitted to at most PAIR_IMAGES others. c is
+    GAUSSIANS, or the number of samples, or half of the training images: the least.
     fld_gap: 100 / D times (NLL of the training images - NLL of the held-out ones), both under the samples'
     mixture: near 0 for new samples, or below it where widths are fitted to few training images; far below if
     samples copy. Its floor is that of the other mixture, which is lower where fewer than PAIR_IMAGES are left
-    to fit it to. The intervals are for other sets of as many samples, with the widths as they are.
+    to fit it to. The intervals are for other sets of n samples, with the widths as they are.
     """
     real, heldout = reference.features, reference.heldout[:PAIR_IMAGES]
     if min(len(real), len(heldout)) < 4:
@@ -67,8 +67,8 @@ def measure_fld(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> 
         return unit * (nll(old, kept * sizes) - nll(new, kept * sizes))
 
     return {
-        "fld": of_as_many(divergence, sizes, lowest=-math.inf, floor=0.0),
-        "fld_gap": of_as_many(gap, sizes, lowest=-math.inf, floor=unit * (fitted - perfect)),
+        "fld": at_this_n(divergence, sizes, lowest=-math.inf, floor=0.0),
+        "fld_gap": at_this_n(gap, sizes, lowest=-math.inf, floor=unit * (fitted - perfect)),
     }
 
 

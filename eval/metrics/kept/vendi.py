@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trilemma.eval.metrics.frechet import BLOCKS, block_of
-from trilemma.eval.metrics.pairs import of_as_many
+from trilemma.eval.metrics.pairs import at_this_n
 from trilemma.eval.metrics.sample_metric import FixedSubset, Measurement, SampleMetric, check_width
 from trilemma.eval.metrics.table import PAIR_IMAGES
 from trilemma.eval.scoring.reference import ReferenceStatistics
@@ -16,7 +16,7 @@ class ClassVendi(SampleMetric):
 
     The score of m samples is exp(-sum l log l), with l the eigenvalues of K / m and K the cosines of the
     angles between their features: 1 if all are equal, m if all are at right angles. It grows with m: the
-    interval is for other sets of as many samples. PAIR_IMAGES samples are compared. Those whose features are
+    interval is for other sets of n samples. PAIR_IMAGES samples are compared. Those whose features are
     all 0 are left out, and so are classes without samples.
     """
 
@@ -48,7 +48,7 @@ class ClassVendi(SampleMetric):
             return sum(scores) / max(1, len(scores))
 
         sizes = torch.bincount(block, minlength=BLOCKS).double()
-        return {"class_vendi": of_as_many(mean_score, sizes, lowest=1.0)}
+        return {"class_vendi": at_this_n(mean_score, sizes, lowest=1.0)}
 
 
 def vendi(unit: Tensor) -> float:
