@@ -86,6 +86,18 @@ def test_models_that_differ_in_the_seed_alone_are_one_training(tmp_path):
     assert "| inconclusive |" in of([*usual, *near])
 
 
+def test_a_copy_or_another_step_is_no_repetition(tmp_path):
+    usual = [trained(tmp_path, f"usual{k}", 3 + k / 10, seed=k) for k in range(2)]
+    copy = trained(tmp_path, "copy", 3.0, seed=0)
+    early = trained(tmp_path, "early", 5.0, seed=2)
+    run = json.loads((tmp_path / "early" / "run.json").read_text())
+    (tmp_path / "early" / "run.json").write_text(json.dumps(run | {"steps": 50}))
+    text = of([*usual, copy, early])
+    assert "| usual0 and 1 more | fd_classifier | 2 |" in text
+    assert "| copy | fd_classifier | 1 | 3 |" in text
+    assert "| early | fd_classifier | 1 | 5 |" in text
+
+
 def test_without_a_repeated_training_nothing_is_said(tmp_path):
     assert of([trained(tmp_path, "a", 1.0), trained(tmp_path, "b", 2.0, net="unet_8")]) == ""
     (tmp_path / "a" / "config.yaml").unlink()

@@ -53,10 +53,16 @@ class Training:
 
 
 def trainings(models: Sequence[Model]) -> list[Training]:
-    """The models by what trained them, seeds aside, in the order of their first ones."""
+    """The models by what trained them, seeds aside, in the order of their first ones.
+
+    A second model of the same seed, such as a copy or `best/`, is no repetition: it stands alone.
+    """
     groups: dict[str, list[Model]] = {}
     for model in models:
-        groups.setdefault(recipe(model), []).append(model)
+        key = recipe(model)
+        known = {one.config.get("seed") for one in groups.get(key, ())}
+        key = f"only {model.name}" if model.config.get("seed") in known else key
+        groups.setdefault(key, []).append(model)
     return [
         Training(same[0].name + (f" and {len(same) - 1} more" if len(same) > 1 else ""), tuple(same))
         for same in groups.values()
@@ -64,7 +70,7 @@ def trainings(models: Sequence[Model]) -> list[Training]:
 
 
 def recipe(model: Model) -> str:
-    """What a training's weights depend on, but for its seed; without config.yaml, a model is alone."""
+    """What weights depend on, how far the training came too, but for its seed; without config.yaml, alone."""
     family = model.run.get("family")
     if not model.config or family not in families.names():
         return f"only {model.name}"
@@ -74,7 +80,7 @@ def recipe(model: Model) -> str:
         for name, value in model.config.items()
         if name != "seed" and not (name in flags and flags[name].meta["free"])
     }
-    return json.dumps([family, values], sort_keys=True)
+    return json.dumps([family, model.run.get("steps"), values], sort_keys=True)
 
 
 def t_quantile(freedom: float) -> float:
