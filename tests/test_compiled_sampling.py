@@ -52,6 +52,20 @@ def test_compiled_images_are_the_same():
     assert (drawn(pipeline, True).int() - drawn(pipeline, False).int()).abs().max() <= 1
 
 
+def test_what_cannot_be_compiled_says_what_to_leave_out(monkeypatch):
+    def no_compiler(forward, dynamic):
+        def call(*arguments, **options):
+            raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nmore")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    pipeline = UnconditionalPipeline(small(), DDPMScheduler(1000)).with_sampler("dpmsolver++")
+    with pytest.raises(ValueError, match=r"--compile is not possible here: no C\+\+ compiler; leave it out"):
+        drawn(pipeline, True)
+    assert "forward" not in vars(pipeline.network)
+
+
 def test_a_vae_refuses_it():
     pipeline = VAEPipeline(VAEModel(8, 1, 4, (8, 8)))
     drawing = Drawing(pipeline, "m", SamplingConfig(2, compile=True), 2, Accelerator(cpu=True))

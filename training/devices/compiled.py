@@ -14,7 +14,8 @@ def compiled(wanted: bool, network: nn.Module) -> Iterator[None]:
     """Inside the block the forward pass is compiled for the shape of its first call; others run as ever.
 
     Another shape, such as the last batch, would have to be compiled again, which takes longer than to compute
-    it. ValueError at the end of a block in which the network was never called (a VAE draws by its decoder).
+    it. ValueError where compiling fails, and at the end of a block in which the network was never called: a
+    VAE draws by its decoder.
     """
     if not wanted:
         yield
@@ -26,8 +27,13 @@ def compiled(wanted: bool, network: nn.Module) -> Iterator[None]:
     def forward(sample: Tensor, *arguments: Any, **options: Any) -> Any:
         if not shapes:
             shapes.append(sample.shape)
-        call = fast if sample.shape == shapes[0] else plain
-        return call(sample, *arguments, **options)
+        if sample.shape != shapes[0]:
+            return plain(sample, *arguments, **options)
+        try:
+            return fast(sample, *arguments, **options)
+        except torch._dynamo.exc.TorchDynamoException as problem:  # such as a missing C++ compiler
+            reason = str(problem).split("\n")[0]
+            raise ValueError(f"--compile is not possible here: {reason}; leave it out") from problem
 
     network.forward = forward
     try:
