@@ -72,7 +72,6 @@ PARENT = {"consistency": "DDPM", "consistency-even": "DDPM"}
 AS_LONG_AS = {"DDGAN": ("DDPM", "consistency")}
 """A model whose number of steps follows from its budget: the seconds of these trainings."""
 
-_V = "--prediction_type v_prediction --ddpm_beta_schedule squaredcos_cap_v2"
 _MNIST = "--preset mnist-cpu --mixed_precision bf16 --train_batch_size 64"
 _PLANES = "--preset airplanes-16 --mixed_precision bf16 --train_batch_size 64"
 _EVEN = "--spacing even --first_stage 3 --stages 5 --learning_rate 1e-3"
@@ -84,13 +83,13 @@ RECIPES: dict[str, dict[str, str]] = {
     },
     "digits-short": dict.fromkeys(("DDPM", "flow"), "--preset digits --max_train_steps 3000"),
     "mnist": {
-        "DDPM": f"{_MNIST} --prediction_type v_prediction --max_train_steps 3000",
-        "flow": f"{_MNIST} --max_train_steps 3000",
+        "DDPM": "--preset mnist-cpu --mixed_precision bf16",
+        "flow": "--preset mnist-cpu --mixed_precision bf16",
         "consistency": f"{_MNIST} --max_train_steps 600",
         "DDGAN": _MNIST,
     },
     "airplanes-16": {
-        "DDPM": f"{_PLANES} {_V} {_RATES}",
+        "DDPM": "--preset airplanes-16-cpu --mixed_precision bf16 --max_train_steps 1200",
         "flow": f"{_PLANES} {_RATES}",
         "consistency": f"{_PLANES} --max_train_steps 240",
         "DDGAN": "--preset cifar10-16 --classes airplane --mixed_precision bf16 --train_batch_size 64",
