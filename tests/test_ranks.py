@@ -90,6 +90,7 @@ def test_the_checkpoint_to_resume_is_chosen_by_one_process(seen):
     assert seen[0]["not there"].endswith("(on process 1)")
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_training_on_machines_without_a_shared_folder_ends_at_the_start(tmp_path, tiny):
     done = launch(2, AGREE, "start", str(tmp_path), *tiny, "--output_dir", "runs/one", check=False)
@@ -99,6 +100,7 @@ def test_a_training_on_machines_without_a_shared_folder_ends_at_the_start(tmp_pa
     assert not [*(tmp_path / "0").iterdir(), *(tmp_path / "1").iterdir()]
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_training_with_another_seed_on_one_process_ends_at_the_start(tmp_path, tiny):
     flags = [*tiny, "--output_dir", str(tmp_path / "out"), "--seed", "{rank}"]

@@ -314,6 +314,7 @@ def flags_of(folder, tiny):
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_training_that_is_killed_ends_with_the_same_weights(tmp_path, tiny):
     flags = flags_of(tmp_path / "shards", tiny)
     flags += ["--max_train_steps", "12", "--checkpointing_steps", "3", "--random_flip"]
@@ -330,6 +331,7 @@ def test_a_training_that_is_killed_ends_with_the_same_weights(tmp_path, tiny):
     assert parse("unconditional", "", ["--config", str(cut / "config.yaml")]).data.streaming
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_ranks_share_an_epoch_and_resume_in_it(tmp_path, tiny, configure):
     folder = tmp_path / "shards"
