@@ -1,10 +1,12 @@
 """The figures of a card: which lines of `results.jsonl` it shows, and how.
 
-Every measured figure is in a row of one table and in the `model-index` of the front matter, and nowhere else
-on the page, so that `differences.py` can compare both with the file.
+Every measured figure is in a row of one table and in the `model-index` of the front matter, so that
+`differences.py` can compare both with the file. Above that table is a short one for the reader, with a row
+for each way to sample.
 """
 
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -12,6 +14,7 @@ from huggingface_hub import EvalResult
 from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import ResultLine
+from trilemma.eval.studies.tables import markdown, with_interval
 from trilemma.model_cards.rendering.saved_model import Sampling
 from trilemma.model_cards.rendering.text import escape
 from trilemma.training.options.flags import public_name
@@ -28,6 +31,11 @@ SAME = (
     "feature_extractor", "reference", "reference_split",
 )  # fmt: skip
 """Two lines that agree in these measure the same thing; the newer one counts."""
+
+WAY = (
+    "n", "sampler", "num_inference_steps", "guidance_scale", "classes", "mixed_precision", "nfe", "reference",
+)  # fmt: skip
+"""Lines that agree in these are a row of the short table."""
 
 COMPARED = ("metric", "n", "forced", "feature_extractor", "reference", "reference_split")
 """Lines that agree in these tell which way to sample is better."""
@@ -67,6 +75,32 @@ def best_sampling(lines: Iterable[ResultLine]) -> Sampling | None:
     return Sampling(best.sampler, best.num_inference_steps, best.guidance_scale)
 
 
+def short_table(lines: Iterable[ResultLine]) -> str:
+    """A row for each way to sample, a column for each measure that a table of a sweep or comparison has.
+
+    Empty without such a measure. The seconds of a way are the median of its lines.
+    """
+    rows: dict[tuple, dict[str, ResultLine]] = {}
+    for line in lines:
+        row = measure_row(line.measure)
+        if row.shown or row.compared:
+            rows.setdefault(line.key(WAY), {})[_name(line)] = line
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    if not names:
+        return ""
+    body = []
+    for row in rows.values():
+        first = next(iter(row.values()))
+        seconds = [line.seconds_per_image for line in row.values() if line.seconds_per_image is not None]
+        guidance = None if first.guidance_scale is None else f"guidance {number(first.guidance_scale, 4)}"
+        way = ", ".join(filter(None, [_way(first) or "no sampling", guidance]))
+        cost = ["" if first.nfe is None else str(first.nfe), _number(median(seconds) if seconds else None, 3)]
+        measured = [with_interval(row[name]) if name in row else "" for name in names]
+        body.append([way, *cost, str(first.n), *measured])
+    header = ["sampled with", "NFE", "s / image", "n", *names]
+    return markdown(list(map(escape, header)), [list(map(escape, row)) for row in body]).rstrip()
+
+
 def table(lines: Iterable[ResultLine], older: bool = False) -> str:
     """The table of the card; older: with OLDER_COLUMNS."""
     rows = [f"| {' | '.join(cells(line, older))} |" for line in lines]
@@ -93,13 +127,6 @@ def evaluations(lines: Iterable[ResultLine], task: str) -> list[EvalResult]:
 
 def cells(line: ResultLine, older: bool = False) -> tuple[str, ...]:
     """The row of a line, in the order of COLUMNS, or of OLDER_COLUMNS."""
-    steps = line.num_inference_steps
-    sampling = [
-        line.sampler,
-        steps and f"{steps} {'steps' if line.sampler else 'noise levels'}",
-        line.classes and f"only classes {line.classes}",
-        line.mixed_precision and f"network in {line.mixed_precision}",
-    ]
     images = line.reference_n and f"{line.reference_n} images"
     reference = [public_name(line.reference or ""), line.reference_split, images]
     judge = line.judge_accuracy
@@ -112,13 +139,25 @@ def cells(line: ResultLine, older: bool = False) -> tuple[str, ...]:
         *(() if older else (_number(line.plain, 5),)),
         _number(line.floor, 4),
         str(line.n),
-        ", ".join(filter(None, sampling)),
+        _way(line),
         "" if line.nfe is None else str(line.nfe),
         _number(line.guidance_scale, 4),
         _number(line.seconds_per_image, 3),
         "; ".join(filter(None, [", ".join(filter(None, reference)), extractor])),
     )
     return tuple(map(escape, row))
+
+
+def _way(line: ResultLine) -> str:
+    """How the images were sampled, but for guidance, which has a column."""
+    steps = line.num_inference_steps
+    sampling = [
+        line.sampler,
+        steps and f"{steps} {'steps' if line.sampler else 'noise levels'}",
+        line.classes and f"only classes {line.classes}",
+        line.mixed_precision and f"network in {line.mixed_precision}",
+    ]
+    return ", ".join(filter(None, sampling))
 
 
 def _name(line: ResultLine) -> str:

@@ -27,7 +27,7 @@ from trilemma.training.options.flags import HUB_ID, public_name
 from trilemma.training.output_folder import OutputFolder
 
 TEMPLATE = Path(__file__).with_name("template.md")
-WORDS = 4
+WORDS = 5
 """Number of the present wording of cards. Count it up when the text of a page changes, and the words of an
 older card are not taken for an edit."""
 
@@ -44,7 +44,22 @@ RENDERED = (
 """What a rendered page says of itself, now and up to wording 2; without a number, it has wording 1. Nobody's
 text can begin with the former, since text on a card is escaped."""
 
+SHORT_TABLE = 5
+"""The first wording with a short table of results, over the one of all numbers, which is folded."""
+
 SHOWN_CLASSES = 100
+
+_SHORT = """{short}
+
+NFE is the number of network calls for an image. In brackets is the 95% interval of sampling: of this one
+training, not of others with other seeds. *All numbers* has the reference, the floors and the plain values.
+
+<details>
+<summary>All numbers</summary>
+
+{every}
+
+</details>"""
 
 NOT_MEASURED = """> **Not measured.** No number says how good or how varied its images are, or
 > whether they are copies of training images: look at many samples before you use it."""
@@ -138,7 +153,9 @@ def _pictures(contents: Contents, words: Wording) -> str:
 def _results(contents: Contents, number: int) -> str:
     if not contents.lines:
         return NOT_MEASURED
-    return f"""{figures.table(contents.lines, older=number < PLAIN_VALUES)}
+    short = figures.short_table(contents.lines) if number >= SHORT_TABLE else ""
+    every = figures.table(contents.lines, older=number < PLAIN_VALUES)
+    return f"""{_SHORT.format(short=short, every=every) if short else every}
 
 `fid` is computed over Inception features of 50,000 samples against all training images; any other name says
 how the number differs from that. A distance of few samples is too large: *value* and its interval are without
