@@ -1,7 +1,7 @@
 """Draw images from a model: `accelerate launch eval/generate.py --model <folder or Hub id> --output images/`.
 
-Writes a folder of PNGs named by their seed, or one uint8 .npy (N, H, W, C). Every process draws its share.
-Images of an interrupted run are not drawn again.
+Writes a folder of PNGs named by their seed, one uint8 .npy (N, H, W, C), or one sheet, `--output sheet.png
+--num_samples 64`. Every process draws its share. Images of an interrupted run are not drawn again.
 """
 
 import sys
@@ -13,12 +13,15 @@ from trilemma.training.options.flags import option
 from trilemma.training.options.parser import parse_flags
 from trilemma.training.progress import loading_libraries
 
+ON_A_SHEET = 1000
+"""Images that one sheet shows at most."""
+
 
 @dataclass(frozen=True)
 class OutputConfig:
     """Where the images go."""
 
-    output: str = option("images", "folder for PNGs, or a file that ends in .npy")
+    output: str = option("images", "folder for PNGs, a file that ends in .npy, or a sheet that ends in .png")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class GenerateConfig:
 
     def __post_init__(self):
         check_evaluation(self.model, self.sampling)
+        if self.output.output.endswith(".png") and self.sampling.num_samples > ON_A_SHEET:
+            raise ValueError(
+                f"--output {self.output.output} is one sheet, of at most {ON_A_SHEET} images: give "
+                f"--num_samples, which is {self.sampling.num_samples}, or another --output"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:

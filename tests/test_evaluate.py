@@ -15,6 +15,7 @@ from entry import ROOT, command, environment, run
 from PIL import Image
 from test_distributed import TORCHRUN
 
+from trilemma.eval import generate
 from trilemma.eval.bounds.bits_per_dim import Likelihood
 from trilemma.eval.evaluate import EvaluateConfig
 from trilemma.eval.metrics.sample_metric import Measurement, SampleMetric
@@ -127,6 +128,25 @@ def test_generated_files_score_as_the_model_does(model, tmp_path):
     assert (array.shape, array.dtype) == ((80, 8, 8, 1), np.uint8)
     picture = np.asarray(Image.open(tmp_path / "images" / "00000007.png"))
     assert np.abs(picture.astype(int) - array[7, ..., 0]).max() <= 1
+
+
+def test_a_sheet_has_the_images_in_their_order(model, tmp_path, capsys):
+    flags = model_flags(model, 5)
+    for name in ("images.npy", "sheet.png"):
+        run(GENERATE, *flags, "--output", str(tmp_path / name))
+    shown = np.asarray(Image.open(tmp_path / "sheet.png"))[..., 0]  # grey as RGB
+    side, columns, enlarged = 8 * 6 + 2, 3, 6  # of a digit with its edge; images in a row; pixels of a pixel
+    assert shown.shape == (2 * side, columns * side)
+    for number, image in enumerate(np.load(tmp_path / "images.npy")):
+        top, left = number // columns * side + 1, number % columns * side + 1
+        inner = shown[top : top + side - 2 : enlarged, left : left + side - 2 : enlarged]
+        assert (inner == image[..., 0]).all()
+    assert not (tmp_path / "sheet.png.npy").exists()
+    with pytest.raises(SystemExit) as end:
+        generate.main([*flags, "--output", "sheet.png", "--num_samples", "1001"])
+    assert end.value.code == 2
+    message = "--output sheet.png is one sheet, of at most 1000 images: give --num_samples"
+    assert message in capsys.readouterr().err
 
 
 def test_generate_goes_on_where_it_was_cut(model, tmp_path):

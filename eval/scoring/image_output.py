@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from PIL import Image
 
 from trilemma.eval.options import ModelConfig, SamplingConfig
+from trilemma.eval.plots.sheets import sheet
 from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawing
 from trilemma.pipelines.files.writing import naming, sync_to_disk, target_of, write_all, write_text, written
 from trilemma.training.devices.precision import HALF
@@ -26,18 +28,19 @@ READ_AT_ONCE = 256
 
 
 def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> None:
-    """Draw to a folder of PNGs or to an .npy, each process its share."""
+    """Draw to a folder of PNGs, an .npy or a sheet, each process its share."""
     accelerator = evaluation_accelerator(model.cpu_threads)
     require_same(
         accelerator,
         {f"--{name}": value for name, value in asdict(sampling).items()}
-        | {"--output ends in .npy": output.endswith(".npy")},
+        | {"the end of --output": Path(output).suffix},
         "start all of them with the same flags",
     )
     require_same_code(accelerator)
     drawing = on_all(accelerator, lambda: open_drawing(model, sampling, accelerator))
     drawing.labels = labels_like(drawing, None)
-    (draw_to_array if output.endswith(".npy") else draw_to_folder)(drawing, Path(output))
+    path = Path(output)
+    {".npy": draw_to_array, ".png": draw_to_sheet}.get(path.suffix, draw_to_folder)(drawing, path)
     accelerator.wait_for_everyone()
     accelerator.print(f"{sampling.num_samples} images in {output}")
 
@@ -136,6 +139,21 @@ def draw_to_array(drawing: Drawing, path: Path) -> None:
     rows = on_all(accelerator, lambda: parts.write(drawing, accelerator.process_index))
     by_process = gather_object([rows])
     decided(accelerator, lambda: parts.assemble(path, n, by_process))
+
+
+def draw_to_sheet(drawing: Drawing, path: Path) -> None:
+    """One picture of all images, with a row for each class if there are classes; drawn to an array first."""
+    array = path.with_name(f"{path.name}.npy")
+    draw_to_array(drawing, array)
+
+    def write() -> None:
+        images = torch.from_numpy(np.load(array)).permute(0, 3, 1, 2)
+        names = drawing.sampling.classes or drawing.pipeline.class_names
+        with written(path) as file:
+            sheet(images, points=images.shape[-1] == 1, class_names=names).save(file, format="png")
+        array.unlink()
+
+    decided(drawing.accelerator, write)
 
 
 class Parts:
