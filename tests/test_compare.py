@@ -70,7 +70,9 @@ def test_one_row_a_model_with_quality_coverage_speed_likelihood_and_cost(tmp_pat
 def test_a_biased_value_stands_beside_the_estimate_and_its_floor_is_in_no_chart(tmp_path):
     """Of a line of an older file, which has no debiased value, the middle of the interval is shown."""
     older, newer = {**LINE, "interval": [2.5, 2.9]}, {**LINE, "interval": [0.0, 1.5], "debiased": 0.7}
-    assert [ResultLine.from_json(line).estimate for line in (LINE, older, newer)] == [3.0, 2.7, 0.7]
+    rounded = {**LINE, "value": 1.0, "interval": [0.98, 1 - 2**-53]}  # an end as older versions rounded it
+    lines = (LINE, older, newer, rounded)
+    assert [ResultLine.from_json(line).estimate for line in lines] == [3.0, 2.7, 0.7, 1.0]
     text, _ = table(folder(tmp_path, "old", [older]), folder(tmp_path, "new", [newer]))
     shown = [row["fd_classifier"] for row in rows(text)]
     assert shown == ["2.7 (2.5 .. 2.9), plain 3, floor 0.4", "0.7 (0 .. 1.5), plain 3, floor 0.4"]

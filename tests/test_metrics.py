@@ -282,6 +282,13 @@ def test_interval_of_a_share():
     assert_close(share_interval(37 / 50, 50), (expected.low, expected.high), rtol=1e-6, atol=0)
 
 
+def test_a_share_of_none_or_all_lies_in_its_interval():
+    """Rounding once gave 200 right of 200 the interval up to 1 - 1e-16, and so another value than 1."""
+    for n in range(1, 2000):
+        assert share_interval(1.0, n)[1] == 1
+        assert share_interval(0.0, n)[0] == 0
+
+
 # The other metrics
 
 

@@ -133,7 +133,8 @@ def share_interval(share: float, n: int) -> tuple[float, float]:
     z2 = NORMAL_QUANTILE**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL_QUANTILE * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5 / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return min(low, share), max(high, share)  # rounding may set an end beside a share of 0 or 1
 
 
 def check_width(features: Tensor, reference: Gaussian) -> None:
