@@ -6,12 +6,15 @@
 The example (its defaults: batch 16, 1e-4, epsilon, linear schedule, averaged weights) trains the network of
 our preset: 100 epochs of the digits, or one of MNIST. Its distance is the target: of samples in 50 calls of
 DDIM and, with --all_calls, in all 1,000 calls, whichever is better. Our preset then trains the same network
-on the same images, in the precision that it chooses for itself, and is scored every so many steps, with 50
-calls, until it passes the target. Both are scored by the same code (the classifier that comes with trilemma,
-the same seeds). Seconds are those of training, without scoring, in one thread.
+on the same images, in the precision that it chooses for itself, with --max_train_steps: each length of
+SETTINGS is a whole training, and the shortest whose end passes the target counts. Both are scored by the same
+code (the classifier that comes with trilemma, the same seeds), ours with 50 calls, too.
 
-Each seed is kept in benchmarks/results/time_to_quality.json as soon as it is done, and is not measured again
-without --again; the table beside it is written from that file.
+The seconds of a training are its steps times the CPU time of a step. That is the median of `ROUNDS`, in which
+both take their turn in one process and one thread: another program slows both alike.
+
+Each number is kept in benchmarks/results/time_to_quality.json as soon as it is there, and is not measured
+again without --again; the table beside it is written from that file.
 """
 
 import argparse
@@ -19,6 +22,8 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +40,7 @@ from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
 from trilemma.pipelines import as_ours
+from trilemma.pipelines.files.writing import write_json, write_text
 from trilemma.training.devices.chosen import has_bf16
 from trilemma.training.images.image_set import Images, cache_folder, load_images
 from trilemma.training.loop.loop import published
@@ -46,28 +52,24 @@ KEPT = Path(__file__).parent / "results" / "time_to_quality.json"
 
 
 class Setting(NamedTuple):
-    """A data set: our preset, epochs of the example, our longest training, steps between our scores."""
+    """A data set: our preset with its flags, epochs of the example, lengths of our trainings in steps."""
 
     preset: str
+    flags: tuple[str, ...]
     epochs: int
-    most_steps: int
-    every: int
+    lengths: tuple[int, ...]
     samples: int
     bf16: bool  # whether the rule of `training/devices/chosen.py` takes it for this network
 
 
 SETTINGS = {
-    "digits": Setting("digits", 100, 1500, 125, 1000, False),
-    "mnist": Setting("mnist-cpu", 1, 1500, 100, 500, True),
+    "digits": Setting("digits", ("--ema_max_decay", "0.99"), 100, (400, 600, 800, 1000, 1400), 1000, False),
+    "mnist": Setting("mnist-cpu", ("--ema_max_decay", "0.99"), 1, (150, 225, 300, 450, 600), 500, True),
 }
+"""The average is shorter than in the presets, which are for longer trainings."""
 
-
-class Reached(NamedTuple):
-    """Where a training stood when it was scored."""
-
-    cpu_seconds: float
-    images: int
-    distance: float
+ROUNDS, WARM, STEPS = 9, 2, 10
+"""Rounds that are timed, and those before that are not; steps in a round."""
 
 
 class Judge:
@@ -88,91 +90,112 @@ class Judge:
 
 def theirs(seed: int, setting: Setting, flags: list[str], all_calls: bool) -> dict[str, Any]:
     """diffusers' example at its end, and its distances by way of sampling."""
-    config = parse("unconditional", "", [*flags, "--output_dir", "unused"])
-    images = load_images(config.data)
-    set_seed(seed)
-    net = make_net(config, images, out_channels=images.channels)
-    data = as_dataset(as_pil(images))
-    with tempfile.TemporaryDirectory() as folder:
-        fresh_state()
-        loop = DiffusersLoop(net, data, Path(folder), epochs=setting.epochs)
-        began = time.process_time()
+    with example(setting, [*flags, "--seed", str(seed)]) as (loop, images):
         while loop.global_step < loop.total:
             loop.step()
             if loop.global_step % 1000 == 0:
                 print(f"diffusers' example, step {loop.global_step:,} of {loop.total:,}", flush=True)
-        seconds = time.process_time() - began
         pipeline = as_ours(loop.pipeline(), "unconditional")
         fresh_state()
         judge = Judge(images, setting.samples)
         found = {f"{CALLS} calls of ddim": judge(pipeline.with_sampler("ddim"), CALLS)}
-        print(f"diffusers' example, {seconds:.0f} CPU seconds: {found}", flush=True)
         if all_calls:
             found[f"{ALL_CALLS} calls"] = judge(pipeline, ALL_CALLS)
-    return {"cpu_seconds": seconds, "images": loop.images_seen, "distances": found}
+    return {"steps": loop.total, "images": loop.images_seen, "distances": found}
 
 
-def ours(setting: Setting, flags: list[str], target: float) -> list[Reached]:
-    """Our preset, scored on the way; ends once it is below the target."""
+@contextmanager
+def example(setting: Setting, flags: list[str]) -> Iterator[tuple[DiffusersLoop, Images]]:
+    """diffusers' example before its first step, and its images."""
+    config = parse("unconditional", "", [*flags, "--output_dir", "unused"])
+    images = load_images(config.data)
+    set_seed(config.run.seed)
+    net = make_net(config, images, out_channels=images.channels)
     with tempfile.TemporaryDirectory() as folder:
         fresh_state()
-        trainer = OurLoop(flags, Path(folder))
+        yield DiffusersLoop(net, as_dataset(as_pil(images)), Path(folder), epochs=setting.epochs), images
+
+
+def ours(seed: int, setting: Setting, flags: list[str], steps: int) -> dict[str, Any]:
+    """A training of this length, and the distance at its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        fresh_state()
+        trainer = OurLoop([*flags, "--seed", str(seed), "--max_train_steps", str(steps)], Path(folder))
         judge = Judge(trainer.images, setting.samples)
-        seconds, scored = 0.0, []
-        while trainer.loop.step < min(trainer.total, setting.most_steps):
-            began = time.process_time()
+        while trainer.loop.step < trainer.total:
             trainer.step()
-            seconds += time.process_time() - began
-            if trainer.loop.step % setting.every == 0:
-                with published(trainer.loop.method, trainer.loop.ema) as pipeline:
-                    distance = judge(pipeline.with_sampler("dpmsolver++"), CALLS)
-                scored.append(Reached(seconds, trainer.loop.images_seen, distance))
-                print(f"ours, {scored[-1]}", flush=True)
-                if distance < target:
-                    break
+        with published(trainer.loop.method, trainer.loop.ema) as pipeline:
+            distance = judge(pipeline.with_sampler("dpmsolver++"), CALLS)
         trainer.loop.runlog.close()
-        return scored
+        return {"steps": steps, "images": trainer.loop.images_seen, "distance": distance}
 
 
-def measure(seed: int, data: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One seed of both."""
-    setting = SETTINGS[data]
-    precision = "bf16" if setting.bf16 and has_bf16(torch.device("cpu")) else "no"
-    source = ["--train_data_dir", options.train_data_dir] if options.train_data_dir else []
-    flags = ["--preset", setting.preset, "--seed", str(seed), *source]
-    with quietly():
-        end = theirs(seed, setting, flags, options.all_calls)
-        scored = ours(setting, [*flags, "--mixed_precision", precision], min(end["distances"].values()))
-    return {
-        "data": data, "seed": seed, "samples": setting.samples, "example": end, "precision": precision,
-        "ours": [reached._asdict() for reached in scored], "machine": machine(),
-    }  # fmt: skip
+def costs(setting: Setting, flags: list[str], our_flags: list[str]) -> dict[str, float]:
+    """CPU seconds of a step of both, which take their turn."""
+    times: dict[str, list[float]] = {"example": [], "ours": []}
+    with example(setting, flags) as (theirs_loop, _), tempfile.TemporaryDirectory() as folder:
+        fresh_state()
+        loops = {"example": theirs_loop, "ours": OurLoop(our_flags, Path(folder))}
+        for number in range(WARM + ROUNDS):
+            for name in sorted(loops, reverse=number % 2 == 1):
+                began = time.process_time()
+                for _ in range(STEPS):
+                    loops[name].step()
+                times[name] += [(time.process_time() - began) / STEPS] if number >= WARM else []
+        loops["ours"].loop.runlog.close()
+    return {name: statistics.median(of) for name, of in times.items()}
 
 
-def table(kept: list[dict[str, Any]]) -> str:
+def passed(one: dict[str, Any]) -> bool:
+    """Whether the last of our trainings is as good as the example."""
+    return bool(one["ours"]) and one["ours"][-1]["distance"] < min(one["example"]["distances"].values())
+
+
+def table(kept: dict[str, Any]) -> str:
     """Markdown of all that is kept."""
     lines = ["| data | seed | training | images | CPU seconds | fd_classifier |", "|---|---|---|---|---|---|"]
-    ratios: dict[str, list[float]] = {}
-    for one in sorted(kept, key=lambda one: (one["data"], one["seed"])):
-        end, last, start = one["example"], one["ours"][-1], f"| {one['data']} | {one['seed']} |"
-        target = min(end["distances"].values())
-        found = ", ".join(f"{distance:.2f} in {way}" for way, distance in end["distances"].items())
-        lines.append(f"{start} diffusers' example | {end['images']:,} | {end['cpu_seconds']:.0f} | {found} |")
-        name = f"ours, {'bf16' if one['precision'] == 'bf16' else 'float32'}"
-        name += "" if last["distance"] < target else ", target not reached"
-        found = f"{last['distance']:.2f} in {CALLS} calls of dpmsolver++"
-        lines.append(f"{start} {name} | {last['images']:,} | {last['cpu_seconds']:.0f} | {found} |")
-        if last["distance"] < target:
-            ratios.setdefault(one["data"], []).append(end["cpu_seconds"] / last["cpu_seconds"])
-    for data, found in ratios.items():
-        seeds = f"{len(found)} seed{'' if len(found) == 1 else 's'}"
-        lines.append(
-            f"\n{data}: CPU seconds of diffusers' example over ours, median of {seeds}: "
-            f"{statistics.median(found):.1f} ({min(found):.1f} to {max(found):.1f})."
-        )
-    if kept:
-        lines.append(f"\nMachine of the last: {kept[-1]['machine']}")
-    return "\n".join(lines) + "\n"
+    remarks = []
+    for data, study in kept.items():
+        cost, ratios = study["seconds_per_step"], []
+        for seed, one in sorted(study["seeds"].items()):
+            end, start = one["example"], f"| {data} | {seed} |"
+            seconds = end["steps"] * cost["example"]
+            found = ", ".join(f"{distance:.2f} in {way}" for way, distance in end["distances"].items())
+            lines.append(f"{start} diffusers' example | {end['images']:,} | {seconds:.0f} | {found} |")
+            for run in one["ours"]:
+                name = f"ours, {run['steps']:,} steps"
+                cells = f"{run['images']:,} | {run['steps'] * cost['ours']:.0f} | {run['distance']:.2f}"
+                lines.append(f"{start} {name} | {cells} in {CALLS} calls of dpmsolver++ |")
+            ratios += [seconds / (one["ours"][-1]["steps"] * cost["ours"])] if passed(one) else []
+        if ratios:
+            seeds = f"{len(ratios)} seed{'' if len(ratios) == 1 else 's'}"
+            remarks.append(
+                f"{data}: CPU seconds of diffusers' example over ours, median of {seeds}: "
+                f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}). "
+                f"n {study['samples']}, precision {study['precision']}, {study['machine']['processor']}"
+            )
+    return "\n".join([*lines, "", *remarks]) + "\n"
+
+
+def measure(study: dict[str, Any], setting: Setting, options: argparse.Namespace) -> Iterator[None]:
+    """Fill in what is missing; after each number, the caller keeps it."""
+    source = ["--train_data_dir", options.train_data_dir] if options.train_data_dir else []
+    flags = ["--preset", setting.preset, *source]
+    our_flags = [*flags, *setting.flags, "--mixed_precision", study["precision"]]
+    if "seconds_per_step" not in study:
+        study["seconds_per_step"] = costs(setting, flags, our_flags)
+        yield
+    for seed in options.seeds:
+        one = study["seeds"].setdefault(str(seed), {"ours": []})
+        if "example" not in one:
+            one["example"] = theirs(seed, setting, flags, options.all_calls)
+            yield
+        for steps in setting.lengths[len(one["ours"]) :]:
+            if passed(one):
+                break
+            one["ours"].append(ours(seed, setting, our_flags, steps))
+            print(one["ours"][-1], flush=True)
+            yield
 
 
 def main() -> None:
@@ -186,15 +209,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()
-    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else []
-    for seed in options.seeds:
-        same = [one for one in kept if (one["data"], one["seed"]) == (options.data, seed)]
-        if same and not options.again:
-            continue
-        new = measure(seed, options.data, options)
-        kept = [one for one in kept if one not in same] + [new]
-        KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    KEPT.with_suffix(".md").write_text(table(kept), encoding="utf-8")
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    setting = SETTINGS[options.data]
+    precision = "bf16" if setting.bf16 and has_bf16(torch.device("cpu")) else "no"
+    new = {"samples": setting.samples, "precision": precision, "machine": machine(), "seeds": {}}
+    study = new if options.again else kept.get(options.data, new)
+    kept[options.data] = study
+    with quietly():
+        for _ in measure(study, setting, options):
+            write_json(KEPT, kept)
+            write_text(KEPT.with_suffix(".md"), table(kept))
     print(table(kept))
 
 
