@@ -37,14 +37,11 @@ def moves(
         axis.set_facecolor("0.85")
         axis.set_yticks(range(len(of)), list(of), fontsize=8)
         axis.set_xticks(range(len(columns)), [level for _, level in columns], rotation=90, fontsize=7)
-        axis.set_title(group, loc="left", fontsize=9)
+        axis.set_ylabel(group, fontsize=9)
         for harm, (start, width) in spans.items():
             axis.axvline(start - 0.5, color="black", linewidth=0.8)
             if axis is axes[0]:
-                place = (start + (width - 1) / 2, len(of) - 0.5)
-                axis.annotate(
-                    harm, (place[0], -0.6), annotation_clip=False, rotation=30, fontsize=8, va="bottom"
-                )
+                axis.text(start - 0.3, -0.6, harm, rotation=30, fontsize=8, va="bottom")
             for row, measure in enumerate(of):
                 if harm in failed[group][measure]:
                     corner = (start - 0.42, row - 0.42)
