@@ -77,6 +77,7 @@ def checkpoints(flags: str, options: argparse.Namespace, done: set[int]) -> Iter
                 continue
             total = options.reference + max(options.sizes)
             with published(trainer.loop.method, trainer.loop.ema) as pipeline:
+                pipeline.set_progress_bar_config(disable=True)
                 sampling = SamplingConfig(num_samples=total, num_inference_steps=CALLS)
                 drawing = Drawing(pipeline.with_sampler("dpmsolver++"), "", sampling, BATCH, accelerator)
                 pixels = torch.cat([images for _, images, _ in drawing])
