@@ -119,10 +119,9 @@ def correlations(kept: dict[str, Any]) -> dict[str, dict[str, float]]:
     for size, sets in every[0]["sizes"].items():
         for name in sets[0]:
             sign = 1 if measure_row(name).better == "lower" else -1
-            each = [
-                spearmanr(distance, [sign * one["sizes"][size][k][name] for one in every]).statistic
-                for k in range(len(sets))
-            ]
+            each = [[sign * one["sizes"][size][k][name] for one in every] for k in range(len(sets))]
+            # What is the same for all checkpoints ranks nothing.
+            each = [spearmanr(distance, of).statistic if len(set(of)) > 1 else 0.0 for of in each]
             found.setdefault(name, {})[size] = statistics.fmean(each)
     return found
 

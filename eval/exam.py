@@ -45,7 +45,7 @@ class ExaminedConfig:
 class ExamConfig:
     """How it is examined, and where the report goes."""
 
-    num_samples: int = option(500, "samples of a set; fewer where there are few images", low=40)
+    num_samples: int = option(250, "samples of a set; fewer where there are few images", low=40)
     seed: int = option(0, "of the choice of images", low=0)
     cpu_threads: int = option(0, "threads of a process on CPU; 0 for its share of the cores", low=0)
     output_dir: str | None = option(None, "where the report goes; outputs/exam-<reference> if not given")
