@@ -62,7 +62,7 @@ def examine(config) -> None:
     decided(accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
     exam.values, exam.seconds = decided(accelerator, lambda: _earlier(folder / "exam.json", exam))
     _score_all(exam, draws, groups, folder / "exam.json", accelerator)
-    decided(accelerator, lambda: _write(exam, folder))
+    decided(accelerator, lambda: _write(exam, folder, hardware(accelerator)))
     accelerator.print(f"{exam.summary()}\nwritten to {folder}")
 
 
@@ -198,7 +198,8 @@ def _batches(samples: Samples, accelerator: Accelerator) -> Iterator[Batch]:
         yield index, *samples.take(index)
 
 
-def _write(exam: Exam, folder: Path) -> None:
+def _write(exam: Exam, folder: Path, machine: dict[str, Any]) -> None:
+    write_json(folder / "exam.json", exam.as_json(machine))
     write_text(folder / "exam.md", page(exam))
     with written(folder / "exam.png") as file:
         figure(exam).savefig(file, format="png", dpi=110)
