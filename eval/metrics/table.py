@@ -16,6 +16,12 @@ NEAREST_QUANTILES = {"p01": 0.01, "p05": 0.05, "p50": 0.5}
 """Quantiles of the distances to the nearest reference image, by the name in their measures."""
 
 
+Harmed = Literal["look", "kinds", "copies", "classes"]
+"""What can be wrong with samples: they look unlike the data; kinds of images are missing, rare or repeated;
+they are copies of training images; they are not of the class that they were drawn for.
+"""
+
+
 class Measure(NamedTuple):
     """One number that a metric gives.
 
@@ -25,6 +31,8 @@ class Measure(NamedTuple):
     of_split: it describes the images of a split, not samples; its display name includes the split.
     shown: it has a column in the table of a sweep. compared: in that of `eval/compare.py`. charted: it has a
         panel in the figure of a sweep; of images of a split only where they are held out.
+    sees: what it is meant to show, which `eval/exam.py` examines; if not given, look and kinds where one end
+        is better, else nothing.
     """
 
     better: Literal["lower", "higher"] | None = None
@@ -33,6 +41,12 @@ class Measure(NamedTuple):
     shown: bool = False
     compared: bool = False
     charted: bool = False
+    sees: tuple[Harmed, ...] | None = None
+
+    @property
+    def promised(self) -> tuple[Harmed, ...]:
+        """What it is meant to show."""
+        return self.sees if self.sees is not None else ("look", "kinds") if self.better else ()
 
 
 class Metric(NamedTuple):
@@ -101,10 +115,10 @@ METRICS: dict[str, Metric] = {
     "prdc": Metric(
         "trilemma.eval.metrics.pairs:PRDC",
         {
-            "precision": Measure("higher", shown=True),
-            "recall": Measure("higher", shown=True, compared=True),
-            "density": Measure("higher", shown=True),
-            "coverage": Measure("higher", shown=True, compared=True, charted=True),
+            "precision": Measure("higher", shown=True, sees=("look",)),
+            "recall": Measure("higher", shown=True, compared=True, sees=("kinds",)),
+            "density": Measure("higher", shown=True, sees=("look",)),
+            "coverage": Measure("higher", shown=True, compared=True, charted=True, sees=("kinds",)),
         },
         parts=("features",),
         keep=PAIR_IMAGES,
@@ -112,14 +126,21 @@ METRICS: dict[str, Metric] = {
     ),
     "clipped": Metric(
         "trilemma.eval.metrics.kept.clipped:Clipped",
-        {"clipped_density": Measure("higher", shown=True), "clipped_coverage": Measure("higher", shown=True)},
+        {
+            "clipped_density": Measure("higher", shown=True, sees=("look",)),
+            "clipped_coverage": Measure("higher", shown=True),
+        },
         parts=("features",),
         keep=PAIR_IMAGES,
         best="clipped_coverage",
     ),
     "class_accuracy": Metric(
         "trilemma.eval.metrics.judged:ClassAccuracy",
-        {"class_accuracy": Measure("higher", depends_on_n=False, shown=True, charted=True)},
+        {
+            "class_accuracy": Measure(
+                "higher", depends_on_n=False, shown=True, charted=True, sees=("classes",)
+            )
+        },
         needs=("logits", "labels"),
         judge=True,
         best="class_accuracy",
@@ -127,10 +148,10 @@ METRICS: dict[str, Metric] = {
     "modes": Metric(
         "trilemma.eval.metrics.judged:Modes",
         {
-            "modes": Measure("higher", shown=True, compared=True),
-            "modes_kl": Measure("lower"),
-            "confidence": Measure("higher"),
-            "confident_share": Measure("higher", depends_on_n=False),
+            "modes": Measure("higher", shown=True, compared=True, sees=("kinds",)),
+            "modes_kl": Measure("lower", sees=("kinds",)),
+            "confidence": Measure("higher", sees=("look",)),
+            "confident_share": Measure("higher", depends_on_n=False, sees=("look",)),
         },
         needs=("logits",),
         parts=("class_counts",),
@@ -139,34 +160,41 @@ METRICS: dict[str, Metric] = {
     ),
     "memorization": Metric(
         "trilemma.eval.metrics.pairs:Memorization",
-        {"copying": Measure(), **{name: Measure() for name in NEAREST}},
+        {"copying": Measure(sees=("copies",)), **{name: Measure() for name in NEAREST}},
         parts=("features", "heldout"),
         keep=ALL_IMAGES,
     ),
     "copies": Metric(
         "trilemma.eval.metrics.kept.copies:Copies",
-        {"authpct": Measure(depends_on_n=False), "near_copies": Measure(depends_on_n=False)},
+        {
+            "authpct": Measure(depends_on_n=False, sees=("copies",)),
+            "near_copies": Measure(depends_on_n=False, sees=("copies",)),
+        },
         parts=("features", "heldout"),
         keep=ALL_IMAGES,
     ),
     "ct": Metric(
         "trilemma.eval.metrics.kept.copies:CT",
-        {"ct": Measure(), "ct_worst": Measure()},
+        {"ct": Measure(sees=("copies",)), "ct_worst": Measure(sees=("copies",))},
         parts=("features", "heldout"),
         keep=ALL_IMAGES,
     ),
     "fld": Metric(
         "trilemma.eval.metrics.kept.likelihood:FLD",
-        {"fld": Measure("lower", shown=True), "fld_gap": Measure()},
+        {
+            "fld": Measure("lower", shown=True, sees=("look", "kinds", "copies")),
+            "fld_gap": Measure(sees=("copies",)),
+        },
         parts=("features", "heldout"),
         keep=ALL_IMAGES,
     ),
     "diversity": Metric(
-        "trilemma.eval.metrics.distances:Diversity", {"diversity": Measure(depends_on_n=False)}
+        "trilemma.eval.metrics.distances:Diversity",
+        {"diversity": Measure(depends_on_n=False, sees=("kinds",))},
     ),
     "class_vendi": Metric(
         "trilemma.eval.metrics.kept.vendi:ClassVendi",
-        {"class_vendi": Measure()},
+        {"class_vendi": Measure(sees=("kinds",))},
         needs=("features", "labels"),
     ),
     "ode_bpd": Metric(  # before `bpd`, whose terms may have any name that ends in _bpd

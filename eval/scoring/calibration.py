@@ -59,7 +59,7 @@ def calibrate(sticks: list[Yardstick], reference: Reference, n: int, accelerator
     n = min(n, len(real))
     order = np.random.default_rng(CHOICE).permutation(len(real))[:n]
     real = real.subset(np.sort(order))
-    sticks = [replace(stick, names=_able(stick, real)) for stick in sticks]
+    sticks = [replace(stick, names=able(stick, n, real.labels is not None)) for stick in sticks]
     sticks = [stick for stick in sticks if stick.names]
     if not sticks:
         return ""
@@ -71,14 +71,14 @@ def calibrate(sticks: list[Yardstick], reference: Reference, n: int, accelerator
     return f"On these data {n:,} {which}, the same blurred, and noise score:\n{_table(scores)}"
 
 
-def _able(stick: Yardstick, real: Images) -> tuple[str, ...]:
-    """The metrics of a yardstick that these images suffice for."""
-    lacking = {"labels"} if real.labels is None else set()
-    rows = {name: METRICS[name] for name in stick.names}
+def able(stick: Yardstick, n: int, labelled: bool) -> tuple[str, ...]:
+    """The metrics of a yardstick that n images, with labels or without, suffice for."""
+    lacking = set() if labelled else {"labels"}
     return tuple(
         name
-        for name, row in rows.items()
-        if not lacking & set(row.needs) and not (row.full_rank and len(real) < stick.extractor.dim)
+        for name in stick.names
+        if not lacking & set(METRICS[name].needs)
+        and not (METRICS[name].full_rank and n < stick.extractor.dim)
     )
 
 

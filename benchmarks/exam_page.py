@@ -1,0 +1,53 @@
+"""The table of the exams in docs/metrics.md: `python benchmarks/exam_page.py outputs/exam-digits ...`.
+
+Each folder is one of `eval/exam.py`. Its exam.md is copied to results/. Between the lines `<!-- exams -->`
+and `<!-- end of exams -->` of the page stands, for each measure, where it fails.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from trilemma.eval.studies.tables import markdown
+from trilemma.pipelines.files.reading import read_json, read_text
+from trilemma.pipelines.files.writing import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, RESULTS = ROOT / "docs" / "metrics.md", ROOT / "benchmarks" / "results"
+MARKS = "<!-- exams -->\n", "<!-- end of exams -->\n"
+
+
+def cell(verdicts: dict[str, dict[str, Any]] | None) -> str:
+    """Where a measure fails, and how; 'passes 12' if nowhere."""
+    if not verdicts:
+        return ""
+    failed = [f"{harm}: {one['said']}" for harm, one in verdicts.items() if not one["passed"]]
+    return "; ".join(failed) or f"passes {len(verdicts)}"
+
+
+def columns(kept: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """An exam's groups with features, each with the measures of the judge."""
+    verdicts = dict(kept["verdicts"])
+    judged = verdicts.pop("judge", {})
+    data = Path(kept["settings"]["reference"]).name
+    return [(f"{data}, {group}", of | judged) for group, of in verdicts.items()]
+
+
+def main(folders: list[str]) -> None:
+    """Copy the pages, and write the table."""
+    every = []
+    for folder in map(Path, folders):
+        kept = read_json(folder / "exam.json")
+        every += columns(kept)
+        name = Path(kept["settings"]["reference"]).name
+        write_text(RESULTS / f"exam-{name}.md", read_text(folder / "exam.md"))
+    measures = list(dict.fromkeys(measure for _, of in every for measure in of))
+    rows = [[f"`{measure}`", *(cell(of.get(measure)) for _, of in every)] for measure in measures]
+    table = markdown(["measure", *(name for name, _ in every)], rows)
+    before, rest = read_text(PAGE).split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    write_text(PAGE, f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,166 @@
+"""Is a measure of few samples good enough to choose a checkpoint?
+
+    python benchmarks/ranking.py
+    python benchmarks/ranking.py --page_only
+
+Trains the digits twice, with the flags of TRAININGS, and draws samples at every so many steps. The distance
+of REFERENCE samples under the classifier says which checkpoint is better. Each measure at each number of
+samples of SIZES is compared with it by Spearman's rank correlation over all checkpoints. These samples are
+others than those of the distance; the correlation is the mean over all sets of a size that they are cut into.
+
+results/ranking.json keeps each checkpoint as soon as it is scored. The table goes into docs/metrics.md,
+between the lines `<!-- ranking -->` and `<!-- end of ranking -->`.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils.logging import disable_progress_bar
+from scipy.stats import spearmanr
+from speed.harness import machine
+from speed.ours import OurLoop, fresh_state, quietly
+
+from trilemma.eval.metrics.table import METRICS, measure_row
+from trilemma.eval.options import SamplingConfig
+from trilemma.eval.scoring.model_images import Drawing
+from trilemma.eval.scoring.yardsticks import BATCH, Batch, Reference, Yardstick, score, yardsticks
+from trilemma.eval.studies.tables import markdown
+from trilemma.pipelines.files.reading import read_json, read_text
+from trilemma.pipelines.files.writing import write_json, write_text
+from trilemma.training.images.image_set import cache_folder
+from trilemma.training.loop.loop import published
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT, PAGE = ROOT / "benchmarks" / "results" / "ranking.json", ROOT / "docs" / "metrics.md"
+MARKS = "<!-- ranking -->\n", "<!-- end of ranking -->\n"
+TRAININGS = {
+    "preset": "--preset digits --max_train_steps 2400",
+    "epsilon": "--preset digits --max_train_steps 2400 --prediction_type epsilon --learning_rate 1e-3",
+}
+SIZES, REFERENCE = (250, 1_000, 4_000), 10_000
+CALLS, EVERY, ENOUGH = 10, 400, 0.95
+NAMES = tuple(
+    name for name, row in METRICS.items() if row.best and not row.judge and "labels" not in row.needs
+)
+"""Metrics that may choose the best model and need neither labels nor a judge."""
+
+
+def batches(pixels: torch.Tensor) -> Iterator[Batch]:
+    """Images in batches, with their indices."""
+    for index in torch.arange(len(pixels)).split(BATCH):
+        yield index, pixels[index], None
+
+
+def scored(sticks: list[Yardstick], pixels: torch.Tensor, accelerator) -> dict[str, float]:
+    """The estimates of all measures of these images that have a better end."""
+    (measured,) = score(sticks, batches(pixels), len(pixels), accelerator, force=True).values()
+    return {name: one.estimate for name, one in measured.items() if measure_row(name).better}
+
+
+def checkpoints(flags: str, options: argparse.Namespace, done: set[int]) -> Iterator[dict[str, Any]]:
+    """Each checkpoint of a training that is not done: its step, its distance and what each size says."""
+    with tempfile.TemporaryDirectory() as folder:
+        fresh_state()
+        trainer = OurLoop(flags.split(), Path(folder))
+        accelerator, cache = trainer.accelerator, cache_folder(None)
+        reference = Reference(trainer.images)
+        judge, sticks = (yardsticks(n, "classifier", reference, accelerator, cache) for n in (("fd",), NAMES))
+        while trainer.loop.step < trainer.total:
+            trainer.step()
+            if trainer.loop.step % options.every or trainer.loop.step in done:
+                continue
+            total = options.reference + max(options.sizes)
+            with published(trainer.loop.method, trainer.loop.ema) as pipeline:
+                pipeline.set_progress_bar_config(disable=True)
+                sampling = SamplingConfig(num_samples=total, num_inference_steps=CALLS)
+                drawing = Drawing(pipeline.with_sampler("dpmsolver++"), "", sampling, BATCH, accelerator)
+                pixels = torch.cat([images for _, images, _ in drawing])
+            distance = scored(judge, pixels[: options.reference], accelerator)["fd"]
+            sizes, seconds = {}, {}
+            for size in options.sizes:
+                began = time.process_time()
+                parts = pixels[options.reference :].split(size)
+                found = [scored(sticks, part, accelerator) for part in parts if len(part) == size]
+                sizes[str(size)], seconds[str(size)] = found, (time.process_time() - began) / len(found)
+            step = trainer.loop.step
+            yield {"step": step, "distance": distance, "seconds": seconds, "sizes": sizes}
+        trainer.loop.runlog.close()
+
+
+def measure(options: argparse.Namespace, kept: dict[str, Any]) -> None:
+    """Score every checkpoint that is not kept yet."""
+    for name, flags in TRAININGS.items():
+        flags = f"{flags} {options.more}".strip()
+        run = kept.setdefault(name, {"flags": flags, "machine": machine(), "checkpoints": []})
+        if run["flags"] != flags:
+            raise SystemExit(f"{KEPT.name} has {name} with {run['flags']}; delete it to measure with {flags}")
+        last = options.every * (int(flags.split("--max_train_steps ")[-1].split()[0]) // options.every)
+        done = {one["step"] for one in run["checkpoints"]}
+        if last in done:
+            continue
+        with quietly():
+            for one in checkpoints(flags, options, done):
+                run["checkpoints"].append(one)
+                write_json(options.kept, kept)
+                print(f"{name}, step {one['step']:,}: distance {one['distance']:.4g}", flush=True)
+
+
+def correlations(kept: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Measure -> size -> mean rank correlation with the distance, positive where they agree on the better."""
+    every = [one for run in kept.values() for one in run["checkpoints"]]
+    distance = [one["distance"] for one in every]
+    found: dict[str, dict[str, float]] = {}
+    for size, sets in every[0]["sizes"].items():
+        for name in sets[0]:
+            sign = 1 if measure_row(name).better == "lower" else -1
+            each = [[sign * one["sizes"][size][k][name] for one in every] for k in range(len(sets))]
+            # What is the same for all checkpoints ranks nothing.
+            each = [spearmanr(distance, of).statistic if len(set(of)) > 1 else 0.0 for of in each]
+            found.setdefault(name, {})[size] = statistics.fmean(each)
+    return found
+
+
+def table(kept: dict[str, Any]) -> str:
+    """What the page has: the correlations, bold where they reach ENOUGH, and what was measured."""
+    found, runs = correlations(kept), list(kept.values())
+    sizes = list(next(iter(found.values())))
+    rows = [
+        [f"`{name}`", *(f"**{of[size]:.3f}**" if of[size] >= ENOUGH else f"{of[size]:.3f}" for size in sizes)]
+        for name, of in found.items()
+    ]
+    head = ["measure", *(f"{int(size):,} samples" for size in sizes)]
+    count = sum(len(run["checkpoints"]) for run in runs)
+    said = " and ".join(f"`{run['flags']}`" for run in runs)
+    return f"{markdown(head, rows)}\n{count} checkpoints of {said}.\n"
+
+
+def main() -> None:
+    """Measure what is not kept yet, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--reference", type=int, default=REFERENCE, help="samples of the distance")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="samples of a measure")
+    parser.add_argument("--every", type=int, default=EVERY, help="steps between two checkpoints")
+    parser.add_argument("--more", default="", help="more flags for both trainings")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="file of the numbers")
+    parser.add_argument("--page_only", action="store_true", help="only write the table into the page")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    kept = read_json(options.kept) if options.kept.exists() else {}
+    if not options.page_only:
+        measure(options, kept)
+    text = table(kept)
+    print(text)
+    if options.kept == KEPT:
+        before, rest = read_text(PAGE).split(MARKS[0])
+        write_text(PAGE, f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+
+
+if __name__ == "__main__":
+    main()
