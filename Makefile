@@ -1,3 +1,4 @@
+# make demo    draw digits with a model of this repository, in seconds
 # make train   quick start: create a virtual environment, train on the digits (a few minutes on two CPU cores)
 # make test    create the environment if needed, run the tests
 # make test-long   the tests that start, kill and wait for programs for tens of seconds
@@ -13,7 +14,13 @@ ARGS ?=
 NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,process losses ddpm ema sampling networks metrics features \
 	inception classifier likelihood vdm_likelihood unconditional_pipeline class_conditional_pipeline shared_pipelines))
 
-.PHONY: train test test-long test-other-processor lint bench
+DEMO := --model model_cards/zoo/class-conditional-mnist --sampler dpmsolver++ --num_inference_steps 10 \
+	--guidance_scale 2 --num_samples 140 --output outputs/demo.png
+
+.PHONY: demo train test test-long test-other-processor lint bench
+
+demo: $(VENV)/.ready
+	$(BIN)/python eval/generate.py $(DEMO) $(ARGS)
 
 train: $(VENV)/.ready
 	$(BIN)/accelerate launch training/train_unconditional.py $(ARGS)

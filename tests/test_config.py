@@ -52,9 +52,8 @@ def test_the_command_of_diffusers_readme_parses():
 
 
 def documented_rows():
-    """The flags of each row of the README's table for those who come from diffusers' script."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.split("## Coming from diffusers' `train_unconditional.py`")[1].split("\n## ")[0]
+    """The flags of each row of the table for those who come from diffusers' script."""
+    table = (ROOT / "docs" / "from_diffusers.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `--")]
     return [(re.findall(r"--(\w+)", flags), what) for flags, what in rows]
 
@@ -70,7 +69,7 @@ def words_of(name):
 
 
 @pytest.mark.parametrize(("flags", "what"), documented_rows())
-def test_each_row_of_the_readme_s_table_holds(flags, what, capsys):
+def test_each_row_of_the_table_for_users_of_diffusers_holds(flags, what, capsys):
     if "refused" in what.split(",")[0].split(":")[0]:
         for name in flags:
             assert f"--{name}" in refused(capsys, *words_of(name))
