@@ -267,8 +267,9 @@ class EvalConfig:
     )  # fmt: skip
     eval_metrics: tuple[str, ...] = option(
         ("fd",), lambda: (
-            "of fd, energy, kid, mind, is, prdc, clipped, class_accuracy, modes, memorization, copies, ct, "
-            f"fld, class_vendi, diversity{also('metric')} (docs/metrics.md); the first chooses the best model"
+            "of fd, energy, kid, cmmd, mind, is, prdc, clipped, class_accuracy, modes, memorization, copies, "
+            "ct, fld, class_vendi, class_energy, diversity"
+            f"{also('metric')} (docs/metrics.md); the first chooses the best model"
         ), free=True, needs=("eval_steps", ...),
     )  # fmt: skip
 
