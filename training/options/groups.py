@@ -153,9 +153,7 @@ class EMAConfig:
     ema_halflife_images: float | None = option(
         None, "half-life in images, as EDM; replaces the power warm-up", low=0.0, needs=("use_ema", (True,))
     )
-    ema_std: float | None = option(
-        None, "length as a share of the run (docs/averages.md)", low=0.0, needs=("use_ema", (True,))
-    )
+    ema_std: float | None = option(None, "length as a share of the run", low=0.0, needs=("use_ema", (True,)))
     ema_snapshot_steps: int = option(
         0, "steps between snapshots for averages afterwards (docs/averages.md); 0: none", free=True, low=0
     )
