@@ -39,11 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     """Split at `--`, parse, average."""
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
-    own = argv[:end]
+    named = [] if argv[:1] in ([], ["--"]) or argv[0].startswith("-") else ["--model"]
     with ending_quietly():
-        config = parse_flags(
-            AverageConfig, __doc__, own if own[:1] and own[0][:1] == "-" else ["--model", *own]
-        )
+        config = parse_flags(AverageConfig, __doc__, [*named, *argv[:end]])
 
         with loading_libraries():
             from trilemma.model_cards.averages import average
