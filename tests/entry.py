@@ -32,7 +32,7 @@ TINY = {
     "dropout": 0.1,
 }
 """Configuration of a network that takes milliseconds a step."""
-WITHOUT_THREADS = ("model_cards/", "eval/compare.py")
+WITHOUT_THREADS = ("model_cards/", "eval/compare.py", "training/average.py")
 """Entry points that have no flag `--cpu_threads`."""
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_")
 

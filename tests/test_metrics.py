@@ -66,7 +66,8 @@ def reference_of(features: torch.Tensor, heldout: torch.Tensor | None = None) ->
     for index in torch.arange(len(features)).split(37):
         collector.update(index, features[index], logits_of(features[index]))
     protocol = ReferenceProtocol("pixels", None, "none", "uint8", "toy", "train", "0", False, len(features))
-    return dataclasses.replace(collector.statistics(protocol), heldout=heldout)
+    labels = (torch.arange(len(features)) % K)[collector.subset.members]
+    return dataclasses.replace(collector.statistics(protocol), heldout=heldout, labels=labels)
 
 
 def toy_reference() -> ReferenceStatistics:
@@ -520,7 +521,8 @@ def toy_reference_sharded(rank: int) -> ReferenceStatistics:
     index = torch.arange(rank, 300, 3)
     collector.update(index, features[index], logits_of(features[index]))
     protocol = ReferenceProtocol("pixels", None, "none", "uint8", "toy", "train", "0", False, 300)
-    return dataclasses.replace(collector.statistics(protocol), heldout=heldout)
+    labels = (torch.arange(300) % K)[collector.subset.members]
+    return dataclasses.replace(collector.statistics(protocol), heldout=heldout, labels=labels)
 
 
 @pytest.mark.distributed
@@ -531,6 +533,79 @@ def test_shards_change_nothing(tmp_path, whole):
         for rank in range(world):
             results = torch.load(tmp_path / f"{world}-{rank}.pt")
             assert_same({k: Measurement(*v) for k, v in results.items()}, whole)
+
+
+def test_cmmd_is_its_definition():
+    """All pairs of features of length 1, in numpy."""
+    reference, fake = toy_reference(), toy_samples(90)
+    x, y = (rows.double().numpy() for rows in (reference.features, fake))
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
+
+    def mean(a, b):
+        kernel = np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / (2 * 10**2))
+        return kernel[~np.eye(len(a), dtype=bool)].mean() if a is b else kernel.mean()
+
+    result = score(reference, fake, ("cmmd",))["cmmd"]
+    # Kernels of nearly 1000 are added up: what is left of 16 digits.
+    assert_close(result.value, 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y)), rtol=1e-8, atol=1e-9)
+    assert result.interval[0] < result.value < result.interval[1]
+    longer = score(reference_of(reference.features * 7), fake * 3, ("cmmd",))["cmmd"]
+    assert_close(longer.value, result.value, rtol=1e-4, atol=1e-6)  # float32 features
+
+
+def test_distances_of_classes_are_those_of_their_images_alone():
+    reference, fake = toy_reference(), toy_samples(240)
+    results = score(reference, fake, ("class_energy",))
+    each = []
+    for k in range(K):
+        alone = reference_of(reference.features[reference.labels == k])
+        own = results[f"{k}_class_energy"]
+        expected = score(alone, fake[k::K], ("energy",))["energy"]
+        assert_close(own.value, expected.value, rtol=1e-9, atol=1e-9)
+        assert (own.n, own.floor) == (60, 0.0)
+        each.append(own)
+    whole = results["class_energy"]
+    assert_close(whole.value, sum(own.value for own in each) / K, rtol=1e-12, atol=0)
+    # Classes are independent, and so their variances add up: of 20 blocks of three, to 60% or better.
+    widths = [(own.interval[1] - own.interval[0]) for own in each]
+    expected = sum(width**2 for width in widths) ** 0.5 / K
+    assert whole.interval[1] - whole.interval[0] == pytest.approx(expected, rel=0.6)
+
+
+def test_a_class_that_draws_another_s_images_is_found():
+    """The whole set is as before, and so is its distance: only the classes tell."""
+    reference = toy_reference()
+    shift = 4.0 * torch.eye(D)[:K][reference.labels]
+    shifted = dataclasses.replace(reference, features=reference.features + shift)
+    fake = normal(400, D, seed=3).float() + 4.0 * torch.eye(D)[torch.arange(400) % K]
+    swapped = fake.clone()
+    swapped[0::K], swapped[1::K] = fake[1::K], fake[0::K]
+    good, bad = (score(shifted, samples, ("energy", "class_energy")) for samples in (fake, swapped))
+    assert_close(good["energy"].value, bad["energy"].value, rtol=1e-6, atol=1e-6)
+    for k in range(K):
+        changed = bad[f"{k}_class_energy"].interval[0] > good[f"{k}_class_energy"].interval[1]
+        assert changed == (k < 2)
+
+
+def test_intervals_of_class_distances_hold_what_other_samples_score():
+    reference = toy_reference()
+    sets = [normal(200, D, seed=seed).float() + 0.3 for seed in range(10, 70)]
+    measured = [score(reference, samples, ("class_energy",))["class_energy"] for samples in sets]
+    truth = np.mean([one.value for one in measured])
+    assert np.mean([one.interval[0] <= truth <= one.interval[1] for one in measured]) >= 51 / 60
+
+
+def test_classes_without_images_are_left_out_or_named():
+    reference = toy_reference()
+    only = dataclasses.replace(reference, labels=reference.labels.clamp_max(1))
+    assert score(only, toy_samples(80), ("class_energy",)).keys() == {
+        "class_energy", "0_class_energy", "1_class_energy",
+    }  # fmt: skip
+    none = dataclasses.replace(reference, labels=reference.labels + 100)
+    with pytest.raises(ValueError, match="two samples and two reference images of a class"):
+        score(none, toy_samples(80), ("class_energy",))
+    with pytest.raises(ValueError, match="--metrics class_energy needs the classes of the reference"):
+        score(dataclasses.replace(reference, labels=None), toy_samples(80), ("class_energy",))
 
 
 def test_sums_stay_float64():
@@ -591,7 +666,9 @@ def test_few_samples_have_no_interval():
 @pytest.mark.parametrize("name", OF_SAMPLES)
 def test_a_row_names_the_measures_that_its_metric_gives(name):
     row = METRICS[name]
-    assert list(score(toy_reference(), toy_samples(), names=(name,))) == list(row.measures)
+    measured = list(score(toy_reference(), toy_samples(), names=(name,)))
+    assert measured[: len(row.measures)] == list(row.measures)
+    assert all(row.terms and term.endswith(f"_{name}") for term in measured[len(row.measures) :])
     assert row.best is None or row.measures[row.best].better
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from conftest import TINY
@@ -15,11 +16,13 @@ from entry import ROOT, environment, run
 
 from trilemma.eval.options import samplers_of
 from trilemma.eval.plots import charts
+from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
 from trilemma.eval.studies import grid
 from trilemma.eval.studies.grid import lines_of, make_all
 from trilemma.eval.studies.jobs import Job, changed_flags, parse_training
 from trilemma.eval.studies.questions import SWEEPS, Point, own_sweep, typed, words
+from trilemma.eval.studies.repeats import mean_interval, verdict
 from trilemma.eval.sweep import main
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.networks.vdm_model import VDMModel
@@ -272,6 +275,11 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
             ["--question", "schedules", "--sampler", "ddim"],
             "point vdm-linear: --sampler must be one of ancestral, shortcut",
         ),
+        (["--grid", "learning_rate=1,2", "--repeat_seeds", "3"], "two different seeds or more; got 3"),
+        (["--grid", "learning_rate=1,2", "--repeat_seeds", "0", "0"], "two different seeds or more; got 0 0"),
+        (["--grid", "seed=0,1", "--repeat_seeds", "0", "1"], "both set the seed"),
+        (["--question", "samplers", "--model", "m/m", "--repeat_seeds", "0", "1"], "nothing is trained"),
+        (["--question", "losses", "--repeat_seeds", "0", "1", "--", "--seed=3"], "--seed has no effect"),
         (["--grid", "sampler=bogus", "--model", "m/m"], "point sampler=bogus: --sampler must be one of"),
         (["--grid", "num_inference_steps=2,x", "--model", "m/m"], "the flags of point num_inference_steps=x"),
         (["--question", "samplers", "--model", "/no/such"], "'/no/such' is neither"),
@@ -284,6 +292,40 @@ def test_bad_commands_are_refused_before_anything_runs(tmp_path, monkeypatch, ca
     assert refused.value.code
     assert message in f"{refused.value}{capsys.readouterr().err}"
     assert not list(tmp_path.iterdir())
+
+
+def test_every_point_is_trained_with_each_seed_and_draws_samples_of_its_own(tmp_path, capsys):
+    seeds = ["--repeat_seeds", "0", "7", "3", "--num_samples", "50", "--seed", "4"]
+    grid_flags = ["--grid", "loss_type=l2,l1", "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    main([*grid_flags, *seeds, "--", "--preset", "digits"])
+    said = capsys.readouterr().out
+    names = [f"loss_type={loss},seed={seed}" for loss in ("l2", "l1") for seed in (0, 7, 3)]
+    assert re.findall(r"^(\S+): to do", said, re.MULTILINE) == names
+    trained = re.findall(r"train_unconditional .* --seed (\d+)", said)
+    drawn = re.findall(r"evaluate .* --seed (\d+)", said)
+    assert (trained, drawn) == (["0", "7", "3"] * 2, ["4", "54", "104"] * 2)
+
+
+def test_repeated_points_get_an_interval_and_a_verdict(tmp_path, capsys):
+    """The page of a sweep says of its points what `eval/compare.py` says of their folders."""
+    row = replace(own_sweep(["loss_type=l2,l1"], "unconditional"), seeds=("0", "1", "2"))
+    values = {"l2": (1.0, 1.1, 0.9), "l1": (2.0, 2.2, 1.9)}
+    jobs = []
+    for point in row.points():
+        value = values[point.flags["loss_type"]][int(point.flags["seed"])]
+        made = job(tmp_path, point.name, value=value, setting=point.name)
+        jobs.append(replace(made, point=point))
+    assert make_all(jobs, tmp_path) == []
+    grid.report("loss", row, jobs, tmp_path)
+    page = (tmp_path / "loss.md").read_text()
+    said, verdict_said = verdict(values["l2"], values["l1"], "lower")
+    assert verdict_said == "better"
+    assert f"| fd | loss_type=l2 against loss_type=l1 | {said} | better |" in page
+    mean, error, half = mean_interval(values["l2"])
+    interval = f"{number(mean)} ({number(mean - half)} .. {number(mean + half)})"
+    assert f"| loss_type=l2 | fd | 3 | {interval} | {number(error)} |" in page
+    assert page.count("| loss_type=l2,seed=") == 3
+    assert "| better |" in capsys.readouterr().out
 
 
 def test_a_sampler_that_the_model_does_not_take_is_refused(tmp_path, capsys):

@@ -28,7 +28,7 @@ HARDWARE = {"device": str, "name": str, "processes": int, "threads": int, "mixed
 RUN = {"steps": int, "images_seen": int}
 RUN |= dict.fromkeys(("seconds", "evaluation_seconds", "images_per_second"), float)
 RUN |= {"family": str | None, "hardware": dict, "versions": dict[str, str], "commit": str | None}
-RUN |= {"plugins": dict[str, str], "in_memory": dict[str, str]}
+RUN |= {"plugins": dict[str, str], "in_memory": dict[str, str], "average": dict[str, float]}
 OF_ALL_STEPS = ("family", "hardware", "versions", "commit")
 ABOUT = dict.fromkeys(("description", "data_source", "license", "licence"), str)
 ABOUT |= {"language": str | tuple[str, ...], "intended_use": str, "contact": str}
@@ -109,6 +109,11 @@ class OutputFolder:
     def checkpoints(self) -> Path:
         """Checkpoints, a folder each."""
         return self.path / "checkpoints"
+
+    @property
+    def averages(self) -> Path:
+        """Snapshots of the averages from which `training/average.py` makes others, a file for each step."""
+        return self.path / "averages"
 
     @property
     def samples(self) -> Path:

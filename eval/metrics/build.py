@@ -11,6 +11,7 @@ REMEDIES = {
     "features": "the reference's features: give the data set itself as --reference",
     "heldout": "real images that were not trained on: train with --validation_size or --validation_split, or "
     "give a data set with a test split as --reference",
+    "labels": "the classes of the reference: give a labelled data set as --reference",
     "class_counts": "class predictions: take --feature_extractor inception or classifier, and "
     "the data set itself as --reference",
 }
@@ -25,6 +26,7 @@ def build_metrics(
         "features": reference.features,
         "heldout": reference.heldout,
         "class_counts": reference.class_counts,
+        "labels": reference.labels,
     }
     metrics = {}
     for name in names:

@@ -15,6 +15,7 @@ from trilemma.eval.metrics.pairwise import (
     Kernel,
     check_neighbours,
     cubic,
+    gaussian,
     kernel_distance,
     manifolds,
     nearest,
@@ -99,6 +100,15 @@ def measure_energy(rows: Tensor, block: Tensor, reference: ReferenceStatistics) 
     return {"energy": _kernel_measurement(negative_distance, rows, block, reference)}
 
 
+def measure_cmmd(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
+    """CMMD (Jayasumana et al. 2024, arXiv 2401.09603) against PAIR_IMAGES of the reference, any features.
+
+    1000 times the squared maximum mean discrepancy with a Gaussian kernel of width 10, of features scaled to
+    length 1, as CLIP's are there. Unbiased, from all pairs, and so below 0 at times.
+    """
+    return {"cmmd": _kernel_measurement(gaussian, rows, block, reference)}
+
+
 def _kernel_measurement(
     kernel: Kernel, rows: Tensor, block: Tensor, reference: ReferenceStatistics
 ) -> Measurement:
@@ -160,6 +170,7 @@ def measure_memorization(
 
 KID = partial(KeptRows, measure_kid)
 Energy = partial(KeptRows, measure_energy)
+CMMD = partial(KeptRows, measure_cmmd)
 
 
 def PRDC(reference: ReferenceStatistics, num_samples: int) -> KeptRows:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CHUNK = 512
 
@@ -112,6 +113,13 @@ def cubic(x: Tensor, y: Tensor) -> Tensor:
 def negative_distance(x: Tensor, y: Tensor) -> Tensor:
     """-|x - y|: with it the kernel distance is the energy distance (Sejdinovic et al. 2013)."""
     return torch.cdist(x, y).neg_()
+
+
+def gaussian(x: Tensor, y: Tensor) -> Tensor:
+    """1000 exp(-|u - v|^2 / 200) of the directions u and v of x and y: the kernel of CMMD."""
+    u, v = F.normalize(x, dim=1), F.normalize(y, dim=1)
+    squared = torch.addmm(v.square().sum(1), u, v.T, alpha=-2).add_(u.square().sum(1)[:, None])
+    return squared.div_(-200).exp_().mul_(1000)
 
 
 def kernel_distance(

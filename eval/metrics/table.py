@@ -98,6 +98,13 @@ METRICS: dict[str, Metric] = {
         keep=PAIR_IMAGES,
         best="kid",
     ),
+    "cmmd": Metric(
+        "trilemma.eval.metrics.pairs:CMMD",
+        {"cmmd": Measure("lower", depends_on_n=False, shown=True)},
+        parts=("features",),
+        keep=PAIR_IMAGES,
+        best="cmmd",
+    ),
     "mind": Metric(
         "trilemma.eval.metrics.kept.mind:MIND",
         {"mind": Measure("lower", depends_on_n=False, shown=True)},
@@ -196,6 +203,15 @@ METRICS: dict[str, Metric] = {
         "trilemma.eval.metrics.kept.vendi:ClassVendi",
         {"class_vendi": Measure(sees=("kinds",))},
         needs=("features", "labels"),
+    ),
+    "class_energy": Metric(
+        "trilemma.eval.metrics.kept.classes:ClassEnergy",
+        {"class_energy": Measure("lower", depends_on_n=False, shown=True)},
+        needs=("features", "labels"),
+        parts=("features", "labels"),
+        keep=PAIR_IMAGES,
+        best="class_energy",
+        terms=Measure("lower", depends_on_n=False),
     ),
     "ode_bpd": Metric(  # before `bpd`, whose terms may have any name that ends in _bpd
         "trilemma.eval.bounds.bits_per_dim:ODELikelihood",

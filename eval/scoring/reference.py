@@ -46,8 +46,9 @@ class ReferenceStatistics:
 
     features (m, D) float32: a fixed random subset of the set, or all of it. heldout (h, D) float32: features
     of real images that are not in the set (add them with `dataclasses.replace`). class_counts (K,) float64:
-    how often the extractor's classifier names each class. Each is None if no metric needed it; `protocol` is
-    None for an .npz.
+    how often the extractor's classifier names each class. labels (m,) int64: of the images of `features`,
+    which no file holds (add them likewise). Each is None if no metric needed it; `protocol` is None for an
+    .npz.
     """
 
     gaussian: Gaussian
@@ -55,6 +56,7 @@ class ReferenceStatistics:
     features: Tensor | None = None
     heldout: Tensor | None = None
     class_counts: Tensor | None = None
+    labels: Tensor | None = None
 
     def check(self, protocol: ReferenceProtocol) -> None:
         """ValueError unless these were made by `protocol`; those without a protocol cannot be checked."""

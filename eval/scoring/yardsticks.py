@@ -19,7 +19,7 @@ from trilemma.eval.features.extractors import FeatureExtractor, load_extractor
 from trilemma.eval.features.inception import WEIGHTS_FILE, WEIGHTS_VARIABLE
 from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
 from trilemma.eval.metrics.build import REMEDIES, build_metrics
-from trilemma.eval.metrics.sample_metric import Measurement, SampleMetric
+from trilemma.eval.metrics.sample_metric import FixedSubset, Measurement, SampleMetric
 from trilemma.eval.metrics.table import METRICS
 from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.eval.scoring.reference import (
@@ -111,6 +111,10 @@ def _of_images(
     if any("heldout" in METRICS[name].parts for name in names) and reference.held_out is not None:
         others = reference_statistics(reference.held_out, net, accelerator, len(reference.held_out), cache)
         statistics = replace(statistics, heldout=others.features)
+    labels = reference.images.labels
+    if any("labels" in METRICS[name].parts for name in names) and labels is not None:
+        rows = FixedSubset(len(labels), keep).members
+        statistics = replace(statistics, labels=torch.from_numpy(labels)[rows])
     return Yardstick(net, statistics, statistics.protocol, tuple(names))
 
 

@@ -9,17 +9,19 @@ and refuse a folder that was trained with other flags. This process starts them 
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.results import ResultLine
+from trilemma.eval.studies import repeats
 from trilemma.eval.studies.jobs import Job, check_scoring, chosen, plan, run_identity
 from trilemma.eval.studies.processes import Children, last_lines
-from trilemma.eval.studies.questions import Sweep, check_free
+from trilemma.eval.studies.questions import Point, Sweep, check_free
 from trilemma.eval.studies.tables import cell, markdown, protocol, with_interval
 from trilemma.pipelines.files.writing import write_text, written
 from trilemma.training.loop.stop import CTRL_C, INTERRUPTED
@@ -146,11 +148,29 @@ def report(name: str, row: Sweep, jobs: Sequence[Job], folder: Path) -> None:
     ]
     table = markdown(["point", *columns, *MORE_COLUMNS], rows)
     page, figure = folder / f"{name}.md", folder / f"{name}.png"
-    write_text(page, f"# {row.about}\n\n{table}\n{protocol(done[0][1])}\n")
+    text = f"{table}\n{protocol(done[0][1])}\n"
+    text += f"\n{said}\n" if (said := repeats.section(repeated(done, list(columns)))) else ""
+    write_text(page, f"# {row.about}\n\n{text}")
     panels = [column for column, charted in columns.items() if charted] or list(columns)[:1]
     with written(figure) as file:
         charts.sweep(done, panels, row.x, row.about).savefig(file, format="png", dpi=150)
-    print(f"{table}\nin {page}, figure in {figure}", flush=True)
+    print(f"{text}\nin {page}, figure in {figure}", flush=True)
+
+
+def repeated(
+    done: Sequence[tuple[Point, Mapping[str, ResultLine]]], columns: Sequence[str]
+) -> list[repeats.Row]:
+    """The estimates of each point that was trained with several seeds; done: points with lines by column."""
+    groups: dict[tuple[str, str], list[ResultLine]] = {}
+    for column, (point, lines) in product(columns, done):
+        if point.repeats and column in lines:
+            groups.setdefault((column, point.repeats), []).append(lines[column])
+    return [
+        repeats.Row(
+            name, name, column, tuple(line.estimate for line in lines), measure_row(lines[0].measure).better
+        )
+        for (column, name), lines in groups.items()
+    ]
 
 
 def columns_of(lines: Sequence[ResultLine]) -> dict[str, bool]:

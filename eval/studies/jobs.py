@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_choices, samplers_of
-from trilemma.eval.studies.questions import SWEEPS, Flags, Point, Sweep, own_sweep, typed, words
+from trilemma.eval.studies.questions import (
+    SWEEPS,
+    Flags,
+    Point,
+    Sweep,
+    own_sweep,
+    typed,
+    with_seeds,
+    words,
+)
 from trilemma.training import families
 from trilemma.training.options import plugins
 from trilemma.training.options.command_line import parse
@@ -66,7 +75,7 @@ def chosen(config, training: Sequence[str]) -> tuple[str, Sweep]:
         raise ValueError(f"with --model nothing is trained, so {training[0]!r} has no effect")
     if any(word.split("=")[0] == "--output_dir" for word in training):
         raise ValueError("the sweep's own --output_dir, before the `--`, says where its points go")
-    return grid.question or "-".join(row.grid), row
+    return grid.question or "-".join(row.grid), with_seeds(row, grid.repeat_seeds, model)
 
 
 def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]) -> Job:
@@ -100,11 +109,18 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
 
 
 def scoring_flags(point: Point, row: Sweep, config) -> Flags:
-    """Flags of `eval/evaluate.py` on which a point's numbers depend."""
+    """Flags of `eval/evaluate.py` on which a point's numbers depend.
+
+    A point that is repeated draws other samples each time. Models of one recipe draw much the same image from
+    the same seed, so with equal seeds their spread would lack what other samples change.
+    """
     values = asdict(config.sampling) | asdict(config.score)
     values.pop("force")  # it lets a number through and does not change it
     flags = {**row.sampling, "metrics": typed(row.metrics)}
     flags |= {name: typed(value) for name, value in values.items() if value is not None}
+    if point.repeats:
+        before = row.seeds.index(point.flags["seed"]) * config.sampling.num_samples
+        flags["seed"] = typed(config.sampling.seed + before)
     return flags if point.family else {**flags, **point.flags}
 
 

@@ -6,7 +6,7 @@ are those of `eval/evaluate.py`.
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -20,11 +20,15 @@ Flags = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Point:
-    """A model of `training/train_<family>.py` with these flags; without a family, a way to sample a model."""
+    """A model of `training/train_<family>.py` with these flags; without a family, a way to sample a model.
+
+    repeats: the name of the point that it trains with one of several seeds.
+    """
 
     family: str | None
     flags: Flags
     own_name: str | None = None
+    repeats: str | None = None
 
     @property
     def name(self) -> str:
@@ -39,6 +43,7 @@ class Sweep:
 
     x: horizontal axis of the figure: the grid's last flag or an entry of results; None: a row for each point.
     sampling, metrics: flags of `eval/evaluate.py` that the command line does not set.
+    seeds: of the trainings that repeat each point.
     """
 
     about: str
@@ -48,11 +53,18 @@ class Sweep:
     x: str | None = None
     sampling: Flags = field(default_factory=dict)
     metrics: tuple[str, ...] = ("fd", "prdc")
+    seeds: tuple[str, ...] = ()
 
     def points(self) -> list[Point]:
-        """Every point, the last flag of the grid varying fastest."""
+        """Every point, the last flag of the grid varying fastest, and each with one seed after the other."""
         combinations = (dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
-        return [*(Point(self.family, flags) for flags in combinations), *self.others]
+        points = [*(Point(self.family, flags) for flags in combinations), *self.others]
+        if not self.seeds:
+            return points
+        return [
+            Point(one.family, {"seed": seed, **one.flags}, f"{one.name},seed={seed}", one.name)
+            for one, seed in product(points, self.seeds)
+        ]
 
 
 _DDIM = {"sampler": "ddim", "num_inference_steps": "50"}
@@ -129,6 +141,20 @@ def own_sweep(grid: Sequence[str], family: str | None) -> Sweep:
         values[flag] = _typed(flags[flag], tuple(dict.fromkeys(listed.split(","))))
     about, last = f"What does {' x '.join(values)} change?", list(values)[-1]
     return Sweep(about, family, values, x=last if _numbers(values[last]) else None)
+
+
+def with_seeds(row: Sweep, seeds: Sequence[int] | None, model: str | None) -> Sweep:
+    """The sweep whose points are trained once with each seed; ValueError where that is not possible."""
+    if seeds is None:
+        return row
+    if model or row.family is None:
+        raise ValueError("--repeat_seeds are of trainings; with --model nothing is trained")
+    if "seed" in row.grid:
+        raise ValueError("--repeat_seeds and --grid seed= both set the seed; give one of them")
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        given = " ".join(map(str, seeds))
+        raise ValueError(f"--repeat_seeds must be two different seeds or more; got {given}")
+    return replace(row, seeds=tuple(map(str, seeds)))
 
 
 def check_free(row: Sweep, line: Sequence[str]) -> None:

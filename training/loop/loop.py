@@ -16,9 +16,10 @@ from torch.profiler import record_function
 
 from trilemma.training.devices.memory import saying_what_to_lower
 from trilemma.training.devices.profile import STEP
+from trilemma.training.devices.ranks import decided
 from trilemma.training.images.image_set import Images, to_float
 from trilemma.training.images.shards.batches import Place
-from trilemma.training.loop.ema import EMA, ema_decay
+from trilemma.training.loop.ema import EMA, ema_of, save_snapshot
 from trilemma.training.loop.method import SKIPPED, Method
 from trilemma.training.loop.records import Means, RunLog
 from trilemma.training.loop.resume import Checkpoints
@@ -74,14 +75,9 @@ class Hooks:
 
 
 def train(
-    method: Method,
-    data: Data,
-    hooks: Hooks,
-    runlog: RunLog,
-    accelerator: Accelerator,
-    config: Config,
+    method: Method, data: Data, hooks: Hooks, runlog: RunLog, accelerator: Accelerator, config: Config,
     total_steps: int,
-) -> None:
+) -> None:  # fmt: skip
     """Train to `total_steps` optimizer steps, from the newest checkpoint if there is one.
 
     SystemExit after a signal, with its exit code and a line that says where to go on; FloatingPointError on a
@@ -120,7 +116,7 @@ class Loop:
         self.accelerator, self.config, optim = accelerator, config, config.optim
         self.micro_batches = optim.gradient_accumulation_steps
         self.images_per_step = optim.train_batch_size * self.micro_batches * accelerator.num_processes
-        self.ema = EMA(method.net, ema_decay(config.ema, self.images_per_step))
+        self.ema = ema_of(method.net, config.ema, self.images_per_step)
         self.means, self.step, self.stop = Means(accelerator.device), 0, hooks.stop
         self.kept, self.left = 0, []  # newest checkpoint; what is still to be done after this step
 
@@ -170,7 +166,7 @@ class Loop:
         Stopped, on every rank, after a signal, with a checkpoint that says what is left to do.
         """
         tasks = {"validate": self._validate, "sample": self._sample}
-        tasks |= {"evaluate": self._evaluate, "save": self._save}
+        tasks |= {"evaluate": self._evaluate, "save": self._save, "snapshot": self._snapshot}
         if self.due.log(self.step) and self.means.sums:
             self._write_means()
         try:
@@ -212,6 +208,9 @@ class Loop:
         self.means.check(self.accelerator)
         with published(self.method, self.ema) as pipeline:
             self.hooks.save(pipeline)
+
+    def _snapshot(self) -> None:
+        decided(self.accelerator, lambda: save_snapshot(self.runlog.folder.averages, self.step, self.ema))
 
     def _write_means(self) -> None:
         self.means.check(self.accelerator)
@@ -265,7 +264,7 @@ class Calendar:
     """Which steps do what. Epochs are turned into steps here, once."""
 
     def __init__(self, config: Config, steps_per_epoch: int, total: int, evaluates: bool, validates: bool):
-        log, run = config.log, config.run
+        log, run, snapshots = config.log, config.run, config.ema.ema_snapshot_steps
         sample = log.sample_steps or (log.save_images_epochs or 0) * steps_per_epoch
         self.total = total
         self.log = self._every(log.logging_steps, last=True)
@@ -274,6 +273,7 @@ class Calendar:
             "sample": self._every(sample),
             "evaluate": self._every(config.evaluation.eval_steps if evaluates else 0, last=evaluates),
             "save": self._every((log.save_model_epochs or 0) * steps_per_epoch),
+            "snapshot": self._every(snapshots, last=bool(snapshots)),
         }
         self.checkpoint = self._every(run.checkpointing_steps, last=True)
 

@@ -31,6 +31,7 @@ from trilemma.pipelines.shared import exact_device
 from trilemma.training.devices.profile import Profile
 from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.images.points import picture
+from trilemma.training.loop.ema import drop_snapshots
 from trilemma.training.loop.machine import commit, hardware, versions
 from trilemma.training.loop.method import SKIPPED, Logs
 from trilemma.training.options.flags import Config, flatten, public, to_yaml
@@ -44,6 +45,7 @@ IMAGE_OPTIONS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """accelerate's trackers that show images, and the arguments of their log_images."""
 
 CALLED = {"validate": "validation", "sample": "sample sheet", "evaluate": "evaluation", "save": "saving"}
+CALLED |= {"snapshot": "snapshot of the averages"}
 """What is done between steps, as the user reads it."""
 
 
@@ -156,6 +158,7 @@ class RunLog:
 
         with suppress(FileError):  # a damaged run.json is written again
             self.seconds_aside = self.folder.read_run().get("evaluation_seconds", 0.0) if step else 0.0
+        drop_snapshots(self.folder.averages, step)
         write_text(self.folder.config, to_yaml(self.config))
         self.scalars, results = self.folder.scalars, self.folder.results
         keep_lines(self.scalars, is_before)

@@ -45,10 +45,11 @@ FINISHED = "finished"
 ENTRIES = {
     "step": int, "seconds": float, "config": dict, "network": dict, "num_processes": int, "precision": str,
     "fingerprint": str, "method": dict, "ema": list, "rng": list, "left": tuple[str, ...],
-    "plugins": dict[str, str], "places": list[list[int]],
+    "plugins": dict[str, str], "places": list[list[int]], "tracks": list[list],
 }  # fmt: skip
-OPTIONAL = {"network", "left", "plugins", "places"}
-"""What a state holds; that of version 0.1 has nothing OPTIONAL; places are of a stream of shards."""
+OPTIONAL = {"network", "left", "plugins", "places", "tracks"}
+"""What a state holds; that of version 0.1 has nothing OPTIONAL; places are of a stream of shards, tracks of
+--ema_snapshot_steps."""
 
 
 class Checkpoints:
@@ -117,6 +118,9 @@ class Checkpoints:
             changed.append("the training images: not the same as then")
         if state["num_processes"] != self.accelerator.num_processes:
             changed.append(f"processes: {state['num_processes']} then, {self.accelerator.num_processes} now")
+        if self.ema.tracks and not state.get("tracks"):
+            every = self.config.ema.ema_snapshot_steps
+            changed.append(f"--ema_snapshot_steps: 0 then, {every} now, and its averages begin at step 1")
         if changed:
             raise ValueError(
                 f"{path} was trained with other settings, so resuming it would give the result of neither: "
@@ -130,6 +134,8 @@ class Checkpoints:
             self.place.go_to(state["places"][self.accelerator.process_index])
         self.method.load_state_dict(state["method"])
         self.ema.load_state_dict(state["ema"])
+        for track, average in zip(self.ema.tracks, state.get("tracks", []), strict=False):
+            track.load_state_dict(average)
         set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
 
     def finished(self, step: int) -> None:
@@ -155,6 +161,7 @@ class Checkpoints:
                 "fingerprint": self.fingerprint,
                 "method": self.method.state_dict(),
                 "ema": self.ema.state_dict(),
+                "tracks": [track.state_dict() for track in self.ema.tracks],
                 "rng": rng,
                 "left": list(left),
                 "plugins": plugins.digests(),

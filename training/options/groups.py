@@ -13,6 +13,7 @@ from trilemma.training.loop.learning_rate import POLYNOMIAL_END, SHAPES, USUAL_W
 from trilemma.training.networks.rows import NETS
 from trilemma.training.options.flags import PLUGIN, option
 from trilemma.training.options.plugins import also
+from trilemma.training.post_hoc import check_length
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ class DataConfig:
         needs=("validation_size", ...),
     )  # fmt: skip
     validation_size: int | None = option(
-        None,
-        "images to hold out for the validation loss, 0 for none; if not given, all of --validation_split",
-        usual=0, low=0,
+        None, "images to hold out for the validation loss, 0 for none; if not given, all of "
+        "--validation_split", usual=0, low=0,
     )  # fmt: skip
     preserve_input_precision: bool = option(False, "not offered: training and metrics use 8-bit images")
     cache_dir: str | None = option(None, "where decoded images are cached", free=True)
@@ -105,10 +105,8 @@ class OptimConfig:
     train_batch_size: int = option(128, "images per process and micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
     eval_forward_batch: int | None = option(
-        None,
-        "images in one forward pass of the network in validation, sheets and evaluation; --train_batch_size "
-        "if not given",
-        free=True, low=1,
+        None, "images in one forward pass of the network in validation, sheets and evaluation; "
+        "--train_batch_size if not given", free=True, low=1,
     )  # fmt: skip
     learning_rate: float = option(2e-4, "peak learning rate", low=0.0)
     lr_scheduler: Literal[tuple(SHAPES)] = option(
@@ -155,6 +153,13 @@ class EMAConfig:
     ema_halflife_images: float | None = option(
         None, "half-life in images, as EDM; replaces the power warm-up", low=0.0, needs=("use_ema", (True,))
     )
+    ema_std: float | None = option(None, "length as a share of the run", low=0.0, needs=("use_ema", (True,)))
+    ema_snapshot_steps: int = option(
+        0, "steps between snapshots for averages afterwards (docs/averages.md); 0: none", free=True, low=0
+    )
+
+    def __post_init__(self):
+        check_length(self.ema_std, self.ema_halflife_images)
 
 
 @dataclass(frozen=True)
@@ -191,11 +196,9 @@ class RunConfig:
         None, "folder or Hub id whose weights to start from, with a fresh optimizer"
     )
     init_new_classes: bool = option(
-        False,
-        "allow other classes, or none, than --init_from has: re-initialise the class embedding, except for "
-        "classes of the same names",
-        needs=("init_from", ...),
-    )
+        False, "allow other classes, or none, than --init_from has: re-initialise the class embedding, "
+        "except for classes of the same names", needs=("init_from", ...),
+    )  # fmt: skip
     plugin: tuple[str, ...] | None = option(None, PLUGIN)
     local_rank: int = option(-1, "set by some launchers; the LOCAL_RANK variable wins", free=True)
 
@@ -253,24 +256,20 @@ class EvalConfig:
         free=True, needs=("eval_steps", ...),
     )  # fmt: skip
     eval_feature_extractor: str | None = option(
-        None,
-        "inception, dinov2, clip, classifier, pixels; inception if its weights are here, else classifier",
-        free=True, needs=("eval_steps", ...),
+        None, "inception, dinov2, clip, classifier, pixels; inception if its weights are here, else "
+        "classifier", free=True, needs=("eval_steps", ...),
     )  # fmt: skip
     eval_judge: str | None = option(
         None, "classifier that comes with trilemma (cifar10, cifar10-16, digits, mnist), whatever the data; "
-        "else the data's own",
-        free=True, needs=("eval_steps", ...),
+        "else the data's own", free=True, needs=("eval_steps", ...),
     )  # fmt: skip
     eval_metrics: tuple[str, ...] = option(
-        ("fd",),
-        lambda: (
-            "of fd, energy, kid, mind, is, prdc, clipped, class_accuracy, modes, memorization, copies, ct, "
-            f"fld, class_vendi, diversity{also('metric')} (docs/metrics.md); the first chooses the best model"
-        ),
-        free=True,
-        needs=("eval_steps", ...),
-    )
+        ("fd",), lambda: (
+            "of fd, energy, kid, cmmd, mind, is, prdc, clipped, class_accuracy, modes, memorization, copies, "
+            "ct, fld, class_vendi, class_energy, diversity"
+            f"{also('metric')} (docs/metrics.md); the first chooses the best model"
+        ), free=True, needs=("eval_steps", ...),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

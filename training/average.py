@@ -1,0 +1,56 @@
+"""Make averages of other lengths: `python -m trilemma.training.average outputs/digits --std 0.05 0.1`.
+
+The training must have kept snapshots (`--ema_snapshot_steps`); nothing is trained. Each average is a model
+folder `<output_dir>/<length>/`. Flags of `eval/evaluate.py` after a `--` score all of them and compare them:
+`... --std 0.05 0.1 0.15 -- --metrics fd --num_samples 2000`.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from trilemma.training.loop.stop import ending_quietly
+from trilemma.training.options.flags import option
+from trilemma.training.options.parser import parse_flags
+from trilemma.training.progress import loading_libraries
+
+
+@dataclass(frozen=True)
+class LengthConfig:
+    """Which averages are made of which model."""
+
+    model: str | None = option(None, "output folder of the training; its flag may be left out")
+    std: tuple[float, ...] | None = option(
+        None, "lengths as --ema_std has them: standard deviations as shares of the run, at most 0.2886"
+    )
+    halflife: tuple[float, ...] | None = option(
+        None, "lengths in images: the last so many images have half of the weight"
+    )
+    output_dir: str | None = option(None, "where the folders go; <model>-averages if not given")
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """`training/average.py`."""
+
+    length: LengthConfig
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Split at `--`, parse, average."""
+    argv = sys.argv[1:] if argv is None else argv
+    end = argv.index("--") if "--" in argv else len(argv)
+    named = [] if argv[:1] in ([], ["--"]) or argv[0].startswith("-") else ["--model"]
+    with ending_quietly():
+        config = parse_flags(AverageConfig, __doc__, [*named, *argv[:end]])
+
+        with loading_libraries():
+            from trilemma.model_cards.averages import average
+
+        try:
+            average(config.length, argv[end + 1 :] if end < len(argv) else None)
+        except (ValueError, OSError) as problem:
+            raise SystemExit(f"error: {problem}") from problem
+
+
+if __name__ == "__main__":
+    main()
