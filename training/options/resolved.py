@@ -63,12 +63,13 @@ def resolved(config: "Config") -> Iterator[str]:
 def look(config: "Config") -> tuple[Found | None, str]:
     """What the data look like, or why that is not known."""
     from trilemma.training.images.decode import look as usual_shape
-    from trilemma.training.images.points import POINTS, SHAPE
+    from trilemma.training.images.points import SHAPE
     from trilemma.training.images.shards.source import open_images
+    from trilemma.training.images.sources import EMBEDDED
 
     data = config.data
     name = data.dataset_name or ""
-    if not (data.train_data_dir or name in ("", "digits", *POINTS) or Path(name).is_dir()):
+    if not (data.train_data_dir or name in ("", *EMBEDDED) or Path(name).is_dir()):
         return None, f"{public_name(name)} is a data set of the Hub, and a dry run downloads nothing"
     if data.train_data_dir and not Path(data.train_data_dir).exists():
         return None, f"--train_data_dir {data.train_data_dir!r} does not exist on this machine"
