@@ -56,8 +56,9 @@ def resolved(config: "Config") -> Iterator[str]:
         return
     epochs = f", {steps * images / found.count:.4g} epochs" if found and not data.streaming else ""
     yield f"length: {steps:,} steps of {images:,} images{epochs}, on {processes}"
-    warmup = f" after {warmup_steps(optim, steps):,} steps" if optim.lr_scheduler in WITH_WARMUP else ""
-    yield f"learning rate: its peak is {optim.learning_rate:g}{warmup}"
+    warmup = warmup_steps(optim, steps) if optim.lr_scheduler in WITH_WARMUP else 0
+    after = f" after {warmup:,} steps" if warmup else ""
+    yield f"learning rate: its peak is {optim.learning_rate:g}{after}"
 
 
 def look(config: "Config") -> tuple[Found | None, str]:
