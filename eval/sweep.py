@@ -30,7 +30,7 @@ class GridConfig:
     family: Literal[families.names()] = option(
         "unconditional", "training/train_<family>.py trains it, unless --model is given", needs=("grid", ...)
     )
-    output_dir: str | None = option(None, "where everything goes; outputs/sweep-<question> if not given")
+    output_dir: str | None = option(None, "output folder; outputs/sweep-<question> if not given")
     launcher: str | None = option(
         None, "what starts a point, such as 'accelerate launch --num_processes 8'; this Python if not given"
     )

@@ -7,7 +7,6 @@ classes brings its code, since the stock pipeline takes no labels.
 """
 
 import copy
-import numbers
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -21,6 +20,7 @@ from trilemma.pipelines.shared import (
     ids_with_null,
     image_shape,
     images_output,
+    is_integer,
     kept_steps,
     listed,
     names_by_id,
@@ -68,7 +68,7 @@ class ConsistencyPipeline(OneSamplerPipeline):
     def steps(self, wanted: int | None) -> int:
         """2, or `wanted`; ValueError for a number that the scheduler does not have."""
         steps, most = STEPS if wanted is None else wanted, self.scheduler.config.original_inference_steps
-        if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or not 1 <= steps <= most:
+        if not is_integer(steps) or not 1 <= steps <= most:
             raise ValueError(
                 f"--num_inference_steps must be an integer from 1 to {most}, and few are enough; got {steps}"
             )

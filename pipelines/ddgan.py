@@ -22,6 +22,7 @@ from trilemma.pipelines.shared import (
     check_output_type,
     image_shape,
     images_output,
+    is_integer,
     kept_steps,
     listed,
     names_by_id,
@@ -65,7 +66,7 @@ class DDGANPipeline(OneSamplerPipeline):
     def steps(self, wanted: int | None) -> int:
         """The number of steps that the model was trained with; ValueError if another is `wanted`."""
         steps = self.scheduler.config.num_train_timesteps
-        if wanted not in (None, steps):
+        if wanted is not None and (not is_integer(wanted) or wanted != steps):
             raise ValueError(f"--num_inference_steps must be {steps}, as in training; got {wanted}")
         return steps
 

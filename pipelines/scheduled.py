@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import numbers
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from diffusers import (
 )
 
 from trilemma.pipelines.samplers import is_flow, sampler_of, samplers_for, scheduler_for
-from trilemma.pipelines.shared import Generators, ShippedPipeline
+from trilemma.pipelines.shared import Generators, ShippedPipeline, is_integer
 
 OF_FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 
@@ -69,7 +68,7 @@ def scheduler_steps(scheduler: SchedulerMixin, steps: int | None) -> int:
     if steps is None:
         return total if isinstance(scheduler, DDPMScheduler) else max(n for n in divisors if n <= 50)
     kind, scheduler = f"{type(scheduler).__name__} of {total} steps", copy.deepcopy(scheduler)
-    if not isinstance(steps, numbers.Integral) or not 1 <= steps <= total:
+    if not is_integer(steps) or not 1 <= steps <= total:
         raise ValueError(f"--num_inference_steps must be 1 to {total} for a {kind}, an integer; got {steps}")
     scheduler.set_timesteps(steps)
     spacing = scheduler.config.get("timestep_spacing")

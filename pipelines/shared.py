@@ -96,7 +96,9 @@ def _imports_ours(text: str) -> bool:
     return any((node.module or "").startswith("trilemma.") for node in imports)
 
 
-# What a call is asked for.
+def is_integer(value: Any) -> bool:
+    """Whether this is an integer of any library; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def read_generators(
@@ -110,7 +112,7 @@ def read_generators(
     class_labels: as `listed` returns them.
     """
     generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers takes only lists
-    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+    if not is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}")
     if batch_size == 1 and isinstance(class_labels, list):
         batch_size = len(class_labels)
@@ -133,7 +135,7 @@ def _read_seeds(seeds: Iterable[int]) -> list[int]:
     """Seeds as Python ints; ValueError for anything else."""
     values = None if isinstance(seeds, Mapping) else listed(seeds)
     values = [_plain(seed) for seed in values] if isinstance(values, list) else []
-    if not values or any(isinstance(seed, bool) or not isinstance(seed, numbers.Integral) for seed in values):
+    if not values or not all(map(is_integer, values)):
         raise ValueError(f"seeds must be a sequence of ints, one per image; got {seeds!r}")
     return [int(seed) for seed in values]
 
@@ -189,7 +191,7 @@ def _label_id(label: Any, option: str, classes: int, names: tuple[str, ...]) -> 
         return None
     if isinstance(label, str) and label in names:
         return names.index(label)
-    if isinstance(label, numbers.Integral) and not isinstance(label, bool) and 0 <= label < classes:
+    if is_integer(label) and 0 <= label < classes:
         return int(label)
     choices = ", ".join(f"{k} {name!r}" for k, name in enumerate(names[:100]))
     choices = choices or f"0 to {classes - 1} (this model has no class names)"
@@ -269,9 +271,8 @@ def images_output(
     image: Tensor, states: list[Tensor], output_type: str, return_dict: bool
 ) -> ImagesOutput | tuple:
     """Images (B, C, H, W) in [-1, 1] and the states that were kept before them, as a call returns them."""
-    result = ImagesOutput(images=convert(image, output_type))
-    if states:
-        result["trajectory"] = convert(torch.stack([*states, image]), output_type)
+    trajectory = convert(torch.stack([*states, image]), output_type) if states else None
+    result = ImagesOutput(convert(image, output_type), trajectory)
     return result if return_dict else result.to_tuple()
 
 

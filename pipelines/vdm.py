@@ -32,6 +32,7 @@ from trilemma.pipelines.shared import (
     ids_with_null,
     image_shape,
     images_output,
+    is_integer,
     kept_steps,
     listed,
     names_by_id,
@@ -128,7 +129,7 @@ class VDMPipeline(ShippedPipeline):
     def steps(self, wanted: int | None) -> int:
         """250, the usual number of steps, or `wanted`, which may be any number."""
         steps = STEPS if wanted is None else wanted
-        if not isinstance(steps, numbers.Integral) or steps < 1:
+        if not is_integer(steps) or steps < 1:
             raise ValueError(f"--num_inference_steps must be an integer of at least 1; got {steps}")
         return steps
 

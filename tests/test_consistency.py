@@ -460,7 +460,9 @@ def test_what_the_command_line_refuses(tmp_path, capsys):
     with pytest.raises(ValueError, match="--first_stage must be at most --stages, 4; got 5"):
         complete(config, (), range(9), SimpleNamespace(num_processes=1), None, None)
     assert "--p_uncond has no effect" in refused(capsys, "--p_uncond", "0.2")
-    assert "--p_uncond must be in 0..1" in refused(capsys, "--class_conditional", "--p_uncond", "1.5")
+    assert "--p_uncond must be at least 0 and at most 1" in refused(
+        capsys, "--class_conditional", "--p_uncond", "1.5"
+    )
     assert "--stages must be at least 1" in refused(capsys, "--stages", "0")
     assert "--sampler must be one of lcm" in refused(capsys, "--sampler", "ddim")
     assert "--huber_c must be greater than 0" in refused(capsys, "--huber_c", "0")

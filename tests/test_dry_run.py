@@ -31,7 +31,7 @@ def test_local_data_are_looked_at(folder, monkeypatch):
         "data: 10 images to train on, 16x16 RGB, labels of 2 classes",
         "network: unet_16",
         "length: 9 steps of 4 images, 3.6 epochs, on 1 process",
-        "learning rate: its peak is 0.001 after 0 steps",
+        "learning rate: its peak is 0.001",
     ]
 
 

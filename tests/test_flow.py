@@ -309,7 +309,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):
     (["--time_density", "logit_normal", "--logit_std", "0"], "--logit_std must be greater than 0"),
     (["--coupling", "ot"], "--coupling must be one of independent, optimal; got 'ot'"),
     (["--p_uncond", "0.2"], "--p_uncond has no effect"),
-    (["--class_conditional", "--p_uncond", "1.5"], "--p_uncond must be in 0..1; got 1.5"),
+    (["--class_conditional", "--p_uncond", "1.5"], "--p_uncond must be at least 0 and at most 1; got 1.5"),
     (["--sampler", "ddim"], f"--sampler must be one of {', '.join(FLOW_SAMPLERS)}; got 'ddim'"),
     (["--prediction_type", "epsilon"], "--prediction_type"),
 ])  # fmt: skip

@@ -154,8 +154,9 @@ def test_the_interface_of_every_family(family, sampler, samplers, steps, calls, 
     assert pipeline.sampler == sampler
     with pytest.raises(ValueError, match=rf"^--sampler must be one of {samplers[0]}.*; got 'dimm'"):
         pipeline.with_sampler("dimm")
-    with pytest.raises(ValueError, match=r"^--num_inference_steps must be .*; got 0"):
-        pipeline.steps(0)
+    for wrong in (0, True, float(steps)):
+        with pytest.raises(ValueError, match=rf"^--num_inference_steps must be .*; got {wrong}"):
+            pipeline.steps(wrong)
 
 
 def test_models_without_classes_cannot_be_guided():

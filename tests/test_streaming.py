@@ -145,7 +145,7 @@ def test_a_stream_goes_on_where_it_was(tmp_path, configure, kind):
             assert torch.equal(x0, again)
             assert torch.equal(labels, labels_again)
         assert resumed.state() in places
-    with pytest.raises(ValueError, match="is no place in a stream"):
+    with pytest.raises(ValueError, match="is not a position in a stream"):
         Place().go_to([1, 2, -3, 4])
 
 

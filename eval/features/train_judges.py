@@ -6,7 +6,7 @@ thread of the CPU; the digits, which have no test split, by the recipe of any da
 for. Without a data set its judges are left out.
 
 A judge that is trained again is another judge: results under the two cannot be compared. So train one again
-only for a reason that is worth it.
+only for a good reason.
 """
 
 import sys
@@ -27,11 +27,11 @@ class JudgesConfig:
     mnist: str | None = option(None, "folder with the training and the test split of MNIST")
     cifar10: str | None = option(None, "folder with the training and the test split of CIFAR-10")
     cifar10_note: str | None = option(
-        None, "how that CIFAR-10 differs from the original, as the file shall say", needs=("cifar10", ...)
+        None, "how that CIFAR-10 differs from the original, as the file records it", needs=("cifar10", ...)
     )
     judges: tuple[str, ...] | None = option(None, "train only these, by name")
     output_dir: str = option(str(SHIPPED), "folder of the files")
-    cache_dir: str | None = option(None, "where decoded images are kept")
+    cache_dir: str | None = option(None, "where decoded images are cached")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def evaluate(
     accelerator = evaluation_accelerator(config.model.cpu_threads)
     prepared = prepare(config, model, reference, path, accelerator)
     if config.output.dry_run:
-        accelerator.print(f"nothing stands in the way of --metrics {' '.join(config.score.metrics)}")
+        accelerator.print(f"no error found: --metrics {' '.join(config.score.metrics)} can be measured")
         return []
     save_reference(config.reference.save_reference, prepared.sticks, accelerator)
 

@@ -197,7 +197,7 @@ def _check_parts(path: Path, tensors: dict[str, Tensor]) -> None:
         if name in ("features", "heldout"):
             fits = fits and tensor.ndim == 2 and tensor.shape[1:] == tensors["mean"].shape
         if not fits:
-            raise FileError(path, f"has a {name} of other values or another shape than statistics", DAMAGED)
+            raise FileError(path, f"has a {name} whose values or shape are not those of statistics", DAMAGED)
 
 
 def _sha256(tensors: dict[str, Tensor]) -> str:

@@ -32,11 +32,7 @@ from trilemma.training.options.groups import (
 class GuidanceConfig:
     """Classifier-free guidance."""
 
-    p_uncond: float = option(0.1, "probability of training on an image without its label", low=0)
-
-    def __post_init__(self):
-        if self.p_uncond > 1:
-            raise ValueError(f"--p_uncond must be in 0..1; got {self.p_uncond}")
+    p_uncond: float = option(0.1, "probability of training on an image without its label", low=(0, 1))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ConsistencyConfig:
     )
     class_conditional: bool = option(False, "condition on class labels; the data must have labels")
     p_uncond: float = option(
-        0.1, "probability of training on an image without its label", low=0,
+        0.1, "probability of training on an image without its label", low=(0, 1),
         needs=("class_conditional", (True,)),
     )  # fmt: skip
     guidance_scale: float = option(
@@ -73,10 +73,6 @@ class ConsistencyConfig:
     watchdog_steps: int = option(
         100, "steps between checks for signs of failure; 0 for no checks", free=True, low=0
     )
-
-    def __post_init__(self):
-        if self.p_uncond > 1:
-            raise ValueError(f"--p_uncond must be in 0..1; got {self.p_uncond}")
 
     def gap(self, step: int) -> float:
         """(t - r) / t at optimizer step 0, 1, ...: 1 while denoising, then 2^-first_stage ... 2^-stages."""

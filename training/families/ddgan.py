@@ -60,8 +60,8 @@ class GANOptimConfig(OptimConfig):
     learning_rate: float = option(1.6e-4, "peak learning rate of the generator", low=0.0)
     lr_scheduler: Literal[tuple(SHAPES)] = option("cosine", "learning rates over optimizer steps")
     lr_warmup_steps: int = option(0, "optimizer steps of warm-up", low=0, needs=("lr_scheduler", WITH_WARMUP))
-    adam_beta1: float = option(0.5, "Adam's first decay", low=0)
-    adam_beta2: float = option(0.9, "Adam's second decay", low=0)
+    adam_beta1: float = option(0.5, "Adam's first decay", low=(0, 1.0))
+    adam_beta2: float = option(0.9, "Adam's second decay", low=(0, 1.0))
     max_grad_norm: float = option(0.0, "gradients are clipped to this norm; 0 for no clipping", low=0)
 
     def __post_init__(self):

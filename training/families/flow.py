@@ -40,13 +40,9 @@ class FlowConfig:
     )
     class_conditional: bool = option(False, "condition on class labels; the data must have labels")
     p_uncond: float = option(
-        0.1, "probability of training on an image without its label", low=0,
+        0.1, "probability of training on an image without its label", low=(0, 1),
         needs=("class_conditional", (True,)),
     )  # fmt: skip
-
-    def __post_init__(self):
-        if self.p_uncond > 1:
-            raise ValueError(f"--p_uncond must be in 0..1; got {self.p_uncond}")
 
 
 @dataclass(frozen=True)

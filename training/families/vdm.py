@@ -39,7 +39,7 @@ class VDMConfig:
     )
     class_conditional: bool = option(False, "condition on class labels; the data must have labels")
     p_uncond: float = option(
-        0.1, "probability of training on an image without its label", low=0,
+        0.1, "probability of training on an image without its label", low=(0, 1),
         needs=("class_conditional", (True,)),
     )  # fmt: skip
     shortcut_steps: int = option(
@@ -56,8 +56,6 @@ class VDMConfig:
             raise ValueError(f"--fourier_features must be in 0..{MAX_FOURIER}; got {wrong[0]}")
         if self.gamma_max <= self.gamma_min:
             raise ValueError(f"--gamma_max must be above --gamma_min; got {self.gamma_min}..{self.gamma_max}")
-        if self.p_uncond > 1:
-            raise ValueError(f"--p_uncond must be in 0..1; got {self.p_uncond}")
         if self.shortcut_steps > self.vdm_timesteps:
             raise ValueError(
                 f"--shortcut_steps must be at most --vdm_timesteps, {self.vdm_timesteps}, of which they are "
@@ -69,7 +67,7 @@ class VDMConfig:
 class VDMOptimConfig(OptimConfig):
     """Batches, AdamW and the learning rate; defaults from the paper's CIFAR-10 experiments."""
 
-    adam_beta2: float = option(0.99, "Adam's second decay", low=0)
+    adam_beta2: float = option(0.99, "Adam's second decay", low=(0, 1.0))
     adam_weight_decay: float = option(0.01, "decoupled weight decay", low=0)
 
 

@@ -111,7 +111,7 @@ def _about(path: Path, count: int) -> dict[str, Any]:
         if min(about["shape"]) < 1 or about["shape"][0] != count or not about["several"]:
             raise ValueError(f"is not of {count} images")
         if not all(name.isdecimal() and int(name) < count for name in about["bad"]):
-            raise ValueError("names bad images that there are not")
+            raise ValueError("names bad images that do not exist")
     except ValueError as problem:
         raise FileError(path, problem) from problem
     return about

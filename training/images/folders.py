@@ -70,7 +70,7 @@ def walk(folder: Path) -> list[str]:
     ours: list[str] = []
     paths = sorted(_walk(str(folder), "", frozenset(), ours))
     if ours:
-        logger.warning("not data, since this toolkit wrote it: %s in %s", ", ".join(sorted(ours)), folder)
+        logger.warning("left out, since this toolkit wrote it: %s in %s", ", ".join(sorted(ours)), folder)
     return paths
 
 

@@ -66,17 +66,15 @@ def open_source(config: DataConfig, split: str) -> Source:
     """The rows of `split` that the configuration asks for."""
     if config.train_data_dir is not None:
         source = _folder(config.train_data_dir, "--train_data_dir", config, split)
-    elif config.dataset_name == "digits":
-        source = _digits(split)
-    elif config.dataset_name in POINTS:
-        source = _points(config, split)
+    elif config.dataset_name in EMBEDDED:
+        source = EMBEDDED[config.dataset_name](config, split)
     elif config.dataset_name and Path(config.dataset_name).is_dir():
         source = _folder(config.dataset_name, "--dataset_name", config, split)
     elif config.dataset_name:
         source = _hub(config, split)
     else:
         raise ValueError(
-            f"no data: pass --dataset_name (a Hub id such as ylecun/mnist, or digits, {', '.join(POINTS)}, "
+            f"no data: pass --dataset_name (a Hub id such as ylecun/mnist, or {', '.join(EMBEDDED)}, "
             "which are embedded) or --train_data_dir"
         )
     if config.classes:
@@ -102,14 +100,15 @@ class _ArrayReader:
         return [Image.fromarray(self.images[row]) for row in rows]
 
 
-def _digits(split: str) -> Source:
+def _digits(config: DataConfig, split: str) -> Source:
     """The 1,797 handwritten digits of scikit-learn (E. Alpaydin, C. Kaynak, UCI, 1998), 8x8, levels 0..16."""
-    check_split("digits", split, ["train"])
+    name = config.dataset_name
+    check_split(name, split, ["train"])
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
     grey = np.rint(images.astype(np.float64) * 255 / 16).astype(np.uint8)
-    names = tuple(str(digit) for digit in range(10))
-    return Source("digits", split, "digits", _ArrayReader(grey), np.arange(len(grey)), labels, names)
+    classes = tuple(str(digit) for digit in range(10))
+    return Source(name, split, name, _ArrayReader(grey), np.arange(len(grey)), labels, classes)
 
 
 # Points of the plane
@@ -130,6 +129,10 @@ def _points(config: DataConfig, split: str) -> Source:
     pixels, labels = row.split(split)
     rows = np.arange(len(pixels))
     return Source(name, split, name, None, rows, labels, row.class_names, pixels, points=True)
+
+
+EMBEDDED = {"digits": _digits, **dict.fromkeys(POINTS, _points)}
+"""--dataset_name of the data that come with the package -> what makes their rows of a split."""
 
 
 # Hub data sets and folders

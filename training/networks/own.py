@@ -92,8 +92,8 @@ def complete(
     if before:
         chosen = {name: before[name] for name in choose([Timed("", 1, 1.0)], 1.0) if name in before}
         accelerator.print(
-            "The settings that --minutes chose for this run stay. To train longer, give another "
-            "--output_dir, anew or with --init_from this folder."
+            "The settings that --minutes chose for this run stay. To train longer, use another "
+            "--output_dir, from scratch or with --init_from this folder."
         )
     else:
         if "train_batch_size" not in given:

@@ -70,7 +70,8 @@ def option(default, help, *, usual=None, free=False, low=None, needs=None, choic
 
     usual: of an option whose default, None, is resolved when the run begins: what it usually becomes.
     free: may change when a run is resumed, since it does not change the trained weights.
-    low: the smallest allowed value; a float bound is exclusive (`low=0.0` means positive).
+    low: the smallest allowed value, or the smallest and the largest one; a float is exclusive: `low=0.0`
+        means positive, and `low=(0, 1.0)` from 0 to below 1.
     needs: (option, values); without one of these values the flag has no effect. `...`: any but None.
     choices: a function that gives them, where plug-ins may add some; so may help be.
     """

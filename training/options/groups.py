@@ -92,7 +92,7 @@ class NetConfig:
     model_config_name_or_path: str | None = option(
         None, "folder, file or Hub id of a network configuration; replaces --net"
     )
-    dropout: float | None = option(None, "dropout; the network's own if not given", low=0)
+    dropout: float | None = option(None, "dropout; the network's own if not given", low=(0, 1.0))
     enable_xformers_memory_efficient_attention: bool = option(
         False, "use xformers' attention; needs xformers"
     )
@@ -121,8 +121,8 @@ class OptimConfig:
         needs=("lr_scheduler", ("multistep",)),
     )  # fmt: skip
     lr_gamma: float = option(0.5, "factor at each milestone", low=0.0, needs=("lr_scheduler", ("multistep",)))
-    adam_beta1: float = option(0.9, "Adam's first decay", low=0)
-    adam_beta2: float = option(0.999, "Adam's second decay", low=0)
+    adam_beta1: float = option(0.9, "Adam's first decay", low=(0, 1.0))
+    adam_beta2: float = option(0.999, "Adam's second decay", low=(0, 1.0))
     adam_weight_decay: float = option(0.0, "decoupled weight decay", low=0)
     adam_epsilon: float = option(1e-8, "Adam's epsilon", low=0.0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 for no clipping", low=0)
@@ -149,7 +149,7 @@ class EMAConfig:
     use_ema: bool = option(True, "publish an exponential moving average of the weights")
     ema_inv_gamma: float = option(1.0, "inverse gamma of the warm-up", low=0.0, needs=("use_ema", (True,)))
     ema_power: float = option(0.75, "power of the warm-up", low=0.0, needs=("use_ema", (True,)))
-    ema_max_decay: float = option(0.9999, "largest decay", low=0, needs=("use_ema", (True,)))
+    ema_max_decay: float = option(0.9999, "largest decay", low=(0, 1), needs=("use_ema", (True,)))
     ema_halflife_images: float | None = option(
         None, "half-life in images, as EDM; replaces the power warm-up", low=0.0, needs=("use_ema", (True,))
     )

@@ -147,21 +147,28 @@ class Parser(argparse.ArgumentParser):
     def check(self, values: dict[str, Any], typed: set[str]) -> None:
         """Choices and bounds of every value, and flags on the command line that would have no effect."""
         for name, flag in self.flags.items():
-            value, low, needs = values.get(name, flag.default), flag.meta["low"], flag.meta["needs"]
+            value, needs = values.get(name, flag.default), flag.meta["needs"]
             if value is not None:
                 self._check_choices(flag, value, f"--{name}")
             if "" in (value if flag.many and value else [value]):  # a shell variable that is not set
                 self.error(f"--{name} must not be empty; leave the flag out for its default")
             if isinstance(value, float) and not math.isfinite(value):
                 self.error(f"--{name} must be a finite number; got {value}")
-            if low is not None and value is not None:
-                exclusive = isinstance(low, float)
-                if value < low or (exclusive and value == low):
-                    self.error(
-                        f"--{name} must be {'greater than' if exclusive else 'at least'} {low:g}; got {value}"
-                    )
+            if value is not None and flag.meta["low"] is not None:
+                self._check_bounds(name, value, flag.meta["low"])
             if needs and name in typed and value not in (None, False):
                 self._check_effect(name, *needs, values)
+
+    def _check_bounds(self, name: str, value: float, bounds: float | tuple[float, float]) -> None:
+        """bounds: see `option`."""
+        low, high = bounds if isinstance(bounds, tuple) else (bounds, math.inf)
+        allowed = [low < value < high, isinstance(low, int) and value == low]
+        allowed += [isinstance(high, int) and value == high]
+        if not any(allowed):
+            words = f"{'greater than' if isinstance(low, float) else 'at least'} {low:g}"
+            if high < math.inf:
+                words += f" and {'less than' if isinstance(high, float) else 'at most'} {high:g}"
+            self.error(f"--{name} must be {words}; got {value}")
 
     def _check_effect(self, name: str, other: str, allowed: Any, values: dict[str, Any]) -> None:
         """Exit, or say so, where a flag has no effect: the other option has none of the allowed values."""

@@ -56,19 +56,21 @@ def resolved(config: "Config") -> Iterator[str]:
         return
     epochs = f", {steps * images / found.count:.4g} epochs" if found and not data.streaming else ""
     yield f"length: {steps:,} steps of {images:,} images{epochs}, on {processes}"
-    warmup = f" after {warmup_steps(optim, steps):,} steps" if optim.lr_scheduler in WITH_WARMUP else ""
-    yield f"learning rate: its peak is {optim.learning_rate:g}{warmup}"
+    warmup = warmup_steps(optim, steps) if optim.lr_scheduler in WITH_WARMUP else 0
+    after = f" after {warmup:,} steps" if warmup else ""
+    yield f"learning rate: its peak is {optim.learning_rate:g}{after}"
 
 
 def look(config: "Config") -> tuple[Found | None, str]:
     """What the data look like, or why that is not known."""
     from trilemma.training.images.decode import look as usual_shape
-    from trilemma.training.images.points import POINTS, SHAPE
+    from trilemma.training.images.points import SHAPE
     from trilemma.training.images.shards.source import open_images
+    from trilemma.training.images.sources import EMBEDDED
 
     data = config.data
     name = data.dataset_name or ""
-    if not (data.train_data_dir or name in ("", "digits", *POINTS) or Path(name).is_dir()):
+    if not (data.train_data_dir or name in ("", *EMBEDDED) or Path(name).is_dir()):
         return None, f"{public_name(name)} is a data set of the Hub, and a dry run downloads nothing"
     if data.train_data_dir and not Path(data.train_data_dir).exists():
         return None, f"--train_data_dir {data.train_data_dir!r} does not exist on this machine"

@@ -57,10 +57,10 @@ class Place:
         return list(astuple(self))
 
     def go_to(self, state: Iterable[int]) -> None:
-        """Take up a place of `state`; ValueError for what is none."""
+        """Continue from a `state`; ValueError for anything else."""
         numbers = [int(number) for number in state]
         if len(numbers) != 4 or min(numbers) < 0:
-            raise ValueError(f"{numbers} is no place in a stream")
+            raise ValueError(f"{numbers} is not a position in a stream")
         self.epoch, self.shard, self.row, self.used = numbers
 
 
@@ -151,7 +151,7 @@ class ShardReader(torch.utils.data.IterableDataset):
         if self.bad & (self.bad - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
             logger.warning("%s; it is left out (--skip_bad_images), %d in this run", image, self.bad)
         if self.in_a_row >= MOST_BAD:
-            raise ValueError(f"{image}; and so it is with {MOST_BAD:,} images in a row")
+            raise ValueError(f"{image}; {MOST_BAD:,} images in a row could not be used")
         return []
 
     def _decode(self, example: Example) -> tuple[np.ndarray, int | None] | str:

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from trilemma.training.images.columns import image_column, label_column
 from trilemma.training.images.folders import existing_folder, list_folder, splits_of, suffix_of
-from trilemma.training.images.points import POINTS
-from trilemma.training.images.sources import Source, check_split, open_source, table_source
+from trilemma.training.images.sources import EMBEDDED, Source, check_split, open_source, table_source
 from trilemma.training.images.tables import ARCHIVE, declared, innermost, load_hub, load_tables
 from trilemma.training.options.groups import DataConfig
 
@@ -117,7 +116,7 @@ def _tables(config: DataConfig) -> tuple[Any, str]:
     name = config.dataset_name or ""
     if config.train_data_dir is not None:
         return _of_folder(config.train_data_dir, "--train_data_dir", config)
-    if name in ("digits", *POINTS):
+    if name in EMBEDDED:
         raise ValueError(f"--streaming is for data larger than the memory; {name} is embedded: leave it out")
     if not name:
         raise ValueError("no data to stream: pass --dataset_name (a Hub id) or --train_data_dir (a folder)")
