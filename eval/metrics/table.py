@@ -25,6 +25,7 @@ class Measure(NamedTuple):
     of_split: it describes the images of a split, not samples; its display name includes the split.
     shown: it has a column in the table of a sweep. compared: in that of `eval/compare.py`. charted: it has a
         panel in the figure of a sweep; of images of a split only where they are held out.
+    covers: it says how much of the data's variety the samples have, which is another axis than quality.
     """
 
     better: Literal["lower", "higher"] | None = None
@@ -33,6 +34,7 @@ class Measure(NamedTuple):
     shown: bool = False
     compared: bool = False
     charted: bool = False
+    covers: bool = False
 
 
 class Metric(NamedTuple):
@@ -102,9 +104,9 @@ METRICS: dict[str, Metric] = {
         "trilemma.eval.metrics.pairs:PRDC",
         {
             "precision": Measure("higher", shown=True),
-            "recall": Measure("higher", shown=True, compared=True),
+            "recall": Measure("higher", shown=True, compared=True, covers=True),
             "density": Measure("higher", shown=True),
-            "coverage": Measure("higher", shown=True, compared=True, charted=True),
+            "coverage": Measure("higher", shown=True, compared=True, charted=True, covers=True),
         },
         parts=("features",),
         keep=PAIR_IMAGES,
@@ -112,7 +114,10 @@ METRICS: dict[str, Metric] = {
     ),
     "clipped": Metric(
         "trilemma.eval.metrics.kept.clipped:Clipped",
-        {"clipped_density": Measure("higher", shown=True), "clipped_coverage": Measure("higher", shown=True)},
+        {
+            "clipped_density": Measure("higher", shown=True),
+            "clipped_coverage": Measure("higher", shown=True, covers=True),
+        },
         parts=("features",),
         keep=PAIR_IMAGES,
         best="clipped_coverage",
@@ -127,7 +132,7 @@ METRICS: dict[str, Metric] = {
     "modes": Metric(
         "trilemma.eval.metrics.judged:Modes",
         {
-            "modes": Measure("higher", shown=True, compared=True),
+            "modes": Measure("higher", shown=True, compared=True, covers=True),
             "modes_kl": Measure("lower"),
             "confidence": Measure("higher"),
             "confident_share": Measure("higher", depends_on_n=False),
