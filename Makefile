@@ -3,6 +3,7 @@
 # make test-long   the tests that start, kill and wait for programs for tens of seconds
 # make test-other-processor   the numerical tests, with the instructions of an older processor
 # make lint    run ruff
+# make report  docs/report/index.html: the models of the zoo compared, on one page
 # make bench   ratios to the common alternatives, in minutes (ARGS=--full for all)
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ ARGS ?=
 NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,process losses ddpm ema sampling networks metrics features \
 	inception classifier likelihood vdm_likelihood unconditional_pipeline class_conditional_pipeline shared_pipelines))
 
-.PHONY: train test test-long test-other-processor lint bench
+.PHONY: train test test-long test-other-processor lint report bench
 
 train: $(VENV)/.ready
 	$(BIN)/accelerate launch training/train_unconditional.py $(ARGS)
@@ -29,6 +30,11 @@ test-other-processor: $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
+
+report: $(VENV)/.ready
+	$(BIN)/python eval/compare.py --models model_cards/zoo/* --draw 16 --output_dir build/report $(ARGS)
+	mkdir -p docs/report
+	cp build/report/report.html docs/report/index.html
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/bench.py $(ARGS)
