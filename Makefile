@@ -4,6 +4,7 @@
 # make test-long   the tests that start, kill and wait for programs for tens of seconds
 # make test-other-processor   the numerical tests, with the instructions of an older processor
 # make lint    run ruff
+# make report  docs/report/index.html: the models of the zoo compared, on one page
 # make bench   ratios to the common alternatives, in minutes (ARGS=--full for all)
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,process losses ddpm ema sam
 DEMO := --model model_cards/zoo/class-conditional-mnist --sampler dpmsolver++ --num_inference_steps 10 \
 	--guidance_scale 2 --num_samples 140 --output outputs/demo.png
 
-.PHONY: demo train test test-long test-other-processor lint bench
+.PHONY: demo train test test-long test-other-processor lint report bench
 
 demo: $(VENV)/.ready
 	$(BIN)/python eval/generate.py $(DEMO) $(ARGS)
@@ -36,6 +37,11 @@ test-other-processor: $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
+
+report: $(VENV)/.ready
+	$(BIN)/python eval/compare.py --models model_cards/zoo/* --draw 16 --output_dir build/report $(ARGS)
+	mkdir -p docs/report
+	cp build/report/report.html docs/report/index.html
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/bench.py $(ARGS)

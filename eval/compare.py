@@ -2,7 +2,7 @@
 
 One table of the trilemma (quality, coverage, speed) with likelihood and cost, from the files of the output
 folders alone; numbers that were not measured alike are marked. Charts of the bound while training, and of
-quality against time per image.
+quality against time per image. `report.html` is the same as one page to sort, filter and look at.
 """
 
 import sys
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from trilemma.training.loop.stop import ending_quietly
 from trilemma.training.options.flags import option
 from trilemma.training.options.parser import parse_flags
+
+MOST_DRAWN = 64
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,19 @@ class ComparisonConfig:
     target: tuple[str, ...] | None = option(
         None, "metric=value ...: how many images of training it took each model to get there"
     )
-    output_dir: str = option("comparison", "where comparison.md and its charts go")
+    draw: int = option(
+        0,
+        "images that each model with weights draws for report.html, of the seeds 0 to N-1, in few and in "
+        "many calls of its network; 0: the samples.png of its folder",
+        low=0,
+    )
+    output_dir: str = option("comparison", "where comparison.md, its charts and report.html go")
+
+    def __post_init__(self):
+        if self.draw > MOST_DRAWN:
+            raise ValueError(
+                f"--draw must be at most {MOST_DRAWN}, for the page to stay small; got {self.draw}"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,10 +50,11 @@ def main(argv: list[str] | None = None) -> None:
     with ending_quietly():
         config = parse_flags(CompareConfig, __doc__, sys.argv[1:] if argv is None else argv)
 
-        from trilemma.eval.studies.model_table import compare
+        from trilemma.eval.studies.comparison import compare
+        from trilemma.model_cards.rendering.command import train_command
 
         try:
-            compare(config.comparison)
+            compare(config.comparison, train_command)
         except (ValueError, OSError) as problem:
             raise SystemExit(f"error: {problem}") from problem
 

@@ -266,7 +266,8 @@ def test_the_command_writes_the_page_and_its_charts(tmp_path, capsys):
     folders = [folder(tmp_path, name, [*curve([3.0]), LINE], logs) for name in ("one", "two")]
     out = tmp_path / "out"
     main(["--models", *folders, "--target", "fd_classifier=5", "--output_dir", str(out)])
-    assert {path.name for path in out.iterdir()} == {"comparison.md", "elbo.png", "fd_classifier-speed.png"}
+    charts = {"elbo.png", "fd_classifier-speed.png"}
+    assert {path.name for path in out.iterdir()} == {"comparison.md", "report.html"} | charts
     page = (out / "comparison.md").read_text()
     assert page.strip() in capsys.readouterr().out
     assert "![elbo](elbo.png)" in page

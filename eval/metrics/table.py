@@ -33,6 +33,7 @@ class Measure(NamedTuple):
         panel in the figure of a sweep; of images of a split only where they are held out.
     sees: what it is meant to show, which `eval/exam.py` examines; if not given, look and kinds where one end
         is better, else nothing.
+    covers: it says how much of the data's variety the samples have, which is another axis than quality.
     """
 
     better: Literal["lower", "higher"] | None = None
@@ -42,6 +43,7 @@ class Measure(NamedTuple):
     compared: bool = False
     charted: bool = False
     sees: tuple[Harmed, ...] | None = None
+    covers: bool = False
 
     @property
     def promised(self) -> tuple[Harmed, ...]:
@@ -123,9 +125,11 @@ METRICS: dict[str, Metric] = {
         "trilemma.eval.metrics.pairs:PRDC",
         {
             "precision": Measure("higher", shown=True, sees=("look",)),
-            "recall": Measure("higher", shown=True, compared=True, sees=("kinds",)),
+            "recall": Measure("higher", shown=True, compared=True, sees=("kinds",), covers=True),
             "density": Measure("higher", shown=True, sees=("look",)),
-            "coverage": Measure("higher", shown=True, compared=True, charted=True, sees=("kinds",)),
+            "coverage": Measure(
+                "higher", shown=True, compared=True, charted=True, sees=("kinds",), covers=True
+            ),
         },
         parts=("features",),
         keep=PAIR_IMAGES,
@@ -135,7 +139,7 @@ METRICS: dict[str, Metric] = {
         "trilemma.eval.metrics.kept.clipped:Clipped",
         {
             "clipped_density": Measure("higher", shown=True, sees=("look",)),
-            "clipped_coverage": Measure("higher", shown=True),
+            "clipped_coverage": Measure("higher", shown=True, covers=True),
         },
         parts=("features",),
         keep=PAIR_IMAGES,
@@ -155,7 +159,7 @@ METRICS: dict[str, Metric] = {
     "modes": Metric(
         "trilemma.eval.metrics.judged:Modes",
         {
-            "modes": Measure("higher", shown=True, compared=True, sees=("kinds",)),
+            "modes": Measure("higher", shown=True, compared=True, sees=("kinds",), covers=True),
             "modes_kl": Measure("lower", sees=("kinds",)),
             "confidence": Measure("higher", sees=("look",)),
             "confident_share": Measure("higher", depends_on_n=False, sees=("look",)),

@@ -1,4 +1,4 @@
-"""The body of `eval/compare.py`: which numbers of several models may be compared, and their table.
+"""Which numbers of several models may be compared, and their table.
 
 Two numbers are measured alike when everything in `PROTOCOL` agrees. For each metric the protocol of most
 models is the standard. A number with another protocol gets a mark that says what differs, and is left out of
@@ -7,51 +7,24 @@ the charts. How images are sampled may differ: it is what is compared, a row for
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine, plain_and_floor
-from trilemma.eval.studies import repeats, targets
-from trilemma.eval.studies.models import Model, read_models
+from trilemma.eval.studies import repeats
+from trilemma.eval.studies.models import Model
 from trilemma.eval.studies.tables import Marks, cell, markdown, with_interval
-from trilemma.pipelines.files.writing import write_text, written
 
-MACHINE = ("name", "processes", "threads", "mixed_precision")
-"""What of the hardware in run.json the seconds of training depend on."""
+MACHINE = {
+    "name": "processor", "processes": "processes", "threads": "threads", "mixed_precision": "precision",
+}  # fmt: skip
+"""What of the hardware in run.json the seconds of training depend on, and what notes call it."""
 
 NAMES = {
     "nfe": "NFE", "seconds_per_image": "s / image", "seconds": "training s", "images_seen": "images seen",
     "parameters": "parameters",
 }  # fmt: skip
-
-
-def compare(config) -> None:
-    """Write and print what the flags of `eval/compare.py` ask for."""
-    if not config.models:
-        raise ValueError("--models must name output folders")
-    goals = [targets.parse_target(word) for word in config.target or ()]
-    models = read_models(config.models)
-    for metric, _ in goals:
-        targets.check_target(metric, models)
-    folder, marks = Path(config.output_dir), Marks()
-    standards = standard_protocols(models)
-    parts = ["# Comparison", trilemma(models, standards, marks)]
-    parts += [text] if (text := repeats.section(repeated(models, standards))) else []
-    parts += [targets.section(models, metric, value, marks) for metric, value in goals]
-    parts += (
-        ["\n".join(f"[{i}] {remark}" for i, remark in enumerate(marks.remarks, 1))] if marks.remarks else []
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures(models, standards).items():
-        with written(folder / f"{name}.png") as file:
-            figure.savefig(file, format="png", dpi=150)
-        parts.append(f"![{name}]({name}.png)")
-    text = "\n\n".join(part.strip("\n") for part in parts) + "\n"
-    page = folder / "comparison.md"
-    write_text(page, text)
-    print(f"{text}\nin {page}")
 
 
 def standard_protocols(models: Sequence[Model]) -> dict[str, tuple]:
@@ -65,26 +38,58 @@ def standard_protocols(models: Sequence[Model]) -> dict[str, tuple]:
 
 def difference(line: ResultLine, standard: tuple) -> str:
     """How the protocol of a line differs from a standard, in words; '' if it does not."""
-    pairs = zip(PROTOCOL, line.key(PROTOCOL), standard, strict=True)
-    wrong = [f"{name} {str(own)[:12]}, not {str(usual)[:12]}" for name, own, usual in pairs if own != usual]
+    wrong = [
+        f"{name} {str(own)[:12]}, not {str(usual)[:12]}" for name, own, usual in differences(line, standard)
+    ]
     return "not comparable: " + "; ".join(wrong) if wrong else ""
 
 
-def trilemma(models: Sequence[Model], standards: Mapping[str, tuple], marks: Marks) -> str:
-    """The table: a row for each model and way to sample it."""
+def differences(line: ResultLine, standard: tuple) -> list[tuple[str, Any, Any]]:
+    """Entries of PROTOCOL in which a line differs from a standard: name, its value, the standard's."""
+    values = zip(PROTOCOL, line.key(PROTOCOL), standard, strict=True)
+    return [(name, own, usual) for name, own, usual in values if own != usual]
+
+
+class TableRow(NamedTuple):
+    """A model in one way to sample it. picked: metric -> its line, None where it was not measured."""
+
+    model: Model
+    way: tuple
+    picked: Mapping[str, ResultLine | None]
+
+    @property
+    def drawn(self) -> ResultLine | None:
+        """A line that says how images were drawn; None for a model of which none were."""
+        return next((line for line in self.picked.values() if line and line.sampler), None)
+
+    @property
+    def sampling(self) -> str:
+        """The way to sample in words, '' where nothing was sampled."""
+        return _way(self.way)
+
+
+def table_rows(models: Sequence[Model], standards: Mapping[str, tuple]) -> list[TableRow]:
+    """A row for each model and way to sample it."""
     shown = compared(models)
+    return [
+        TableRow(model, way, {metric: pick(model, metric, way, standards[metric]) for metric in shown})
+        for model in models
+        for way in ways(model)
+    ]
+
+
+def trilemma(models: Sequence[Model], standards: Mapping[str, tuple], marks: Marks) -> str:
+    """The table in Markdown."""
     rows = []
-    for model in models:
-        for key in ways(model):
-            picked = {metric: pick(model, metric, key, standards[metric]) for metric in shown}
-            cells = [_cell(line, standards[metric], marks) for metric, line in picked.items()]
-            drawn = next((line for line in picked.values() if line and line.sampler), None)
-            speed = [cell(drawn and drawn.nfe), cell(drawn and drawn.seconds_per_image)]
-            speed[1] += marks.mark(_elsewhere(drawn.device, models)) if speed[1] else ""
-            cost = [cell(model.run.get(name)) for name in list(NAMES)[2:]]
-            cost[0] += marks.mark(_other_machine(model, models[0])) if cost[0] else ""
-            rows.append([model.name, _way(key), *cells, *speed, *cost])
-    return markdown(["model", "sampling", *shown, *NAMES.values()], rows)
+    for row in table_rows(models, standards):
+        cells = [_cell(line, standards[metric], marks) for metric, line in row.picked.items()]
+        drawn = row.drawn
+        speed = [cell(drawn and drawn.nfe), cell(drawn and drawn.seconds_per_image)]
+        speed[1] += marks.mark(elsewhere(drawn.device, models)) if speed[1] else ""
+        cost = [cell(row.model.run.get(name)) for name in list(NAMES)[2:]]
+        cost[0] += marks.mark(other_machine(row.model, models[0])) if cost[0] else ""
+        rows.append([row.model.name, row.sampling, *cells, *speed, *cost])
+    return markdown(["model", "sampling", *compared(models), *NAMES.values()], rows)
 
 
 def ways(model: Model) -> list[tuple]:
@@ -167,16 +172,28 @@ def _cell(line: ResultLine | None, standard: tuple, marks: Marks) -> str:
 
 def _way(key: tuple) -> str:
     sampler, steps, guidance, classes, precision = key
-    parts = (sampler, steps and f"{steps} steps", guidance and f"guidance {guidance:g}", classes, precision)
+    parts = (
+        sampler,
+        steps and f"{steps} step{'' if steps == 1 else 's'}",
+        guidance and f"guidance {guidance:g}",
+        classes,
+        precision,
+    )
     return ", ".join(str(part) for part in parts if part)
 
 
-def _elsewhere(device: str | None, models: Sequence[Model]) -> str:
+def elsewhere(device: str | None, models: Sequence[Model]) -> str:
+    """How the device that drew differs from that of the first model that drew; '' if it does not."""
     usual = next((li.device for model in models for li in model.finished if li.device), device)
     return "" if device == usual else f"not comparable: seconds on {device}, not {usual}"
 
 
-def _other_machine(model: Model, first: Model) -> str:
+def other_machine(model: Model, first: Model) -> str:
+    """How the machine of a training differs from that of the first model; '' if it does not."""
     own, usual = (m.run.get("hardware", {}) for m in (model, first))
-    wrong = [f"{n} {own.get(n)}, not {usual.get(n)}" for n in MACHINE if own.get(n) != usual.get(n)]
+    wrong = [
+        f"{word} {own.get(name)}, not {usual.get(name)}"
+        for name, word in MACHINE.items()
+        if own.get(name) != usual.get(name)
+    ]
     return "not comparable: seconds of training with " + "; ".join(wrong) if wrong else ""

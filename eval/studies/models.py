@@ -15,13 +15,14 @@ from trilemma.training.output_folder import OutputFolder
 @dataclass(frozen=True)
 class Model:
     """An output folder, read: all its results, its run.json with the number of parameters, its log
-    lines, its flags."""
+    lines, its flags. folder: where it lies, for its pictures and its weights."""
 
     name: str
     lines: list[ResultLine]
     run: Mapping[str, Any]
     scalars: list[Mapping[str, float]]
     config: Mapping[str, Any] = field(default_factory=dict)
+    folder: OutputFolder = field(default_factory=lambda: OutputFolder(Path()))
 
     @property
     def finished(self) -> list[ResultLine]:
@@ -47,7 +48,8 @@ def read_model(folder: OutputFolder, name: str) -> Model:
             f"--models: {str(folder.path)!r} is not an output folder: it has no {folder.index.name}"
         )
     run = folder.read_run() | {"parameters": parameters(folder)}
-    return Model(name, results.read(folder.results), run, folder.read_scalars(), folder.read_config())
+    lines, logged = results.read(folder.results), folder.read_scalars()
+    return Model(name, lines, run, logged, folder.read_config(), folder)
 
 
 def parameters(folder: OutputFolder) -> int | None:

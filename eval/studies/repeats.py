@@ -18,7 +18,7 @@ import numpy as np
 
 from trilemma.eval.scoring.naming import number
 from trilemma.eval.studies.models import Model
-from trilemma.eval.studies.tables import markdown
+from trilemma.eval.studies.tables import Table, markdown
 from trilemma.training import families
 from trilemma.training.options.flags import flags_of
 
@@ -125,18 +125,22 @@ def verdict(a: Sequence[float], b: Sequence[float], better: str) -> tuple[str, s
 
 def section(rows: Sequence[Row]) -> str:
     """Means over repeated trainings and the verdicts on pairs, '' where no training was repeated."""
+    parts = [markdown(header, body) for header, body in tables(rows)]
+    return "\n".join(["## Trainings that were repeated\n", *parts, RULE]) if parts else ""
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Header and rows of the means and of the pairs, [] where no training was repeated."""
     if all(len(row.estimates) < 2 for row in rows):
-        return ""
+        return []
     means = [[row.name, row.metric, *_mean_cells(row.estimates)] for row in rows]
     pairs = [
         [one.metric, f"{one.name} against {other.name}", *verdict(one.estimates, other.estimates, one.better)]
         for one, other in combinations(rows, 2)
         if one.metric == other.metric and one.training != other.training and one.better
     ]
-    text = markdown(["training", "metric", "seeds", "mean", "standard error"], means)
-    if pairs:
-        text += f"\n{markdown(['metric', 'pair', 'difference', 'verdict'], pairs)}"
-    return f"## Trainings that were repeated\n\n{text}\n{RULE}"
+    of_means = ["training", "metric", "seeds", "mean", "standard error"], means
+    return [of_means, (["metric", "pair", "difference", "verdict"], pairs)] if pairs else [of_means]
 
 
 def _mean_cells(estimates: Sequence[float]) -> list[str]:

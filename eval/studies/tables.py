@@ -7,6 +7,9 @@ from typing import Any
 from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import ResultLine
 
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Header and rows."""
+
 
 def cell(value: Any) -> str:
     """A number or text as tables show it, '' for None."""

@@ -14,7 +14,7 @@ from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.naming import number
 from trilemma.eval.scoring.results import PROTOCOL, SAMPLING, ResultLine
 from trilemma.eval.studies.models import Model
-from trilemma.eval.studies.tables import Marks, markdown
+from trilemma.eval.studies.tables import Marks, Table, markdown
 from trilemma.training.options.flags import nearest
 
 ALIKE = (*PROTOCOL, *SAMPLING, "seeds")
@@ -93,7 +93,18 @@ def reach(curve: Sequence[ResultLine], target: float, seconds: Mapping[int, floa
 
 
 def section(models: Sequence[Model], metric: str, target: float, marks: Marks) -> str:
-    """The table of one target: images and seconds of each model, and what they save against the first."""
+    """The table of one target, in Markdown."""
+    text = markdown(*table(models, metric, target, marks))
+    return f"## {title(metric, target)}\n\n{text}\n{RULE}"
+
+
+def title(metric: str, target: float) -> str:
+    """What the table of one target is called."""
+    return f"Images seen to reach {metric} = {target:g}"
+
+
+def table(models: Sequence[Model], metric: str, target: float, marks: Marks) -> Table:
+    """Images and seconds of each model to one target, and what they save against the first."""
     rows, first, usual = [], None, None
     for place, model in enumerate(models):
         curve = curve_of(model.lines, metric)
@@ -105,8 +116,7 @@ def section(models: Sequence[Model], metric: str, target: float, marks: Marks) -
         other = [n for n, a, b in zip(ALIKE, key or (), usual or (), strict=False) if a != b]
         remark = f"not comparable: other {', '.join(other)} than the first model's curve" if other else ""
         rows.append([model.name + marks.mark(remark), *_cells(curve, reached, None if other else first)])
-    header = ["model", "images", "training s", "images saved", "seconds saved"]
-    return f"## Images seen to reach {metric} = {target:g}\n\n{markdown(header, rows)}\n{RULE}"
+    return ["model", "images", "training s", "images saved", "seconds saved"], rows
 
 
 def _cells(curve: Sequence[ResultLine], reached: Reached | None, first: Reached | None) -> list[str]:

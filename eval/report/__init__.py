@@ -1,0 +1,1 @@
+"""`report.html`: the comparison of several models as one page that needs no network."""
