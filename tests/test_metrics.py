@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 from torchmetrics.image.kid import poly_mmd
 
-from trilemma.eval.metrics import frechet
+from trilemma.eval.metrics import frechet, pairs
 from trilemma.eval.metrics.build import build_metrics
 from trilemma.eval.metrics.distances import FrechetDistance
 from trilemma.eval.metrics.frechet import (
@@ -291,6 +291,20 @@ def test_a_share_of_none_or_all_lies_in_its_interval():
 
 
 # The other metrics
+
+
+def test_the_reference_s_own_pairs_are_summed_once(monkeypatch):
+    """In all evaluations of a training; a copy with other features starts anew."""
+    summed, original = [], pairs.sum_within
+    monkeypatch.setattr(pairs, "sum_within", lambda *given: summed.append(1) or original(*given))
+    reference, rows = toy_reference(), toy_samples(300)
+    block = torch.arange(300) % BLOCKS
+    first, second = (pairs.measure_kid(rows, block, reference)["kid"] for _ in range(2))
+    assert (first, len(summed)) == (second, 1)
+    fewer = dataclasses.replace(reference, features=reference.features[:200])
+    other = pairs.measure_kid(rows, block, fewer)["kid"]
+    assert len(summed) == 2
+    assert other.value != first.value
 
 
 def test_kid_is_torchmetrics_estimator_over_all_pairs():

@@ -123,16 +123,16 @@ def gaussian(x: Tensor, y: Tensor) -> Tensor:
 
 
 def kernel_distance(
-    real: Tensor, fake: Tensor, member: Tensor, kernel: Kernel = cubic
+    real: Tensor, fake: Tensor, member: Tensor, kernel: Kernel = cubic, within_real: float | None = None
 ) -> Callable[[Tensor], float]:
     """Squared maximum mean discrepancy, E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased, over all pairs.
 
     member (N, BLOCKS) is 1 where a row of `fake` is of a block, else 0; returned is the value as a function
-    of the blocks that are kept, (BLOCKS,) of ones and zeros.
+    of the blocks that are kept, (BLOCKS,) of ones and zeros. within_real: `sum_within(real)`, if it is known.
     """
     real, fake, member = real.double(), fake.double(), member.double()
     m = len(real)
-    within_real = float(_within(kernel, real, torch.ones(m, 1).to(real)))
+    within_real = sum_within(real, kernel) if within_real is None else within_real
     across = member.T @ torch.cat([kernel(part, real).sum(1) for part in fake.split(CHUNK)])
     within = _within(kernel, fake, member)
 
@@ -143,6 +143,11 @@ def kernel_distance(
         return float(fakes + within_real / (m * (m - 1)) - 2 * (kept @ across) / (n * m))
 
     return value
+
+
+def sum_within(x: Tensor, kernel: Kernel = cubic) -> float:
+    """Sum of the kernel over all pairs of two different rows of x (N, D)."""
+    return float(_within(kernel, x.double(), torch.ones(len(x), 1).to(x).double()))
 
 
 def _within(kernel: Kernel, x: Tensor, member: Tensor) -> Tensor:

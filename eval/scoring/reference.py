@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_type_hints
 
@@ -48,7 +48,7 @@ class ReferenceStatistics:
     of real images that are not in the set (add them with `dataclasses.replace`). class_counts (K,) float64:
     how often the extractor's classifier names each class. labels (m,) int64: of the images of `features`,
     which no file holds (add them likewise). Each is None if no metric needed it; `protocol` is None for an
-    .npz.
+    .npz. sums_within: the sums of kernels over pairs of `features`, by kernel, once computed.
     """
 
     gaussian: Gaussian
@@ -57,6 +57,7 @@ class ReferenceStatistics:
     heldout: Tensor | None = None
     class_counts: Tensor | None = None
     labels: Tensor | None = None
+    sums_within: dict[str, float] = field(default_factory=dict, init=False, compare=False)
 
     def check(self, protocol: ReferenceProtocol) -> None:
         """ValueError unless these were made by `protocol`; those without a protocol cannot be checked."""
