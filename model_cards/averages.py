@@ -105,9 +105,10 @@ def plan(config, parent: OutputFolder) -> list[Planned]:
                 f"take a length nearer to {TRACKS[0]:g} .. {TRACKS[1]:g}, or train with more snapshots "
                 "(--ema_snapshot_steps)"
             )
-        facts = {"std": std_of(power), "halflife_images": halflife_of(power) * run["images_seen"]}
+        std = float(f"{std_of(power):.10g}")  # as it was typed, but for the rounding of its power
+        facts = {"std": std, "halflife_images": halflife_of(power) * run["images_seen"]}
         facts |= {"snapshots": len(kept) // len(TRACKS), "profile_error": error}
-        plans.append(Planned(folder, std_of(power), weights.tolist(), facts))
+        plans.append(Planned(folder, std, weights.tolist(), facts))
     return plans
 
 

@@ -169,6 +169,14 @@ def test_lengths_that_cannot_be_made_are_refused_before_anything_is(tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "std-0.1"]
 
 
+def test_a_length_is_written_as_it_was_typed(tmp_path):
+    flags = LengthConfig(std=(0.07, 0.06), halflife=(10.0,), output_dir=str(tmp_path / "out"))
+    plans = plan(flags, parent(tmp_path))
+    assert [planned.std for planned in plans[:2]] == [0.07, 0.06]
+    assert [planned.folder.path.name for planned in plans] == ["std-0.07", "std-0.06", "halflife-10"]
+    assert plans[2].facts["halflife_images"] == pytest.approx(10)
+
+
 def test_snapshots_of_another_step_than_the_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="end at step 20, and its model is of step 25: train"):
         plan(LengthConfig(std=(0.1,)), parent(tmp_path, steps=25))
