@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from conftest import TINY
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from entry import ROOT, environment, run
 
+from trilemma.eval.evaluate import EvaluateConfig
 from trilemma.eval.options import samplers_of
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
@@ -27,6 +29,7 @@ from trilemma.pipelines.vdm import VDMPipeline
 from trilemma.training.diffusion.process import SCHEDULES
 from trilemma.training.loop.stop import CTRL_C, INTERRUPTED
 from trilemma.training.networks.rows import NETS
+from trilemma.training.options.parser import parse_flags
 
 SCRIPT = "eval/sweep.py"
 
@@ -107,6 +110,23 @@ place.mkdir(exist_ok=True)
 """
     commands = [[sys.executable, "-S", "-c", code] for code in (train, score)]
     return Job(Point("unconditional", {"a": name}, name), place, *commands, settings)
+
+
+def test_commands_of_a_sweep_keep_paths_with_spaces_whole(tmp_path, capsys):
+    """What a dry run prints is what a shell takes apart again into the command."""
+    model, output = tmp_path / "my model", tmp_path / "my sweep"
+    scheduler = DDPMScheduler(num_train_timesteps=20, timestep_spacing="trailing")
+    DDPMPipeline(
+        UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **TINY), scheduler
+    ).save_pretrained(model)
+    main(["--model", str(model), "--grid", "seed=1,2", "--output_dir", str(output), "--dry_run"])
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len(commands) == 2
+    for command, name in zip(commands, ("seed=1", "seed=2"), strict=True):
+        sampled = shlex.split(command)
+        sampled = parse_flags(EvaluateConfig, "", sampled[sampled.index("trilemma.eval.evaluate") + 1 :])
+        assert sampled.model.model == str(model)
+        assert sampled.output.output == str(output / name / "results.jsonl")
 
 
 def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, capsys):

@@ -89,7 +89,8 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
         train, samplers = None, samplers_of(config.model.model)
         takes_classes = True  # scoring asks the model
         settings = {"model": config.model.model, "training": run_identity(Path(config.model.model))}
-    run = {"model": str(place.path) if train else config.model.model, "output": str(place.results)}
+    model = str(place.path) if train else config.model.model
+    run = {"model": typed(model), "output": typed(str(place.results))}
     run |= shared | {"batch_size": str(config.model.batch_size)}
     run |= {"trust_remote_code": "true"} if config.model.trust_remote_code else {}
     run |= {"force": "true"} if config.score.force else {}
