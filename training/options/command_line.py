@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from trilemma.pipelines.files.hub import check_place
 from trilemma.training import families
 from trilemma.training.images.shards.options import check_run
 from trilemma.training.options import plugins
@@ -99,6 +100,7 @@ def resolve(
                     f"--init_from {values['init_from']!r} is the --output_dir itself; "
                     "give another --output_dir"
                 )
+            check_place(values["init_from"], "--init_from")
             values |= take_over(parser, family.inherited, values, {*typed, *(base if file else ())})
         parser.check(values, set(typed))
         config = build(family.config, values)
