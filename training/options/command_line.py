@@ -44,11 +44,12 @@ def parse(
     config = resolve(parser, name, typed, check)
     if dry_run:
         print(to_yaml(config), end="", flush=True)
+        family = families.family(name)
         from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
 
         try:
-            for line in resolved(config):  # apart from what `--config` reads back
-                print(line, file=sys.stderr)
+            for line in resolved(config, family.takes_classes(config)):
+                print(line, file=sys.stderr)  # apart from what `--config` reads back
         except (ValueError, OSError) as problem:  # the run itself would end here
             raise SystemExit(f"error: {problem}") from problem
         raise SystemExit(0)
