@@ -565,14 +565,16 @@ def test_new_results_render_a_card_again_unless_somebody_edited_it(folder, capsy
     assert card.read_text() == render_card(folder, "user/model")
     assert compare_card(folder).differences == []
     assert capsys.readouterr().out == f"rendered {card} again\n"
-    with card_follows(str(folder)):
-        pass
+    said = ""
     for edited in (card.read_text() + "Mine.\n", "# Mine\n"):
         card.write_text(edited)
         with card_follows(str(folder)):
-            append(results, [result(0.0625)])
+            pass
+        assert capsys.readouterr().out == ""
+        with card_follows(str(folder)):
+            append(results, [result(0.0625, seeds=f"0..{len(edited)}")])
         assert card.read_text() == edited
-    said = capsys.readouterr().out
+        said += capsys.readouterr().out
     assert said.count("stays as it is") == 1  # a page that was never rendered is nobody's business
     for other in ("user/model", None):
         with card_follows(other):

@@ -4,7 +4,6 @@ What is sent is in `sent.py`. The folder is only read. Files that the Hub has al
 and a push without changes makes no commit, so an interrupted push is simply repeated.
 """
 
-import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from trilemma.model_cards.hub.sent import WEIGHTS, sent
 from trilemma.model_cards.rendering.contents import read_contents
-from trilemma.model_cards.rendering.differences import compare_card, to_render
+from trilemma.model_cards.rendering.differences import compare_card, to_measure, to_render
 from trilemma.model_cards.rendering.render import render_card, words_of
 from trilemma.pipelines.files.hub import PATIENCE, patience
 from trilemma.training.options.flags import public
@@ -144,9 +143,8 @@ def _check_folder(folder: OutputFolder, allow_unevaluated: bool) -> None:
         raise ValueError(f"{path} has no {folder.card.name}; to render one: {to_render(path)}")
     if not read_contents(path).lines and not allow_unevaluated:
         raise ValueError(
-            f"{folder.results} has no results of the final weights; measure them with `accelerate launch "
-            f"eval/evaluate.py --model {shlex.quote(str(path))}`, or publish without numbers with "
-            "--allow_unevaluated"
+            f"{folder.results} has no results of the final weights; measure them with `{to_measure(path)}`, "
+            "or publish without numbers with --allow_unevaluated"
         )
     comparison = compare_card(path)
     if comparison.differences:

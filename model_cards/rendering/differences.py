@@ -69,6 +69,11 @@ def to_render(folder: Path) -> str:
     return f"python -m trilemma.model_cards.card {shlex.quote(str(folder))}"
 
 
+def to_measure(folder: Path) -> str:
+    """The command that measures the model of a folder, for a shell."""
+    return f"accelerate launch eval/evaluate.py --model {shlex.quote(str(folder))}"
+
+
 @contextmanager
 def card_follows(model: str | None) -> Iterator[None]:
     """The card of a model's folder is rendered again after the block, which may change the folder's files.
@@ -83,16 +88,18 @@ def card_follows(model: str | None) -> Iterator[None]:
     if words_of(text) is None:
         yield
         return
-    as_rendered = _rendered(folder, text) == text
+    before = _rendered(folder, text)
     yield
-    new = _rendered(folder, text)
-    if not as_rendered:
+    after = _rendered(folder, text)
+    if after in (before, None):
+        return
+    if before != text:
         print(
             f"{card} stays as it is, since it was not what its files gave. "
             f"To render it again: {to_render(folder)}"
         )
-    elif new not in (text, None):
-        write_text(card, new)
+    else:
+        write_text(card, after)
         print(f"rendered {card} again")
 
 
