@@ -84,11 +84,16 @@ def main(argv: list[str] | None = None) -> None:
 
         with loading_libraries():
             from trilemma.eval.scoring.after_training import evaluate
+            from trilemma.model_cards.rendering.differences import card_follows
             from trilemma.training.devices.memory import saying_what_to_lower
             from trilemma.training.loop.machine import closing_groups
 
         try:
-            with closing_groups(), saying_what_to_lower("lower --batch_size"):
+            with (
+                closing_groups(),
+                saying_what_to_lower("lower --batch_size"),
+                card_follows(config.model.model),
+            ):
                 evaluate(config)
         except (ValueError, OSError, RuntimeError) as problem:
             raise SystemExit(f"error: {located(problem)}") from problem

@@ -11,6 +11,7 @@ from typing import Literal
 from trilemma.eval.features.judge_files import judge_names
 from trilemma.eval.features.table import EXTRACTORS
 from trilemma.eval.metrics.table import METRICS
+from trilemma.pipelines.files.hub import check_place
 from trilemma.training import families
 from trilemma.training.options.flags import nearest, option
 from trilemma.training.output_folder import OutputFolder
@@ -50,9 +51,11 @@ class SamplingConfig:
 
     num_samples: int = option(10_000, "images to draw or to score", low=1)
     seed: int = option(0, "first seed; image i has this seed plus i", low=0)
-    sampler: str | None = option(None, lambda: f"of {samplers_by_family()}; the model's own if not given")
+    sampler: str | None = option(
+        None, lambda: f"of {samplers_by_family()}; that of the run's own samples if not given"
+    )
     num_inference_steps: int | None = option(
-        None, "steps of the sampler; its usual number if not given", low=1
+        None, "steps of the sampler; if not given, those of the run's own samples, or its usual number", low=1
     )
     guidance_scale: float | None = option(
         None, "diffusers' scale: 1 + w of the paper; for class-conditional models"
@@ -142,7 +145,9 @@ def samplers_of(model: str | None) -> tuple[str, ...]:
 
 
 def check_evaluation(model: ModelConfig, sampling: SamplingConfig, score: ScoreConfig | None = None) -> None:
-    """`check_choices` for the groups of an entry point of this folder."""
+    """`check_choices` for the groups of an entry point of this folder, and whether --model can be there."""
+    if model.model:
+        check_place(model.model, "--model")
     check_choices(
         metrics=(score and score.metrics) or (),
         extractor=score and score.feature_extractor,

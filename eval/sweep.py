@@ -16,6 +16,7 @@ from trilemma.training import families
 from trilemma.training.loop.stop import ending_quietly
 from trilemma.training.options.flags import option
 from trilemma.training.options.parser import parse_flags
+from trilemma.training.progress import loading_libraries
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     with ending_quietly():
         config = parse_flags(SweepConfig, __doc__, argv[:end])
 
-        from trilemma.eval.studies.grid import sweep
+        with loading_libraries():
+            from trilemma.eval.studies.grid import sweep
 
         try:
             sweep(config, argv[:end], argv[end + 1 :])

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--verify", action="store_true", help="compare the card with the folder's files")
     asked = parser.parse_args(arguments)
 
-    from trilemma.model_cards.rendering.differences import REMEDY, compare_card
+    from trilemma.model_cards.rendering.differences import compare_card, to_render
     from trilemma.model_cards.rendering.render import write_card
     from trilemma.training.output_folder import OutputFolder
 
@@ -30,12 +30,13 @@ def main(arguments: list[str] | None = None) -> None:
         comparison = compare_card(asked.folder)
     except (ValueError, OSError) as problem:
         parser.exit(1, f"error: {problem}\n")
+    remedy = f"to render it again: {to_render(asked.folder)}"
     if comparison.differences:
-        parser.exit(1, "\n".join([*comparison.differences, REMEDY.format(folder=asked.folder)]) + "\n")
+        parser.exit(1, "\n".join([*comparison.differences, remedy]) + "\n")
     results = OutputFolder(asked.folder).results.name
     print(f"{comparison.figures} figures on the card, all of them in {results}")
     if comparison.remark:
-        print(f"{comparison.remark}; to render it again: python -m trilemma.model_cards.card {asked.folder}")
+        print(f"{comparison.remark}; {remedy}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import ast
 import configparser
+import os
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -101,6 +103,19 @@ def test_setup_lists_the_folders():
     assert listed == {"trilemma"} | {"trilemma." + ".".join(f.parts) for f in folders}
     mapped = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().splitlines())
     assert mapped == {n: n.removeprefix("trilemma.").replace(".", "/") or "trilemma" for n in listed}
+
+
+def test_an_editable_install_is_found_by_a_script_beside_the_clone(tmp_path):
+    """Whose folder has the package's name: a package on a later path comes before a folder without code."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["editable_wheel"]["mode"] == "compat"
+    (tmp_path / "trilemma").mkdir()
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import trilemma; print(trilemma.__file__)"
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    words = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == ROOT / "trilemma" / "__init__.py"
 
 
 def test_left_out_dependencies_stay_out():

@@ -21,7 +21,7 @@ from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.rendering import differences, figures
 from trilemma.model_cards.rendering.command import train_command
 from trilemma.model_cards.rendering.contents import read_contents
-from trilemma.model_cards.rendering.differences import Comparison, compare_card
+from trilemma.model_cards.rendering.differences import SHOWN, Comparison, card_follows, compare_card
 from trilemma.model_cards.rendering.render import WORDS, render_card, write_card
 from trilemma.model_cards.rendering.text import escape
 from trilemma.model_cards.wording import OTHER, wording
@@ -554,6 +554,45 @@ def test_the_words_of_an_older_card_are_not_edits(folder, capsys):
     assert compare_card(folder) == Comparison(2)
     write_card(folder)
     assert compare_card(folder) == Comparison(2)
+
+
+def test_new_results_render_a_card_again_unless_somebody_edited_it(folder, capsys):
+    """Under the id that it has; the page is compared as a whole, so no edit is small enough to be lost."""
+    card, results = folder / "README.md", folder / "results.jsonl"
+    card.write_text(render_card(folder, "user/model"))
+    with card_follows(str(folder)):
+        append(results, [result(0.125)])
+    assert card.read_text() == render_card(folder, "user/model")
+    assert compare_card(folder).differences == []
+    assert capsys.readouterr().out == f"rendered {card} again\n"
+    said = ""
+    for edited in (card.read_text() + "Mine.\n", "# Mine\n"):
+        card.write_text(edited)
+        with card_follows(str(folder)):
+            pass
+        assert capsys.readouterr().out == ""
+        with card_follows(str(folder)):
+            append(results, [result(0.0625, seeds=f"0..{len(edited)}")])
+        assert card.read_text() == edited
+        said += capsys.readouterr().out
+    assert said.count("stays as it is") == 1  # a page that was never rendered is nobody's business
+    for other in ("user/model", None):
+        with card_follows(other):
+            card.write_text(edited)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_to_do_about_a_stale_card_comes_first_and_runs_as_pasted(folder):
+    """One evaluation moves dozens of lines."""
+    folder = folder.rename(folder.with_name("my model"))
+    write_card(folder)
+    append(folder / "results.jsonl", [result(1 + k / 8, f"metric_{k}") for k in range(9)])
+    first, *rest = compare_card(folder).message(folder).splitlines()
+    assert len(rest) == SHOWN + 1
+    words = shlex.split(first[first.index("python -m") :])
+    assert words[:3] == ["python", "-m", "trilemma.model_cards.card"]
+    main(words[3:])
+    assert compare_card(folder).differences == []
 
 
 @pytest.mark.parametrize("edit", [

@@ -15,6 +15,7 @@ from trilemma.eval.features.classifier import (
     ClassifierNet,
     Recipe,
     classifier_file,
+    judge_in_words,
     load_classifier,
     train_classifier,
 )
@@ -71,6 +72,26 @@ def test_learns_the_digits(digits):
     features, logits = net(images)
     assert features.shape == (len(digits), 64)
     assert (logits.argmax(1) == labels).float().mean() >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "warned"),
+    [
+        (0.4966, 2, True),
+        (0.9, 2, False),
+        (0.12, 10, True),
+        (0.9, 10, False),
+        (0.4, 100, False),
+        (1.0, 1, True),
+    ],
+)
+def test_the_log_says_how_good_a_judge_is(accuracy, classes, warned):
+    """And warns of one that cannot tell its classes apart, or has but one class."""
+    said = judge_in_words(accuracy, classes)
+    assert f"right on {100 * accuracy:.1f}%" in said
+    assert f"chance is {100 / classes:g}%" in said
+    assert ("mean little" in said) == warned
+    assert "not known" in judge_in_words(float("nan"), classes)
 
 
 def test_training_again_gives_the_same_file(short, tmp_path):

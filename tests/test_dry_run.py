@@ -1,5 +1,7 @@
 """What a dry run says of the data, the network and the length of a run."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +51,27 @@ def test_what_is_not_known_is_said(tmp_path):
 def test_data_that_a_run_would_refuse_are_an_error(folder):
     with pytest.raises(SystemExit, match=r"--classes must be among .*; got 'bird'"):
         parse("class_conditional", "", ["--train_data_dir", str(folder), "--classes", "bird", "--dry_run"])
+
+
+@pytest.mark.parametrize(
+    ("family", "classes", "flags", "refused"),
+    [
+        ("class_conditional", ("disk", "ring"), [], None),
+        ("class_conditional", ("disk", "ring", "eel"), [], "has 3 classes .* trains a model of 2 classes"),
+        ("class_conditional", ("disk", "ring", "eel"), ["--init_new_classes"], None),
+        ("unconditional", ("disk", "ring"), [], "has 2 classes .* trains a model of no classes"),
+        ("unconditional", None, [], None),
+    ],
+)
+def test_classes_that_a_run_would_refuse_are_an_error(
+    folder, tmp_path_factory, family, classes, flags, refused
+):
+    start = tmp_path_factory.mktemp("start")
+    names = {} if classes is None else {"class_names": {str(k): name for k, name in enumerate(classes)}}
+    (start / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline", **names}))
+    argv = ["--train_data_dir", str(folder), "--init_from", str(start), *flags, "--dry_run"]
+    with pytest.raises(SystemExit, match=refused):
+        parse(family, "", argv)
 
 
 def test_a_dry_run_prints_it_apart_from_the_flags(folder, capsys):

@@ -34,6 +34,23 @@ def test_a_first_run_that_fails_leaves_a_folder_that_the_next_one_takes(tmp_path
         assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
+def refused(path, leaves_something):
+    """A run that is refused when it has the folder, such as for its data."""
+    with own(path) as folder:
+        if leaves_something:
+            folder.run.write_text("{}")
+        raise ValueError("no such class")
+
+
+def test_a_refused_run_leaves_no_folder_that_it_made(tmp_path):
+    """But one that was there, or in which there is something."""
+    (tmp_path / "before").mkdir()
+    for name in ("new", "before", "kept"):
+        with pytest.raises(ValueError, match="no such class"):
+            refused(tmp_path / name, name == "kept")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "kept"]
+
+
 def test_a_disk_s_own_folder_is_not_a_file_of_somebody(tmp_path):
     """Where a fresh disk is mounted there is lost+found."""
     (tmp_path / "lost+found").mkdir()

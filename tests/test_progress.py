@@ -8,7 +8,7 @@ import time
 import pytest
 
 from trilemma.training import progress
-from trilemma.training.progress import Progress, each
+from trilemma.training.progress import Progress, counted, each
 
 
 class Terminal(io.StringIO):
@@ -50,6 +50,10 @@ def test_a_log_gets_lines_and_no_carriage_returns(log):
     assert "loss 0.5" in lines[0]
     assert lines[-2].startswith("training: done, step 2,000 of 2,000 in 00:0")
     assert "\r" not in log()
+
+
+def test_numbers_are_counted_as_they_are_spoken():
+    assert [counted(number, "step") for number in (0, 1, 1000)] == ["0 steps", "1 step", "1,000 steps"]
 
 
 def test_work_that_ended_early_is_not_done(log):

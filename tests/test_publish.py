@@ -123,7 +123,9 @@ def test_the_paths_of_this_machine_are_not_published(hub, folder):
 
 
 @pytest.mark.parametrize(("allowed", "evaluated"), [(False, False), (True, True), (False, True)])
-def test_a_training_that_measures_nothing_publishes_and_its_card_warns(hub, folder, allowed, evaluated):
+def test_a_training_that_measures_nothing_publishes_and_its_card_warns(
+    hub, folder, allowed, evaluated, capsys
+):
     """As with `--use_ema --push_to_hub` of diffusers' README; results that were asked for are required."""
     (folder / "results.jsonl").unlink()
     options = HubConfig(push_to_hub=True, hub_model_id=NAME, allow_unevaluated=allowed)
@@ -135,6 +137,22 @@ def test_a_training_that_measures_nothing_publishes_and_its_card_warns(hub, fold
         return
     report(folder, options, stop, evaluated)
     assert b"> **Not measured.** No number says" in hub.repos[NAME].files()["README.md"]
+    said = capsys.readouterr().out
+    assert f"{folder / 'README.md'} shows how to load it.\n" in said  # the id of the Hub is on the card
+    assert f"To measure it: accelerate launch eval/evaluate.py --model {folder}\n" in said
+
+
+def test_a_training_says_from_where_its_card_loads_the_model(folder, monkeypatch, capsys):
+    """By its name, as long as it is not on the Hub."""
+    folder = folder.rename(folder.with_name("my model"))
+    stop = SimpleNamespace(at_once=lambda work: work())
+    report(folder, HubConfig(), stop, True)
+    said = capsys.readouterr().out
+    assert f"load it, from a program that is started in {folder.parent}.\n" in said
+    assert f"--model '{folder}'\n" in said
+    monkeypatch.chdir(folder.parent)
+    report(folder, HubConfig(), stop, True)
+    assert "README.md shows how to load it.\n" in capsys.readouterr().out
 
 
 @pytest.mark.long

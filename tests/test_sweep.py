@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import TINY
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from entry import ROOT, environment, run
 
+from trilemma.eval.evaluate import EvaluateConfig
 from trilemma.eval.options import samplers_of
 from trilemma.eval.plots import charts
 from trilemma.eval.scoring.naming import number
@@ -21,15 +23,18 @@ from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
 from trilemma.eval.studies import grid
 from trilemma.eval.studies.grid import lines_of, make_all
 from trilemma.eval.studies.jobs import Job, changed_flags, parse_training
+from trilemma.eval.studies.processes import Children
 from trilemma.eval.studies.questions import SWEEPS, Point, own_sweep, typed, words
 from trilemma.eval.studies.repeats import mean_interval, verdict
 from trilemma.eval.sweep import main
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.pipelines.networks.vdm_model import VDMModel
 from trilemma.pipelines.vdm import VDMPipeline
+from trilemma.training import progress
 from trilemma.training.diffusion.process import SCHEDULES
 from trilemma.training.loop.stop import CTRL_C, INTERRUPTED
 from trilemma.training.networks.rows import NETS
+from trilemma.training.options.parser import parse_flags
 
 SCRIPT = "eval/sweep.py"
 
@@ -112,6 +117,31 @@ place.mkdir(exist_ok=True)
     return Job(Point("unconditional", {"a": name}, name), place, *commands, settings)
 
 
+def test_commands_of_a_sweep_keep_paths_with_spaces_whole(tmp_path, capsys):
+    """What a dry run prints is what a shell takes apart again into the command."""
+    model, output = tmp_path / "my model", tmp_path / "my sweep"
+    scheduler = DDPMScheduler(num_train_timesteps=20, timestep_spacing="trailing")
+    DDPMPipeline(
+        UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **TINY), scheduler
+    ).save_pretrained(model)
+    main(["--model", str(model), "--grid", "seed=1,2", "--output_dir", str(output), "--dry_run"])
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len(commands) == 2
+    for command, name in zip(commands, ("seed=1", "seed=2"), strict=True):
+        sampled = shlex.split(command)
+        sampled = parse_flags(EvaluateConfig, "", sampled[sampled.index("trilemma.eval.evaluate") + 1 :])
+        assert sampled.model.model == str(model)
+        assert sampled.output.output == str(output / name / "results.jsonl")
+
+
+def test_points_that_are_trained_are_sampled_alike_whatever_their_trainings_draw_with(tmp_path, capsys):
+    """The digits' recipe draws its own samples with DPM-Solver++."""
+    main(["--question", "schedules", "--output_dir", str(tmp_path), "--dry_run", "--", "--preset", "digits"])
+    scored = [line for line in capsys.readouterr().out.splitlines() if "trilemma.eval.evaluate" in line]
+    samplers = [line.split("--sampler ")[1].split()[0] for line in scored]
+    assert samplers == ["ddpm"] * 3 + ["ancestral"] * 2
+
+
 def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, capsys):
     bad = "import sys\nfor i in range(30): print('line', i)\nsys.exit('the disk is full')"
     jobs = [job(tmp_path, "one", s=1), job(tmp_path, "two", train=bad, s=2), job(tmp_path, "three", s=3)]
@@ -125,6 +155,18 @@ def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, caps
     assert make_all(jobs, tmp_path) == []
     assert [told.extra["point"] for told in read(tmp_path / "results.jsonl")] == ["one", "three", "two"]
     assert [(tmp_path / name / "ran").read_text() for name in ("one", "two", "three")] == ["x"] * 3
+
+
+def test_a_sweep_passes_on_what_a_point_says_last(tmp_path, monkeypatch, capsys):
+    """Not what the log has of an earlier run."""
+    monkeypatch.setattr(progress, "FIRST", 0.05)
+    (tmp_path / "log").write_text("of an earlier run\n")
+    code = "import time; time.sleep(0.5); print('drawing samples: image 3 of 9', flush=True); time.sleep(1)"
+    with Children() as children:
+        assert children.run([sys.executable, "-S", "-c", code], tmp_path / "log", "scoring seed=1") == 0
+    said = capsys.readouterr().err
+    assert re.search(r"^scoring seed=1: \d\d:\d\d so far, now drawing samples: image 3 of 9$", said, re.M)
+    assert "earlier" not in said
 
 
 def test_other_settings_are_measured_anew_and_only_new_lines_are_taken(tmp_path):
@@ -282,7 +324,7 @@ def test_a_grid_trained_and_scored_by_the_entry_points(tmp_path, tiny):
         (["--question", "losses", "--repeat_seeds", "0", "1", "--", "--seed=3"], "--seed has no effect"),
         (["--grid", "sampler=bogus", "--model", "m/m"], "point sampler=bogus: --sampler must be one of"),
         (["--grid", "num_inference_steps=2,x", "--model", "m/m"], "the flags of point num_inference_steps=x"),
-        (["--question", "samplers", "--model", "/no/such"], "'/no/such' is neither"),
+        (["--question", "samplers", "--model", "/no/such"], "'/no/such': there is no such folder"),
     ],
 )
 def test_bad_commands_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, flags, message):

@@ -10,11 +10,14 @@ from trilemma.training.loop.stop import NOTICES, ending_quietly
 from trilemma.training.options.command_line import given, parse
 from trilemma.training.progress import loading_libraries
 
+NOTHING_KEPT = "Interrupted; nothing is kept yet: run the same command again."
+"""What a signal leads to before training begins."""
+
 
 def main(family: str, description: str, plugin: str | None = None) -> None:
     """Train a model of a family as the command line asks for; plugin: the file of a family from outside."""
     argv = [*sys.argv[1:], *(["--plugin", plugin] if plugin else [])]
-    with ending_quietly(NOTICES):  # until training begins, when a signal leads to a checkpoint
+    with ending_quietly(NOTICES, NOTHING_KEPT):  # until training begins, when a signal leads to a checkpoint
         config = parse(family, description, argv, check)
 
         with loading_libraries():

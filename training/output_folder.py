@@ -33,8 +33,10 @@ OF_ALL_STEPS = ("family", "hardware", "versions", "commit")
 ABOUT = dict.fromkeys(("description", "data_source", "license", "licence"), str)
 ABOUT |= {"language": str | tuple[str, ...], "intended_use": str, "contact": str}
 CONFIG = dict.fromkeys((*PLACES, "hub_model_id"), str | None) | get_type_hints(DataConfig)
-CONFIG |= {"seed": int, "logging_dir": str}
-CONFIG |= dict.fromkeys(("lr_warmup_steps", "max_train_steps", "num_epochs"), int | None)
+CONFIG |= {"seed": int, "logging_dir": str, "sampler": str | None}
+CONFIG |= dict.fromkeys(
+    ("lr_warmup_steps", "max_train_steps", "num_epochs", "ddpm_num_inference_steps"), int | None
+)
 """Types of the entries that are read: of model_index.json, of run.json, of its hardware, of about.yaml, and
 of config.yaml, whose other flags only the card repeats. OF_ALL_STEPS: entries of run.json that say nothing of
 its length."""

@@ -45,6 +45,7 @@ WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, er
 def own_folder(run: RunConfig, accelerator: Accelerator) -> Iterator[OutputFolder]:
     """Exclusive use of --output_dir, empty or with what an earlier run left, inside the block."""
     folder, held = OutputFolder(Path(run.output_dir)), ExitStack()
+    new = accelerator.is_main_process and not folder.path.exists()
 
     def take() -> None:
         new = not (folder.path / LOCK).exists()
@@ -66,7 +67,20 @@ def own_folder(run: RunConfig, accelerator: Accelerator) -> Iterator[OutputFolde
         decided(accelerator, lambda: _refuse_lost_links(folder))
         share_folder(folder.path, accelerator, "--output_dir")
         decided(accelerator, take)
-        yield folder
+        try:
+            yield folder
+        except ValueError:
+            if new:
+                _remove_if_empty(folder.path)
+            raise
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Delete a folder that has nothing but the lock: a run that was refused made it."""
+    with suppress(OSError):  # Windows deletes no file that is open
+        if all(path.name == LOCK for path in folder.iterdir()):
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _refuse_lost_links(folder: OutputFolder) -> None:

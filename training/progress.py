@@ -47,8 +47,8 @@ class Progress:
         self.own = weakref.ref(self, _forget)
         _open.append(self.own)
         if sys.stderr.isatty():
-            counted = total is not None
-            form = {} if counted else {"bar_format": "{desc} [{elapsed}]", "delay": 1, "leave": False}
+            uncounted = {"bar_format": "{desc} [{elapsed}]{postfix}", "delay": 1, "leave": False}
+            form = uncounted if total is None else {}
             self.bar = tqdm(desc=what, total=total, initial=initial, unit=unit, smoothing=0.05, **form)
         if self.bar is None or total is None:
             threading.Thread(target=_speak, args=(self.own, self.closed), daemon=True).start()
@@ -181,3 +181,8 @@ def duration(seconds: float) -> str:
 def in_minutes(minutes: float) -> str:
     """As it is spoken: 1 minute, 2.5 minutes."""
     return f"{minutes:g} minute{'' if minutes == 1 else 's'}"
+
+
+def counted(number: int, what: str) -> str:
+    """As it is spoken: 1 step, 1,000 steps."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

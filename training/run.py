@@ -23,6 +23,7 @@ from trilemma.eval.scoring import results
 from trilemma.eval.scoring.while_training import Evaluation
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.hub.upload import PublishError, publish
+from trilemma.model_cards.rendering.differences import to_measure
 from trilemma.model_cards.rendering.render import write_card
 from trilemma.pipelines.files.writing import written
 from trilemma.training import families
@@ -53,7 +54,7 @@ from trilemma.training.options.in_memory import NOTHING, InMemory, in_memory, wi
 from trilemma.training.options.plugins import digests, located
 from trilemma.training.output_folder import OutputFolder
 from trilemma.training.own_folder import own_folder
-from trilemma.training.progress import Progress
+from trilemma.training.progress import Progress, counted
 
 IMAGES_SHOWN, POINTS_SHOWN = 4, 500
 """Images, or points of the plane, in the pictures of the process."""
@@ -257,6 +258,9 @@ def draw_pictures(
         figure = picture(subject)
         with written(folder.path / name) as file:
             figure.savefig(file, format="png", dpi=150)
+    guidance = pipeline.default_guidance
+    guided = "no guidance" if guidance in (None, 1.0) else f"guidance {guidance:g}"
+    print(f"{folder.samples}: {pipeline.sampler} in {counted(steps, 'step')}, {guided}")
 
 
 def report(folder: Path, hub: HubConfig, stop: StopSignal, evaluated: bool) -> None:
@@ -266,7 +270,10 @@ def report(folder: Path, hub: HubConfig, stop: StopSignal, evaluated: bool) -> N
     """
     with Progress("writing the card"):
         card = write_card(folder)
-    print(f"Saved to {folder}; {card} shows how to load it.", flush=True)
+    here = hub.hub_model_id or folder.resolve().parent == Path.cwd()  # the card calls it by its own name
+    where = "" if here else f", from a program that is started in {folder.parent}"
+    print(f"Saved to {folder}; {card} shows how to load it{where}.", flush=True)
+    print(f"To measure it: {to_measure(folder)}", flush=True)
     if hub.push_to_hub:
         with Progress("publishing"):
             url = stop.at_once(

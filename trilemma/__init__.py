@@ -28,7 +28,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module("trilemma.api"), name)
+    from trilemma.training.progress import Progress
+
+    with Progress("loading libraries"):
+        return getattr(importlib.import_module("trilemma.api"), name)
 
 
 def __dir__() -> list[str]:

@@ -25,6 +25,7 @@ from trilemma.eval.scoring.model_images import load_model
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference
 from trilemma.model_cards.hub.bundle import save_bundle
+from trilemma.model_cards.rendering.differences import card_follows
 from trilemma.training import families
 from trilemma.training.devices.memory import saying_what_to_lower
 from trilemma.training.entry import check
@@ -158,7 +159,7 @@ def evaluate(
     settings = configured(EvaluateConfig, {**named, **options})
     pipeline = model if isinstance(model, DiffusionPipeline) else None
     compared = Reference(reference, held_out) if isinstance(reference, Images) else None
-    with _guest("lower --batch_size"), _for_sampling(pipeline):
+    with _guest("lower --batch_size"), _for_sampling(pipeline), card_follows(settings.model.model):
         return after_training.evaluate(settings, pipeline, compared)
 
 

@@ -22,7 +22,7 @@ HELD_OUT = "test"
 def likelihood_of(name: str, drawing: Drawing, config) -> Likelihood:
     """A metric of the model itself; ValueError if this model has none."""
     build = pkgutil.resolve_name(METRICS[name].build)
-    return build(drawing.pipeline, config.score.bpd_timesteps, config.model.batch_size)
+    return build(drawing.saved or drawing.pipeline, config.score.bpd_timesteps, config.model.batch_size)
 
 
 def likelihood_images(config, reference: Reference) -> dict[str, Images]:

@@ -51,6 +51,8 @@ SEED = 20240229
 BATCH_SIZE = 128
 IMAGES_PER_CHANNEL = 50_000  # images seen in training, times the data's channels
 LEARNING_RATE = 0.01
+LEAST_SKILL = 0.25
+"""Of the way from guessing to being always right; below it, a judge does not know its classes."""
 LARGEST = 32  # larger images are averaged down to this side first: the judge must stay cheap
 
 
@@ -199,7 +201,7 @@ def _fit(net: ClassifierNet, images: Images, order: np.ndarray, flips: np.ndarra
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, len(order), pct_start=0.25)
     steps = zip(order, torch.from_numpy(flips)[:, :, None, None, None], strict=True)
-    what = "training the classifier that scores samples, once for these images"
+    what = "training the classifier that scores samples, once for these images (if stopped, it begins anew)"
     for indices, flip in each(steps, what, len(order), "step"):
         x, labels = images.__getitems__(indices)
         loss = F.cross_entropy(net(torch.where(flip, x.flip(-1), x))[1], labels)
@@ -217,6 +219,23 @@ def accuracy(net: ClassifierNet, images: Images, indices: np.ndarray) -> float:
         x, labels = images.__getitems__(indices[start : start + 500])
         right += int((net(x)[1].argmax(1) == labels).sum())
     return right / len(indices) if len(indices) else float("nan")
+
+
+def judge_in_words(accuracy: float, num_classes: int) -> str:
+    """What a log says of a judge: how good it is, and a warning where it is hardly better than guessing.
+
+    accuracy: on images that it was not trained on; NaN if there were none.
+    """
+    if np.isnan(accuracy):
+        return "How good the classifier that scores samples is, is not known: there are too few images."
+    chance = 1 / num_classes
+    said = (
+        f"The classifier that scores samples is right on {100 * accuracy:.1f}% of images that it was not "
+        f"trained on; chance is {100 * chance:.3g}%."
+    )
+    if accuracy > chance + LEAST_SKILL * (1 - chance):
+        return said
+    return f"{said} It can hardly tell the classes apart, so its numbers mean little."
 
 
 @contextmanager

@@ -71,7 +71,8 @@ def losses(scalars: Sequence[Mapping[str, float]]) -> Figure:
             axis.plot(*zip(*points, strict=True), label=curve_name(name), linewidth=1, marker=few)
             places += [place for place, _ in points]
             values += [value for _, value in points]
-        axis.set(xlabel="optimizer step", title=title)
+        of_bound = any(_TERM.fullmatch(name) for name in shown)
+        axis.set(xlabel="optimizer step", ylabel="bits per dimension" if of_bound else "loss", title=title)
         plain_axis(axis, "x", [0, *places], whole=True)  # from 0 on: never logarithmic
         plain_axis(axis, "y", values)
         own_legend(axis)
@@ -100,7 +101,8 @@ def scores(results: Sequence[ResultLine]) -> Figure:
         axis.plot(seen, [line.estimate for line in own], "o-", color=f"C{color}", label=name)
         intervals = [line.interval or [line.estimate] * 2 for line in own]
         axis.vlines(seen, *zip(*intervals, strict=True), color=f"C{color}")
-    axis.set(xlabel="images seen", title="Distance to the training images (bars: 95% intervals)")
+    title = "Distance to the training images (bars: 95% intervals)"
+    axis.set(xlabel="images seen", ylabel="Frechet distance", title=title)
     plain_axis(axis, "x", [0, *everywhere], whole=True)
     plain_axis(axis, "y", drawn(lines))
     legend_beside(figure, [axis])

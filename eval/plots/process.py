@@ -38,7 +38,7 @@ def process(
     both = ("forward", forward, times, 0), ("reverse", reverse, list(reversed(times)), len(forward))
     for way, images, labels, first in both:
         for axis, time in zip(axes[first], labels, strict=True):
-            axis.set_title(f"t/T = {time:.2f}", fontsize=7)
+            axis.set_title(f"t/T = {time:.3g}", fontsize=7)
         for row in range(len(images)):
             words = [way if row == 0 else "", "" if points or not names else short_name(names[row])]
             axes[first + row][0].set_ylabel("\n".join(words).strip(), fontsize=8, parse_math=False)

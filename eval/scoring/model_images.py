@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trilemma.eval.options import ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
-from trilemma.pipelines.files.hub import patience
+from trilemma.pipelines.files.hub import check_place, patience
 from trilemma.pipelines.files.reading import FileError
 from trilemma.pipelines.files.saved import check_loadable, index_path, read_index
 from trilemma.training import families
@@ -30,12 +30,13 @@ from trilemma.training.devices.precision import HALF, check_half, network_in, pl
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_part
 from trilemma.training.output_folder import OutputFolder
-from trilemma.training.progress import Progress
+from trilemma.training.progress import Progress, counted
 from trilemma.training.sampling import Share, draw_batches
 
 
 def load_model(path_or_id: str, device: torch.device, trust_remote_code: bool = False) -> DiffusionPipeline:
     """A pipeline of one of the families, from a folder or the Hub."""
+    check_place(path_or_id, "--model")
     folder = OutputFolder(Path(path_or_id))
     if not sys.stderr.isatty():
         disable_progress_bar()  # diffusers' own, which rewrites a line
@@ -80,7 +81,8 @@ def _load(path_or_id: str, trusted: bool) -> DiffusionPipeline:
 class Drawing:
     """Images of one model, drawn when iterated over: indices (B,), uint8 (B, C, H, W), labels (B,) or None.
 
-    labels: one for each image, for class-conditional models. done: indices that are not drawn again.
+    labels: one for each image, for class-conditional models. done: indices that are not drawn again. saved:
+    the pipeline as it was loaded, if no flag but the run's configuration chose the sampler.
     """
 
     pipeline: DiffusionPipeline
@@ -91,6 +93,7 @@ class Drawing:
     labels: list[int] | None = None
     seconds: float = 0.0
     done: frozenset[int] = field(default_factory=frozenset)
+    saved: DiffusionPipeline | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         guidance = self.sampling.guidance_scale
@@ -190,23 +193,33 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
     # The name of a folder, not where it lies on this machine.
     folder = OutputFolder(Path(model.model))
     source = folder.name if Path(model.model).is_dir() else model.model
-    drawing = drawing_of(pipeline, source, sampling, model.batch_size, accelerator)
-    if sampling.sampler is None:
+    typed = sampling.sampler
+    if typed is None:
         with suppress(FileError):  # of a damaged file, which evaluation does not need
-            _point_to_sampler_of_run(drawing, folder.read_config())
+            sampling = _like_run(sampling, folder.read_config(), pipeline)
+    drawing = drawing_of(pipeline, source, sampling, model.batch_size, accelerator)
+    if drawing.sampling.sampler != typed:
+        drawing.saved = pipeline
+        steps = counted(drawing.sampling.num_inference_steps, "step")
+        accelerator.print(
+            f"Drawing with {sampling.sampler}, {steps} an image, as the run drew its own samples. As the "
+            f"saved pipeline draws: --sampler {pipeline.sampler} "
+            f"--num_inference_steps {pipeline.steps(None)}."
+        )
     return drawing
 
 
-def _point_to_sampler_of_run(drawing: Drawing, run: dict[str, Any]) -> None:
-    """Say that the run drew its own samples in another way, which is usually the faster one."""
-    own, name, steps = drawing.pipeline, run.get("sampler"), run.get("ddpm_num_inference_steps")
-    here = drawing.sampling.num_inference_steps
-    if name and (name, steps or here) != (own.sampler, here):
-        flags = f"--sampler {name}" + (f" --num_inference_steps {steps}" if steps else "")
-        drawing.accelerator.print(
-            f"Drawing with {own.sampler}, {here} steps an image, as the saved pipeline does. The run drew "
-            f"its own samples with {flags}."
-        )
+def _like_run(sampling: SamplingConfig, run: dict[str, Any], pipeline: DiffusionPipeline) -> SamplingConfig:
+    """With the sampler of the run's own samples, and its number of steps where none is given.
+
+    The saved pipeline may take a hundred times as many steps: it is one that plain diffusers samples.
+    """
+    name, usual = run.get("sampler"), pipeline.steps(None)
+    steps = sampling.num_inference_steps or run.get("ddpm_num_inference_steps")
+    same = (name, steps or usual) == (pipeline.sampler, sampling.num_inference_steps or usual)
+    if same or name not in pipeline.samplers():
+        return sampling
+    return replace(sampling, sampler=name, num_inference_steps=steps)
 
 
 def drawing_in_memory(

@@ -17,6 +17,7 @@ from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.naming import SCHEDULERS, measure_of, metric_name, number, whole_of
 from trilemma.pipelines.files.reading import FileError, check_types, read_json_lines
 from trilemma.pipelines.files.writing import append_lines
+from trilemma.training.progress import counted
 
 if TYPE_CHECKING:  # whoever only reads results need not wait for torch
     from trilemma.eval.metrics.sample_metric import Measurement
@@ -256,8 +257,8 @@ def heading(lines: Sequence[ResultLine]) -> str:
     one = lines[0]
     words = [f"{one.source} at step {one.step:,}" if one.step is not None else one.source]
     if one.sampler:
-        calls = f", {one.nfe:,} calls of the network" if one.nfe else ""
-        steps = f" in {one.num_inference_steps:,} steps" if one.num_inference_steps else ""
+        calls = f", {counted(one.nfe, 'call')} of the network" if one.nfe else ""
+        steps = f" in {counted(one.num_inference_steps, 'step')}" if one.num_inference_steps else ""
         words.append(f"{one.sampler}{steps}{calls}")
         words.append("no guidance" if one.guidance_scale is None else f"guidance {one.guidance_scale:g}")
         words += [f"only classes {one.classes}"] if one.classes else []

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from trilemma.eval.features.classifier import judge_in_words
 from trilemma.eval.features.extractors import FeatureExtractor, load_extractor
 from trilemma.eval.features.inception import WEIGHTS_FILE, WEIGHTS_VARIABLE
 from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
@@ -91,6 +92,8 @@ def yardsticks(
                 f"The classifier was trained on {net.judge_data}, not on the images of "
                 f"{reference.images.name}; results say so"
             )
+        if net.judge_accuracy is not None:
+            accelerator.print(judge_in_words(net.judge_accuracy, net.num_classes), flush=True)
         _check_equal([net.sha256], f"the {kind} extractor's weights")
         net = net.to(accelerator.device)
         if reference.statistics is not None and kind == extractor:

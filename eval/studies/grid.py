@@ -83,7 +83,7 @@ def check_first(jobs: Sequence[Job], folder: Path) -> None:
     print(f"checking the first point, {job.point.name}, before the sweep begins", flush=True)
     log.unlink(missing_ok=True)
     with Children() as children:
-        code = children.run(command, log)
+        code = children.run(command, log, "checking")
     if code:
         raise SystemExit(children.stopped or f"nothing was started: {shlex.join(command)}\n{last_lines(log)}")
 
@@ -115,9 +115,11 @@ def make_all(jobs: Sequence[Job], folder: Path) -> list[str]:
 def make(job: Job, folder: Path, children: Children) -> str | None:
     """Train and score a point and add its lines to the sweep's; the problem, or None."""
     own = OutputFolder(job.folder).results
-    for command in filter(None, (job.train, job.score)):
+    for command, what in ((job.train, "training"), (job.score, "scoring")):
+        if command is None:
+            continue
         before = len(results.read(own))
-        code = children.run(command, job.log)
+        code = children.run(command, job.log, f"{what} {job.point.name}")
         if children.stopped or code in (INTERRUPTED, CTRL_C):
             print("interrupted; run the same command again to go on", flush=True)
             raise SystemExit(children.stopped or code)

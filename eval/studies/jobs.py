@@ -26,6 +26,7 @@ from trilemma.training.options.command_line import parse
 from trilemma.training.options.flags import HUB_ID, flags_of, flatten
 from trilemma.training.options.parser import parse_flags
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.progress import loading_libraries
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,15 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
         settings = {"family": point.family, "training": changed_flags(trained)}
         family = families.family(point.family)
         samplers, takes_classes = family.samplers_for(trained), family.takes_classes(trained)
+        # That of the saved pipeline at all points, whatever a training draws its own samples with.
+        saved = "ddpm" if "ddpm" in family.samplers else family.samplers[0]
+        scoring = {"sampler": saved, **scoring}
     else:
         train, samplers = None, samplers_of(config.model.model)
         takes_classes = True  # scoring asks the model
         settings = {"model": config.model.model, "training": run_identity(Path(config.model.model))}
-    run = {"model": str(place.path) if train else config.model.model, "output": str(place.results)}
+    model = str(place.path) if train else config.model.model
+    run = {"model": typed(model), "output": typed(str(place.results))}
     run |= shared | {"batch_size": str(config.model.batch_size)}
     run |= {"trust_remote_code": "true"} if config.model.trust_remote_code else {}
     run |= {"force": "true"} if config.score.force else {}
@@ -181,9 +186,10 @@ def _check_point(job: Job, scoring: Scoring) -> None:
 
 def _check_samplers(model: ModelConfig, samplers: Sequence[str | None]) -> None:
     """ValueError unless a model folder can be sampled by each of these samplers."""
-    import torch  # after every flag was parsed, since it takes seconds and nothing else here needs it
+    with loading_libraries():  # after every flag was parsed: nothing else here needs torch
+        import torch
 
-    from trilemma.eval.scoring.model_images import load_model
+        from trilemma.eval.scoring.model_images import load_model
 
     pipeline = load_model(model.model, torch.device("cpu"))
     for name in filter(None, samplers):

@@ -9,11 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from trilemma.training.loop.stop import CTRL_C, INTERRUPTED, NOTICES
+from trilemma.training.progress import Progress
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 """Windows has no SIGKILL."""
 
 SHOWN_LOG_LINES = 10
+
+READ, SHOWN = 4096, 72
+"""Bytes at the end of a log that are read, and characters of its last line that are shown, while it grows."""
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 """Variables by which a launcher of this process would mislead the processes that it starts."""
@@ -24,6 +28,24 @@ def last_lines(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line.rstrip().rsplit("\r", 1)[-1] for line in text if line.strip()]
     return "".join(f"  | {line}\n" for line in lines[-SHOWN_LOG_LINES:])
+
+
+class Followed(Progress):
+    """A process that writes to a log: what it last said stands beside the time that it has taken."""
+
+    def __init__(self, what: str, log: Path):
+        self.log, self.start = log, log.stat().st_size
+        super().__init__(what)
+
+    def speak(self) -> None:
+        """As any progress, with the last line of the log."""
+        with open(self.log, "rb") as file:
+            file.seek(max(self.start, self.log.stat().st_size - READ))
+            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        if last:
+            self.note(now=last[:SHOWN])
+        super().speak()
 
 
 class Children:
@@ -46,8 +68,8 @@ class Children:
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
-    def run(self, command: Sequence[str], log: Path) -> int:
-        """Exit code of a command whose output is added to `log`."""
+    def run(self, command: Sequence[str], log: Path, what: str = "running") -> int:
+        """Exit code of a command whose output is added to `log`; what: as progress calls it."""
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
         with open(log, "ab") as file:
@@ -58,7 +80,8 @@ class Children:
             )
         if self.stopped:  # by a signal that came before there was anyone to pass it on to
             self._end(signal.SIGTERM)
-        return self.process.wait()
+        with Followed(what, log):
+            return self.process.wait()
 
     def _pass_on(self, number: int, frame) -> None:
         again = number == signal.SIGINT and self.stopped == CTRL_C

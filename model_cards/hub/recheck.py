@@ -29,7 +29,7 @@ from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
 from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import compare_card
-from trilemma.pipelines.files.hub import patience
+from trilemma.pipelines.files.hub import check_place, patience
 from trilemma.pipelines.files.saved import check_loadable, foreign_code
 from trilemma.training.devices.ranks import decided, on_all
 from trilemma.training.loop.machine import evaluation_accelerator
@@ -85,6 +85,7 @@ def recheck(
 
 def _folder_of(model: str) -> Path:
     """A model's folder; one on the Hub is downloaded without its logs."""
+    check_place(model, "--verify")
     if Path(model).is_dir():
         return Path(model)
     config = OutputFolder(Path()).config.name  # says where the logs are

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from trilemma.model_cards.hub.sent import WEIGHTS, sent
 from trilemma.model_cards.rendering.contents import read_contents
-from trilemma.model_cards.rendering.differences import REMEDY, compare_card
+from trilemma.model_cards.rendering.differences import compare_card, to_measure, to_render
 from trilemma.model_cards.rendering.render import render_card, words_of
 from trilemma.pipelines.files.hub import PATIENCE, patience
 from trilemma.training.options.flags import public
@@ -140,16 +140,15 @@ def _push(
 def _check_folder(folder: OutputFolder, allow_unevaluated: bool) -> None:
     path = folder.path
     if not folder.card.is_file():
-        raise ValueError(
-            f"{path} has no {folder.card.name}; to render one: python -m trilemma.model_cards.card {path}"
-        )
+        raise ValueError(f"{path} has no {folder.card.name}; to render one: {to_render(path)}")
     if not read_contents(path).lines and not allow_unevaluated:
         raise ValueError(
-            f"{folder.results} has no results of the final weights; measure them with eval/evaluate.py "
-            f"--model {path}, or publish without numbers with --allow_unevaluated"
+            f"{folder.results} has no results of the final weights; measure them with `{to_measure(path)}`, "
+            "or publish without numbers with --allow_unevaluated"
         )
-    if differences := compare_card(path).differences:
-        raise ValueError("\n".join([*differences, REMEDY.format(folder=path)]))
+    comparison = compare_card(path)
+    if comparison.differences:
+        raise ValueError(comparison.message(path))
 
 
 def _check_token_stays_here(folder: OutputFolder, names: list[str], token: str | None) -> None:

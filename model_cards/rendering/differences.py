@@ -8,8 +8,11 @@ compared: front matter, tables and code.
 
 import ast
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -29,9 +32,8 @@ from trilemma.model_cards.rendering.figures import (
     evaluations,
 )
 from trilemma.model_cards.rendering.render import WORDS, render_card, words_of
+from trilemma.pipelines.files.writing import write_text
 from trilemma.training.output_folder import OutputFolder
-
-REMEDY = "the card differs from its files; to render it again: python -m trilemma.model_cards.card {folder}"
 
 ID = re.compile(r'^\w+ = \w+\.from_pretrained\(("(?:[^"\\\n]|\\.)+")', re.MULTILINE)
 """How the code on a card names the model; no line of another part of it begins so."""
@@ -41,6 +43,9 @@ SAMPLER = re.compile(rf"(sampler: |\| )({'|'.join(SCHEDULERS)})\b")
 
 ENTRIES = ("metric", "value", "split", *ARGUMENTS)
 
+SHOWN = 5
+"""Differences that a message lists; one evaluation moves dozens of lines of a card."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -49,6 +54,59 @@ class Comparison:
     figures: int
     differences: list[str] = field(default_factory=list)
     remark: str = ""
+
+    def message(self, folder: Path) -> str:
+        """What to do about the differences, and the first of them."""
+        shown, more = self.differences[:SHOWN], len(self.differences) - SHOWN
+        rest = [f"... and {more} more; the same command with --verify lists all of them"] if more > 0 else []
+        return "\n".join(
+            [f"the card differs from its files; to render it again: {to_render(folder)}", *shown, *rest]
+        )
+
+
+def to_render(folder: Path) -> str:
+    """The command that renders the card of a folder, for a shell."""
+    return f"python -m trilemma.model_cards.card {shlex.quote(str(folder))}"
+
+
+def to_measure(folder: Path) -> str:
+    """The command that measures the model of a folder, for a shell."""
+    return f"accelerate launch eval/evaluate.py --model {shlex.quote(str(folder))}"
+
+
+@contextmanager
+def card_follows(model: str | None) -> Iterator[None]:
+    """The card of a model's folder is rendered again after the block, which may change the folder's files.
+
+    A card that is not what its files give stays as it is: somebody may have edited it. model: a folder; for
+    anything else, and on all processes but the main one, nothing is done.
+    """
+    folder = Path(model or ".")
+    card = OutputFolder(folder).card
+    main = model is not None and int(os.environ.get("RANK", 0)) == 0
+    text = card.read_text(encoding="utf-8", errors="replace") if main and card.is_file() else ""
+    if words_of(text) is None:
+        yield
+        return
+    before = _rendered(folder, text)
+    yield
+    after = _rendered(folder, text)
+    if after in (before, None):
+        return
+    if before != text:
+        print(
+            f"{card} stays as it is, since it was not what its files gave. "
+            f"To render it again: {to_render(folder)}"
+        )
+    else:
+        write_text(card, after)
+        print(f"rendered {card} again")
+
+
+def _rendered(folder: Path, text: str) -> str | None:
+    """What the files give, under the id that the card `text` has; None if they cannot be read."""
+    with suppress(ValueError, OSError):
+        return render_card(folder, _id_on(text))
 
 
 def compare_card(path: Path) -> Comparison:
@@ -77,20 +135,18 @@ def compare_card(path: Path) -> Comparison:
     count = len(rows) + len(entries)
     if words is None:
         return Comparison(count, differences)
-    named = ID.search(text)
-    rendered = render_card(path, named and _text_of(named[1]), words)
+    rendered = render_card(path, _id_on(text), words)
     if words == WORDS:
         return Comparison(count, differences + _edits(_numbered(text), _numbered(rendered)))
     remark = f"only its facts were compared, since its wording is number {words} and the present one {WORDS}"
     return Comparison(count, differences + _edits(_facts(text), _facts(rendered)), remark)
 
 
-def _text_of(literal: str) -> str | None:
-    """The text of a string literal of Python; None for what is none."""
-    try:
-        return ast.literal_eval(literal)
-    except (SyntaxError, ValueError):
-        return None
+def _id_on(text: str) -> str | None:
+    """The model's id in the code of a card; None where there is none that can be read."""
+    with suppress(SyntaxError, ValueError):
+        named = ID.search(text)
+        return named and ast.literal_eval(named[1])
 
 
 def _numbered(text: str) -> list[tuple[int, str]]:

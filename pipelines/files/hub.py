@@ -1,11 +1,26 @@
-"""Patience with a Hub that does not answer: its client would wait for ever."""
+"""What the Hub is not asked for, and patience when it does not answer: its client would wait for ever."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 PATIENCE = 60.0
 """Seconds without any answer to a request; the client tries some requests up to six times."""
+
+
+def check_place(place: str, option: str) -> None:
+    """ValueError for a folder that is not there, so that the Hub is not asked for a model of that name.
+
+    place: a folder or the id of a model. It must be a folder if it begins with . or / or ~, has more than one
+    slash, or if what stands before its slash is a folder here.
+    """
+    first, *others = place.split("/")
+    outside = place.startswith((".", "~")) or Path(place).is_absolute() or len(others) > 1
+    if Path(place).exists() or not (outside or (others and Path(first).is_dir())):
+        return
+    hint = "" if outside else f" ({first!r} is a folder here; for a model of the Hub, start elsewhere)"
+    raise ValueError(f"{option} {place!r}: there is no such folder{hint}")
 
 
 @contextmanager

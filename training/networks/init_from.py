@@ -36,16 +36,14 @@ def take_weights(
     classes: names of the new model's. new_classes: the saved model's may be others; see `for_new_classes`.
     """
     theirs_net = _load(source, type(net))
-    theirs, ours, their_classes = theirs_net.state_dict(), net.state_dict(), _class_names(source)
+    theirs, ours = theirs_net.state_dict(), net.state_dict()
     if new_classes:
+        their_classes = _class_names(source)
         if their_classes == classes is None and not any(name.endswith(_CLASSES) for name in theirs | ours):
             raise ValueError("--init_new_classes has no effect: neither model has classes")
         theirs = for_new_classes(theirs, ours, _same_names(their_classes or (), classes or ()))
-    elif their_classes is not None and their_classes != (classes or ()):
-        raise ValueError(
-            f"--init_from {source!r} has {_shown(their_classes)}, and this trains a model of "
-            f"{_shown(classes)}: add --init_new_classes to take all weights but those of the classes"
-        )
+    else:
+        check_classes(source, classes)
     _check_shapes(source, theirs, ours)
     if different := unlike(theirs_net.config, net.config):
         raise ValueError(
@@ -53,6 +51,16 @@ def take_weights(
             f"(give the flags of its own training): {'; '.join(different)}"
         )
     net.load_state_dict(theirs)
+
+
+def check_classes(source: str, classes: tuple[str, ...] | None) -> None:
+    """ValueError for a saved model of other classes than these, if it says which it has."""
+    theirs = _class_names(source)
+    if theirs is not None and theirs != (classes or ()):
+        raise ValueError(
+            f"--init_from {source!r} has {_shown(theirs)}, and this trains a model of {_shown(classes)}: "
+            "add --init_new_classes to take all weights but those of the classes"
+        )
 
 
 def _load(source: str, kind: type[ModelMixin]) -> ModelMixin:

@@ -173,9 +173,11 @@ def say(config: Any, minutes: float, images: Images, accelerator: Accelerator) -
         f"Chosen for {in_minutes(minutes)}: {network}--max_train_steps {steps} "
         f"--train_batch_size {optim.train_batch_size} --learning_rate {optim.learning_rate:g} "
         f"--ema_max_decay {config.ema.ema_max_decay:g}; {seen:,} images, "
-        f"{seen / len(images):.3g} times the data. It takes longer if other programs use the processor."
+        f"{seen / len(images):.3g} times the data. The minutes are those of training: loading "
+        "libraries, reading the images and the last pictures come on top. It takes longer if other programs "
+        "use the processor."
     )
-    if seen < ENOUGH:
+    if seen < ENOUGH and not config.run.init_from:
         accelerator.print(
             f"That is less than the {ENOUGH:,} images after which shapes are usually clear: give more "
             "--minutes, or a smaller --resolution."

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from trilemma.pipelines.files.hub import check_place
 from trilemma.training import families
 from trilemma.training.images.shards.options import check_run
 from trilemma.training.options import plugins
@@ -43,11 +44,12 @@ def parse(
     config = resolve(parser, name, typed, check)
     if dry_run:
         print(to_yaml(config), end="", flush=True)
+        family = families.family(name)
         from trilemma.training.options.resolved import resolved  # looks at the data, which needs torch
 
         try:
-            for line in resolved(config):  # apart from what `--config` reads back
-                print(line, file=sys.stderr)
+            for line in resolved(config, family.takes_classes(config)):
+                print(line, file=sys.stderr)  # apart from what `--config` reads back
         except (ValueError, OSError) as problem:  # the run itself would end here
             raise SystemExit(f"error: {problem}") from problem
         raise SystemExit(0)
@@ -99,6 +101,7 @@ def resolve(
                     f"--init_from {values['init_from']!r} is the --output_dir itself; "
                     "give another --output_dir"
                 )
+            check_place(values["init_from"], "--init_from")
             values |= take_over(parser, family.inherited, values, {*typed, *(base if file else ())})
         parser.check(values, set(typed))
         config = build(family.config, values)

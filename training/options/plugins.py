@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from trilemma.training.options.yaml_file import read_options
+from trilemma.training.progress import loading_libraries
 
 
 class Plugin(NamedTuple):
@@ -73,10 +74,11 @@ def _run(path: Path) -> tuple[tuple[str, str], ...]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # classes in it are found by the name of their module
     try:
-        spec.loader.exec_module(module)
-        rows = importlib.import_module("trilemma.plugins").Rows(module)
-        _add_of(module)(rows)
-        return rows.keep()
+        with loading_libraries():
+            spec.loader.exec_module(module)
+            rows = importlib.import_module("trilemma.plugins").Rows(module)
+            _add_of(module)(rows)
+            return rows.keep()
     except Exception as problem:
         del sys.modules[name]
         raise ValueError(f"--plugin {path}{_line(problem, path)}: {_words(problem)}") from problem

@@ -19,25 +19,34 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """What local data look like: images to train on, (C, H, W), number of classes or None."""
+    """What local data look like: images to train on, (C, H, W), names of the classes or None."""
 
     count: int
     shape: tuple[int, int, int]
-    classes: int | None
+    classes: tuple[str, ...] | None
     points: bool
 
 
-def resolved(config: "Config") -> Iterator[str]:
-    """Lines about data, network and length of the run; ValueError for data that a run would refuse."""
+def resolved(config: "Config", takes_classes: bool = False) -> Iterator[str]:
+    """Lines about data, network and length of the run; ValueError for data that a run would refuse.
+
+    takes_classes: whether it trains a class-conditional model.
+    """
     found, unknown = look(config)
     data, optim, run = config.data, config.optim, config.run
     if found:
         from trilemma.training.images.pixels import in_words
 
         count = "a stream of images" if data.streaming else f"{found.count:,} images"
-        yield f"data: {count} to train on, {in_words(found.shape, found.classes, found.points)}"
+        looks = in_words(found.shape, found.classes and len(found.classes), found.points)
+        yield f"data: {count} to train on, {looks}"
     else:
         yield f"data: images, size, channels and classes are not known: {unknown}"
+    start = config.run.init_from
+    if found and start and Path(start).is_dir() and not config.run.init_new_classes:
+        from trilemma.training.networks.init_from import check_classes
+
+        check_classes(start, found.classes if takes_classes else None)
     resolution, points = found.shape[1] if found else data.resolution, bool(found and found.points)
     name = network_name(flatten(config), resolution, points)
     if name:
@@ -77,5 +86,7 @@ def look(config: "Config") -> tuple[Found | None, str]:
     source = open_images(data, data.train_split)
     shape = SHAPE if source.points else usual_shape(source, data.channels, data.resolution)[0]
     held_out = (data.validation_size or 0) if data.validation_split is None else 0
-    classes = None if source.labels is None else len(source.class_names or set(source.labels.tolist()))
+    classes = None
+    if source.labels is not None:
+        classes = source.class_names or tuple(map(str, sorted(set(source.labels.tolist()))))
     return Found(max(len(source.rows) - held_out, 1), tuple(shape), classes, source.points), ""
