@@ -194,7 +194,11 @@ def create_repo(request: Request) -> Reply:
     whoami(request)
     asked = request.json()
     name = f"{asked.get('organization') or request.hub.user}/{asked['name']}"
-    reply = {"url": f"{request.hub.url}/{name}", "name": name}
+    if asked.get("type") == "space" and not asked.get("sdk"):
+        raise HubError(400, "BadRequest", "a Space needs an sdk")
+    reply = {"name": name}
+    name = f"spaces/{name}" if asked.get("type") == "space" else name
+    reply["url"] = f"{request.hub.url}/{name}"
     if name in request.hub.repos:
         return Reply(reply | {"error": "You already created this model repo"}, status=409)
     private = asked.get("visibility") == "private" or asked.get("private") is True  # new and older clients
@@ -274,6 +278,11 @@ def commit(request: Request, name: str, revision: str) -> Reply:
     return Reply({"commitOid": sha, "commitUrl": f"{url}/commit/{sha}", "pullRequestUrl": pr_url})
 
 
+def of_space(reply: Callable[..., Reply]) -> Callable[..., Reply]:
+    """The same for a Space, which is kept under its path on the Hub."""
+    return lambda request, name, *rest: reply(request, f"spaces/{name}", *rest)
+
+
 def create_tag(request: Request, name: str, revision: str) -> Reply:
     repo, tag = request.repo(name, write=True), request.json()["tag"]
     if tag in repo.tags:
@@ -323,6 +332,9 @@ ROUTES: tuple[tuple[str, str, Callable[..., Reply]], ...] = (
     ("PUT", "/lfs/([0-9a-f]{64})", lfs_put),
     ("POST", f"/{_NAME}\\.git/info/lfs/verify", lfs_verify),
     ("POST", f"/api/models/{_NAME}/commit/{_REV}", commit),
+    ("POST", f"/api/spaces/{_NAME}/preupload/{_REV}", of_space(preupload)),
+    ("POST", f"/api/spaces/{_NAME}/commit/{_REV}", of_space(commit)),
+    ("GET", f"/api/spaces/{_NAME}/revision/{_REV}", of_space(model_info)),
     ("POST", f"/api/models/{_NAME}/tag/{_REV}", create_tag),
     ("GET", f"/api/models/{_NAME}/refs", list_refs),
     ("GET", f"/api/models/{_NAME}/revision/{_REV}", model_info),

@@ -16,11 +16,14 @@ from trilemma.model_cards.hub.sent import WEIGHTS, sent
 from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import compare_card, to_measure, to_render
 from trilemma.model_cards.rendering.render import render_card, words_of
+from trilemma.model_cards.space.files import space_files
 from trilemma.pipelines.files.hub import PATIENCE, patience
 from trilemma.training.options.flags import public
 from trilemma.training.output_folder import OutputFolder
 
 T = TypeVar("T")
+DEMO = "-demo"
+"""The Space of a model has its name and this."""
 
 
 class PublishError(RuntimeError):
@@ -53,18 +56,52 @@ def publish(
     _check_folder(folder, allow_unevaluated)
     _check_token_stays_here(folder, names, token)
     api = HfApi(token=token)
+    return _reaching_the_hub(
+        lambda: _push(api, folder, names, hub_model_id, private=private, create_pr=create_pr, tag=tag),
+        f"{hub_model_id} was not published",
+        folder.path,
+        token,
+    )
+
+
+def publish_space(folder: str | Path, hub_model_id: str, *, token: str | None = None) -> str:
+    """Make or renew the Space `<hub_model_id>-demo`, which draws from the model; returns its address.
+
+    The model must have been published before, and for all to see: the Space loads it from the Hub by its id.
+    ValueError where `space_files` raises it, PublishError for a private model and for a Hub that refuses.
+    """
+    folder, token = Path(folder), token or get_token()
+    space_files(folder, hub_model_id)  # an error, if any, comes before anything is made on the Hub
+    api = HfApi(token=token)
+    return _reaching_the_hub(
+        lambda: _push_space(api, folder, hub_model_id), f"{hub_model_id}{DEMO} was not made", folder, token
+    )
+
+
+def _push_space(api: HfApi, folder: Path, model_id: str) -> str:
+    info = api.repo_info(api.create_repo(model_id, exist_ok=True).repo_id, timeout=PATIENCE)
+    if info.private:
+        raise PublishError(
+            f"{info.id} is private, and its Space could not read it; make the model public first"
+        )
+    address = api.create_repo(f"{info.id}{DEMO}", repo_type="space", space_sdk="gradio", exist_ok=True)
+    operations = [CommitOperationAdd(path, content) for path, content in space_files(folder, info.id).items()]
+    api.create_commit(address.repo_id, operations, commit_message=f"Demo of {info.id}", repo_type="space")
+    return str(address)
+
+
+def _reaching_the_hub(work: Callable[[], T], failed: str, folder: Path, token: str | None) -> T:
+    """`work()`; a PublishError that begins with `failed` where the Hub cannot be reached or refuses."""
     try:
         with patience():
-            return _abandonable(
-                lambda: _push(api, folder, names, hub_model_id, private=private, create_pr=create_pr, tag=tag)
-            )
+            return _abandonable(work)
     except PublishError:
         raise
     except Exception as error:  # the client has dozens of errors for a network or a Hub that refuses
         reason = _reason(error)
         raise PublishError(
-            f"{hub_model_id} was not published: {reason.replace(token, '***') if token else reason}\n"
-            f"{folder.path} is unchanged; run the same command again when the Hub can be reached (after a "
+            f"{failed}: {reason.replace(token, '***') if token else reason}\n"
+            f"{folder} is unchanged; run the same command again when the Hub can be reached (after a "
             f"401 or 403, with a write token from `hf auth login` or HF_TOKEN)."
         ) from error
 
