@@ -112,8 +112,11 @@ _PLANES_IMAGES = _preset("unconditional", "airplanes-16-cpu")
 
 
 def _levels(steps: int) -> list[Cell]:
-    """T noise levels with betas that are not rescaled, as in the study, and T calls for an image."""
-    own = {"ddpm_num_steps": str(steps), "beta_start": "1e-4", "beta_end": "0.02", "train_batch_size": "64"}
+    """T noise levels and T calls for an image.
+
+    The betas are scaled by 1000 / T: without it x_T shows the image below T 1000, and a training is refused.
+    """
+    own = {"ddpm_num_steps": str(steps), "train_batch_size": "64"}
     arm = Arm(f"planes-T{steps}", _PLANES | own, steps, nets=_PLANE_NETS)
     seen = "noise" if steps < 500 else "pictures, no figure"
     cells = [Cell(f"planes-T{steps}", "cifar10", Published(seen), _PLANES_IMAGES, arm, _PLANES_OURS)]
