@@ -9,7 +9,7 @@ import pytest
 from trilemma.eval import reproduce
 from trilemma.eval.options import ModelConfig
 from trilemma.eval.reproductions import plan
-from trilemma.eval.reproductions.cells import DATA, Published
+from trilemma.eval.reproductions.cells import DATA, Cell, Published
 from trilemma.eval.reproductions.page import Measured, against
 from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planner, local_copies
 from trilemma.eval.reproductions.published import STUDIES
@@ -134,21 +134,24 @@ LINE = dict.fromkeys(REQUIRED) | {
 
 
 @pytest.mark.parametrize(
-    ("estimates", "changes", "says"),
+    ("estimates", "changes", "images", "says"),
     [
-        ([6.0, 6.1, 6.2], {}, "agrees"),
-        ([3.0, 3.1, 3.2], {}, "lower here"),
-        ([9.0, 9.1, 9.2], {}, "higher here"),
-        ([7.06], {}, "here less published: 1; one training only"),
-        ([6.0], {"feature_extractor": "classifier"}, "not comparable: classifier features, n 12,800 here"),
-        ([6.0], {"n": 250}, "not comparable: inception features, n 250 here"),
+        ([6.0, 6.1, 6.2], {}, 1000, "agrees"),
+        ([3.0, 3.1, 3.2], {}, 1000, "lower here"),
+        ([9.0, 9.1, 9.2], {}, 1000, "higher here"),
+        ([7.06], {}, 1000, "here less published: 1; one training only"),
+        ([6.0, 6.1], {"feature_extractor": "classifier"}, 1000, "not comparable; here: classifier features"),
+        ([6.0, 6.1], {"n": 250}, 1000, "not comparable; here: n 250"),
+        ([6.0, 6.1], {"nfe": 20}, 1000, "not comparable; here: 20 calls"),
+        ([6.0, 6.1], {"n": 250}, 10, "not comparable; here: 1.00% of the study's images, n 250"),
     ],
 )
-def test_only_like_is_compared_with_what_was_published(estimates, changes, says):
-    line = ResultLine.from_json(LINE | changes)
-    measured = Measured(estimates, line, 1, [1.0], [])
-    assert against(Published("FID 6.06", 6.06, 0.7, 12_800), measured) == says
-    assert against(Published("pictures"), measured) == "no figure to compare with"
+def test_only_like_is_compared_with_what_was_published(estimates, changes, images, says):
+    line = ResultLine.from_json(LINE | {"nfe": 1000} | changes)
+    measured = Measured(estimates, line, images, [1.0], [])
+    published = Published("FID 6.06", 6.06, 0.7, 12_800, calls=1000)
+    assert against(Cell("a", "mnist", published, 1000), measured) == says
+    assert against(Cell("a", "mnist", Published(), 1000), measured) == "no figure to compare with"
 
 
 @pytest.mark.parametrize(

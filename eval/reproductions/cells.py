@@ -34,12 +34,14 @@ DATA = {
 
 @dataclass(frozen=True)
 class Published:
-    """What a study printed. n: samples of its distance. spread: over repeated trainings."""
+    """What a study printed. n: samples of its distance. calls: of the network for an image, where
+    they decide. spread: over repeated trainings."""
 
     text: str = "pictures, no figure"
     value: float | None = None
     spread: float | None = None
     n: int | None = None
+    calls: int | None = None
 
 
 def fid(value: float, spread: float | None = None, n: int | None = 12_800) -> Published:

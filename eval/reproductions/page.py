@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trilemma.eval.metrics.table import measure_row
-from trilemma.eval.reproductions.cells import Cell, Published
+from trilemma.eval.reproductions.cells import Cell
 from trilemma.eval.reproductions.plan import Planned
 from trilemma.eval.reproductions.published import STUDIES
 from trilemma.eval.scoring.naming import number
@@ -20,6 +20,8 @@ from trilemma.training.output_folder import OutputFolder
 
 OWN = {"loss": "training loss", "seconds": "seconds for ten images"}
 """Measures that no line of results has."""
+WHOLE = 0.99
+"""Share of the images of the study from which a training is as long as its own: a step may be cut off."""
 LATE = 0.1
 """Share of the log lines, the last ones, whose mean is the training loss."""
 EQUAL = (
@@ -82,13 +84,15 @@ def row(planned: Planned, folder: Path) -> dict[str, Any]:
         "images": study.images,
         "share": study.images / cell.images,
         "n": study.line.n,
-        "against_published": against(cell.published, study),
+        "against_published": against(cell, study),
         **{name: _arm_json(cell, arm) for name, arm in arms.items()},
     }
     if ours:
         better = "lower" if cell.measure in OWN else measure_row(cell.measure).better
         difference, says = verdict(ours.estimates, study.estimates, better)
+        means = [statistics.fmean(arm.estimates) for arm in (ours, study)]
         told |= {"difference": difference, "verdict": says}
+        told["ratio"] = means[0] / means[1] if min(means) > 0 else None
     return told
 
 
@@ -115,13 +119,22 @@ def _arm_json(cell: Cell, arm: Measured) -> dict[str, Any]:
     }
 
 
-def against(published: Published, study: Measured) -> str:
+def against(cell: Cell, study: Measured) -> str:
     """How the study's settings, run here, compare with what it printed."""
-    line = study.line
+    published, line = cell.published, study.line
     if published.value is None:
         return "no figure to compare with"
-    if published.n and (line.feature_extractor != "inception" or line.n != published.n):
-        return f"not comparable: {line.feature_extractor} features, n {line.n:,} here"
+    share, other = study.images / cell.images, []
+    if share < WHOLE:
+        other.append(f"{share:.2%} of the study's images")
+    if published.n and line.feature_extractor != "inception":
+        other.append(f"{line.feature_extractor} features")
+    if published.n and line.n != published.n:
+        other.append(f"n {line.n:,}")
+    if published.calls and line.nfe != published.calls:
+        other.append(f"{line.nfe:,} calls")
+    if other:
+        return f"not comparable; here: {', '.join(other)}"
     if len(study.estimates) < 2:
         return f"here less published: {number(study.estimates[0] - published.value)}; one training only"
     mean, _, half = mean_interval(study.estimates)
@@ -147,14 +160,14 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[str, An
 
 
 def _results(cells: Sequence[Mapping[str, Any]]) -> str:
-    header = ["cell", "published", "measure", "the study's settings here", "ours", "ours less the study's",
-              "verdict on ours", "here against published"]  # fmt: skip
-    return markdown(header, [
+    header = ["cell", "published", "measure", "the study's settings here", "ours", "ours less the study's"]
+    rows = [
         [cell["cell"], cell["published"], cell["measure"], cell["study"]["shown"],
-         cell["ours"]["shown"] if "ours" in cell else "", cell.get("difference", ""), cell.get("verdict", ""),
-         cell["against_published"]]
+         cell["ours"]["shown"] if "ours" in cell else "", cell.get("difference", ""),
+         _number(cell.get("ratio"), 2), cell.get("verdict", ""), cell["against_published"]]
         for cell in cells
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return markdown([*header, "ours over the study's", "verdict on ours", "here against published"], rows)
 
 
 def _costs(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -168,8 +181,8 @@ def _costs(cells: Sequence[Mapping[str, Any]]) -> str:
     return markdown([*header, "study: calls, training s", "ours: calls, training s"], rows)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else number(value)
+def _number(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else number(value, digits)
 
 
 def _cost(arm: Mapping[str, Any] | None) -> str:

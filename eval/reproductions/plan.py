@@ -56,7 +56,7 @@ TIMED = 3
 """Forward passes that are timed for an estimate."""
 
 BUDGETS = {
-    "cpu-small": Budget(6_400, (0,), 250, 20, 30 * 60),
+    "cpu-small": Budget(3_200, (0,), 250, 20, 30 * 60),
     "cpu": Budget(200_000, (0, 1, 2), 2_000, 100, 24 * 3600),
     "gpu": Budget(None, (0, 1, 2), 12_800, None, None, net=1, gpu=True),
 }
@@ -135,7 +135,7 @@ class Planner:
         judge = "cifar10-16" if arm.nets == ("unet_16", "unet_16") else data.judge
         score = ScoreConfig(
             metrics=("energy",) if points else ("fd", "bpd") if bound else ("fd",),
-            feature_extractor="pixels" if points else None,
+            feature_extractor="pixels" if points else None if budget.gpu else "classifier",
             judge=None if points else judge,
             bpd_timesteps=budget.calls if bound and arm.family != "vae" else None,
             bpd_images=budget.samples if bound else None,
@@ -203,13 +203,13 @@ def _has_gpu() -> bool:
 
 @cache
 def _on_hub(name: str) -> bool:
-    """Whether the Hub answers for a data set."""
-    from huggingface_hub import HfApi
+    """Whether the Hub has a data set and answers, or a copy of it was downloaded before."""
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        HfApi().dataset_info(name, timeout=5)
-    except (HfHubHTTPError, OSError):
+        hf_hub_download(name, "README.md", repo_type="dataset", etag_timeout=5)
+    except (HfHubHTTPError, OSError):  # LocalEntryNotFoundError, where it does not answer, is an OSError
         return False
     return True
 

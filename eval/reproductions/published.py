@@ -121,7 +121,7 @@ def _levels(steps: int) -> list[Cell]:
     seen = "noise" if steps < 500 else "pictures, no figure"
     cells = [Cell(f"planes-T{steps}", "cifar10", Published(seen), _PLANES_IMAGES, arm, _PLANES_OURS)]
     if steps == 1000:
-        timed = Published("90 s for ten images", 90.0)
+        timed = Published("90 s for ten images", 90.0, calls=steps)
         cells.append(replace(cells[0], name="planes-seconds-for-ten", published=timed, measure="seconds"))
     return cells
 
@@ -164,9 +164,7 @@ def _architecture(name: str, **flags: str) -> Cell:
 
 
 def _cited(name: str, value: float, n: int = 50_000) -> Cell:
-    return Cell(
-        f"cited-{name}", "cifar10", fid(value, n=n), why="cited beside the study's figures; nobody's run"
-    )
+    return Cell(f"cited-{name}", "cifar10", fid(value, n=n), why="figure of another paper, cited for scale")
 
 
 STUDIES = {

@@ -116,6 +116,10 @@ def write(plans: dict[str, list[Planned]], folder: Path, config, argv: Sequence[
 
 
 def public(argv: Sequence[str]) -> list[str]:
-    """The command line without folders of this machine."""
-    words = [word.partition("=")[0] + "=folder" if "=" in word and os.sep in word else word for word in argv]
-    return [w for w in words if w != "--study"]
+    """The command line without folders of this machine, as far as the results depend on it."""
+    words = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        if "--output_dir" in (before, word.partition("=")[0]) or word == "--study":
+            continue
+        words.append(word.partition("=")[0] + "=folder" if "=" in word and os.sep in word else word)
+    return words
