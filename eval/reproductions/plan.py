@@ -132,7 +132,8 @@ class Planner:
             guidance_scale=float(guidance) if guidance else None,
         )  # fmt: skip
         points, bound = data.side == 1, cell.measure == "bpd"
-        judge = "cifar10-16" if arm.nets == ("unet_16", "unet_16") else data.judge
+        side = side_of(cell, arm)
+        judge = data.judge if side == data.side else f"{data.judge}-{side}"
         score = ScoreConfig(
             metrics=("energy",) if points else ("fd", "bpd") if bound else ("fd",),
             feature_extractor="pixels" if points else None if budget.gpu else "classifier",
@@ -160,13 +161,17 @@ class Planner:
             net, data = budget.net_of(cell, arm), DATA[cell.data]
             if net is None or budget.gpu:
                 return None
-            side = int(arm.flags.get("resolution", data.side))
-            side = 16 if arm.flags.get("preset") == "airplanes-16-cpu" else side
+            side = side_of(cell, arm)
             passes = 3 * budget.images_of(cell)
             guided = 2 if float(arm.score.get("guidance_scale", 1)) != 1 else 1
             passes += guided * budget.calls_of(arm) * budget.samples_of(cell)
             total += len(self.seeds) * passes * forward_seconds(net, side, data.channels, arm.batch)
         return total
+
+
+def side_of(cell: Cell, arm: Arm) -> int:
+    """Pixels on a side of the images that a recipe trains on."""
+    return int(arm.flags.get("resolution", DATA[cell.data].side))
 
 
 @cache

@@ -105,8 +105,8 @@ def _schedules(data: str, epochs: int) -> list[Cell]:
 _PLANES = {"classes": "airplane", "resolution": "16", "random_flip": "true"}
 _PLANE_NETS = ("unet_16", "unet_16")
 _PLANES_OURS = Arm(
-    "planes-ours", {"preset": "airplanes-16-cpu", "train_batch_size": "64"}, 20, sampler="dpmsolver++",
-    nets=_PLANE_NETS,
+    "planes-ours", {"preset": "airplanes-16-cpu", **_PLANES, "train_batch_size": "64"}, 20,
+    sampler="dpmsolver++", nets=_PLANE_NETS,
 )  # fmt: skip
 _PLANES_IMAGES = _preset("unconditional", "airplanes-16-cpu")
 
