@@ -29,7 +29,7 @@ class ReproductionConfig:
     data: tuple[str, ...] | None = option(
         None, lambda: f"name=folder ...: local copies of {', '.join(n for n, d in DATA.items() if d.hub)}"
     )
-    seeds: tuple[int, ...] | None = option(None, "seeds of the trainings; the budget's if not given", low=0)
+    seeds: tuple[int, ...] | None = option(None, "seeds of the trainings; the budget's if not given")
     output_dir: str | None = option(None, "where everything goes; outputs/reproduce-<study> if not given")
     remark: str | None = option(None, "a sentence for the page, such as how the local copies differ")
     launcher: str | None = option(

@@ -107,6 +107,13 @@ def test_what_is_missing_is_not_run_here(monkeypatch):
     assert planner("cpu")(points, chosen=False).why == "left out by --cells"
 
 
+def test_a_seed_that_no_training_takes_is_refused(everything_here, capsys):
+    points = next(cell for cell in CELLS if cell.data == "swirl")
+    with pytest.raises(SystemExit):
+        planner("cpu", seeds=(2**32,))(points)
+    assert "--seed must be less than 4294967296" in capsys.readouterr().err
+
+
 def test_the_estimate_counts_passes_of_the_network(everything_here, monkeypatch):
     monkeypatch.setattr(plan, "forward_seconds", lambda *facts: 1.0)
     cell = next(cell for cell in CELLS if cell.name == "mnist-guidance-1")
