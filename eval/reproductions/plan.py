@@ -118,7 +118,7 @@ class Planner:
         if net := self.budget.net_of(cell, arm):
             flags["net"] = net
         flags |= {"validation_size": "0"} if data.side > 1 else {}
-        return flags | {"max_train_steps": str(steps), "eval_batch_size": "64", "seed": str(seed)}
+        return flags | {"max_train_steps": str(steps), "eval_batch_size": "16", "seed": str(seed)}
 
     def job(self, cell: Cell, arm: Arm, seed: int) -> Job:
         """A training of a recipe and its scoring; exits where their entry points would refuse the flags."""
