@@ -37,7 +37,7 @@ class Published:
     """What a study printed. n: samples of its distance. calls: of the network for an image, where
     they decide. spread: over repeated trainings."""
 
-    text: str = "pictures, no figure"
+    text: str = "no figure at hand"
     value: float | None = None
     spread: float | None = None
     n: int | None = None

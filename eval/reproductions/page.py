@@ -24,6 +24,9 @@ WHOLE = 0.99
 """Share of the images of the study from which a training is as long as its own: a step may be cut off."""
 LATE = 0.1
 """Share of the log lines, the last ones, whose mean is the training loss."""
+ONE_SEED = (
+    "Where there is one seed, the interval is that of the samples alone: it says nothing of other trainings."
+)
 EQUAL = (
     "Equal compute: in each cell, both recipes have the same network, unless the cell is about networks, and "
     "train on the same number of images, so they evaluate it equally often. The study's settings are those "
@@ -148,7 +151,7 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[str, An
     parts = ["# The published studies, run again", f"`{about['command']}`", about["budget_text"]]
     parts += [f"Trained on: {about['hardware']}."] if about["hardware"] else []
     parts += [about["remark"]] if about["remark"] else []
-    parts += [EQUAL, RULE]
+    parts += [EQUAL, RULE, ONE_SEED]
     for name, cells in rows.items():
         study = STUDIES[name]
         parts += [f"## `{name}`: {study.about}", f"Source: {study.source}."]

@@ -118,7 +118,7 @@ def _levels(steps: int) -> list[Cell]:
     """
     own = {"ddpm_num_steps": str(steps), "train_batch_size": "64"}
     arm = Arm(f"planes-T{steps}", _PLANES | own, steps, nets=_PLANE_NETS)
-    seen = "noise" if steps < 500 else "pictures, no figure"
+    seen = "noise" if steps < 500 else Published.text
     cells = [Cell(f"planes-T{steps}", "cifar10", Published(seen), _PLANES_IMAGES, arm, _PLANES_OURS)]
     if steps == 1000:
         timed = Published("90 s for ten images", 90.0, calls=steps)
@@ -139,7 +139,7 @@ def _gan(steps: int) -> Cell:
     study = Arm(f"gan-T{steps}", {**_PLANES, "ddpm_num_steps": str(steps), "train_batch_size": "64"}, steps,
                 "ddgan", None, _PLANE_NETS)  # fmt: skip
     better = {"preset": "cifar10-16", **study.flags}
-    seen = Published("black images" if steps == 8 else "pictures, no figure")
+    seen = Published("black images" if steps == 8 else Published.text)
     ours = replace(study, name=f"gan-T{steps}-ours", flags=better)
     return Cell(f"gan-T{steps}", "cifar10", seen, _PLANES_IMAGES, study, ours)
 
