@@ -1,0 +1,228 @@
+"""Published studies: the table is whole, its commands are accepted, and a study runs and is resumed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from trilemma.eval import reproduce
+from trilemma.eval.options import ModelConfig
+from trilemma.eval.reproductions import plan
+from trilemma.eval.reproductions.cells import DATA, Cell, Published
+from trilemma.eval.reproductions.page import Measured, against
+from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planner, local_copies
+from trilemma.eval.reproductions.published import STUDIES
+from trilemma.eval.reproductions.run import jobs_of, public
+from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
+from trilemma.eval.studies.jobs import check_scoring
+from trilemma.training.networks.rows import NETS
+
+CELLS = [cell for study in STUDIES.values() for cell in study.cells]
+ALL = [(budget, cell) for budget in BUDGETS for cell in CELLS]
+
+
+@pytest.fixture
+def everything_here(monkeypatch):
+    """A machine with a GPU, the Hub, and a speed that makes every estimate 0."""
+    monkeypatch.setattr(plan, "_has_gpu", lambda: True)
+    monkeypatch.setattr(plan, "_on_hub", lambda name: True)
+    monkeypatch.setattr(plan, "forward_seconds", lambda *facts: 0.0)
+
+
+def planner(budget, folder="none", folders=(), seeds=(0,)):
+    return Planner(BUDGETS[budget], Path(folder), dict(folders), seeds, None, 1)
+
+
+def test_every_study_has_a_source_and_cells_of_its_own():
+    assert len(STUDIES) == 5
+    assert all(study.source and study.about and study.cells for study in STUDIES.values())
+    assert len({cell.name for cell in CELLS}) == len(CELLS)
+    for cell in CELLS:
+        assert cell.data in DATA
+        assert bool(cell.why) != bool(cell.study), "a cell is run, or says why it is not"
+        assert not cell.why or not cell.ours
+        assert all(net in NETS for arm in cell.arms.values() for net in arm.nets or DATA[cell.data].nets)
+
+
+def test_published_values_are_those_of_the_reports():
+    values = {cell.name: (cell.published.value, cell.published.spread) for cell in CELLS}
+    assert values["mnist-ddpm"] == (6.06, 0.70)
+    assert values["cifar10-ddpm"] == (49.5, 2.6)
+    assert (values["mnist-loss"][0], values["cifar10-loss"][0]) == (0.0175, 0.0336)
+    guided = [[values[f"{data}-guidance-{w}"][0] for w in ("0", "0.5", "1")] for data in ("mnist", "cifar10")]
+    assert guided == [[5.56, 7.27, 9.74], [47.18, 42.73, 39.52]]
+    assert values["planes-seconds-for-ten"][0] == 90
+    assert [values[f"cited-{name}"][0] for name in ("score-sde", "biggan", "edm")] == [2.20, 14.73, 1.97]
+    printed = [cell for cell in CELLS if cell.published.value is not None]
+    assert all(f"{cell.published.value:g}" in cell.published.text for cell in printed)
+
+
+@pytest.mark.parametrize(("budget", "cell"), ALL, ids=lambda value: getattr(value, "name", value))
+def test_every_command_is_accepted_and_both_recipes_see_as_much(everything_here, budget, cell):
+    """Planning parses the flags of the training with its own parser, `check_scoring` those of scoring."""
+    here = [] if budget == "gpu" else [name for name, row in DATA.items() if row.hub]
+    planned = planner(budget, folders=dict.fromkeys(here, "/folder"))(cell)
+    assert bool(planned.jobs) != bool(planned.why)
+    check_scoring(jobs_of(planned), ModelConfig())
+    for name, arm in cell.arms.items():
+        (job,) = planned.jobs[name]
+        flags = job.settings["training"]
+        seen = flags["max_train_steps"] * arm.batch
+        assert 0 <= BUDGETS[budget].images_of(cell) - seen < arm.batch, "the same images to within a step"
+        assert flags["train_data_dir" if cell.data in here else "dataset_name"]
+
+
+def test_milestones_are_the_study_s_epochs(everything_here):
+    for name, epochs, halved in (("mnist-ddpm", 60, (20, 40)), ("cifar10-ddpm", 90, (30, 60))):
+        cell = next(cell for cell in CELLS if cell.name == name)
+        training = planner("gpu")(cell).jobs["study"][0].settings["training"]
+        steps = training["max_train_steps"]
+        assert steps == epochs * DATA[cell.data].images // 128
+        assert training["lr_milestones"] == [round(epoch / epochs * steps) for epoch in halved]
+        assert training["learning_rate"] == 2e-5
+        assert BUDGETS["gpu"].samples == cell.published.n == 12_800
+
+
+def test_recipes_of_one_name_are_one_training(everything_here):
+    trainings = {}
+    for budget, cell in [(budget, cell) for budget, cell in ALL if budget != "cpu"]:
+        for job in jobs_of(planner(budget)(cell)):
+            flags = trainings.setdefault((budget, job.folder), job.settings["training"])
+            assert flags == job.settings["training"], job.folder
+
+
+def test_what_is_missing_is_not_run_here(monkeypatch):
+    cell, points = CELLS[0], next(cell for cell in CELLS if cell.data == "swirl")
+    monkeypatch.setattr(plan, "_on_hub", lambda name: False)
+    monkeypatch.setattr(plan, "forward_seconds", lambda *facts: 0.0)
+    assert "--data mnist=folder" in planner("cpu")(cell).why
+    assert not planner("cpu")(cell).jobs
+    assert planner("cpu", folders={"mnist": "/folder"})(cell).jobs
+    assert planner("cpu")(points).jobs, "points are embedded"
+    monkeypatch.setattr(plan, "_has_gpu", lambda: False)
+    assert planner("gpu")(points).why == "no GPU here"
+    monkeypatch.setattr(plan, "forward_seconds", lambda *facts: 1.0)
+    assert "the budget has" in planner("cpu")(points).why
+    assert planner("cpu")(points, chosen=False).why == "left out by --cells"
+
+
+def test_a_seed_that_no_training_takes_is_refused(everything_here, capsys):
+    points = next(cell for cell in CELLS if cell.data == "swirl")
+    with pytest.raises(SystemExit):
+        planner("cpu", seeds=(2**32,))(points)
+    assert "--seed must be less than 4294967296" in capsys.readouterr().err
+
+
+def test_the_estimate_counts_passes_of_the_network(everything_here, monkeypatch):
+    monkeypatch.setattr(plan, "forward_seconds", lambda *facts: 1.0)
+    cell = next(cell for cell in CELLS if cell.name == "mnist-guidance-1")
+    budget = Budget(1000, (0,), 10, 20, None)
+    made = Planner(budget, "none", {}, (0, 1), None, 1)
+    assert made.seconds(cell) == 2 * (3 * 1000 + 2 * 20 * 10 + 3 * 1000 + 2 * 20 * 10)
+
+
+def test_a_forward_pass_is_timed():
+    assert 0 < plan.forward_seconds("mlp", 1, 2, 8) < 10
+
+
+def test_calls_are_divisors_of_the_recipe_s():
+    budget = Budget(None, (0,), 10, 30, None)
+    calls = {arm.calls: budget.calls_of(arm) for cell in CELLS for arm in cell.arms.values()}
+    assert all(most % few == 0 and few <= 30 for most, few in calls.items())
+    assert calls[1000] == 25
+    assert calls[1] == 1
+
+
+LINE = dict.fromkeys(REQUIRED) | {
+    "metric": "fid_12800", "measure": "fd", "feature_extractor": "inception", "value": 6.0, "n": 12_800,
+    "interval": None, "floor": None, "forced": False, "source": "run", "created": "2026-01-01T00:00:00+00:00",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("estimates", "changes", "images", "says"),
+    [
+        ([6.0, 6.1, 6.2], {}, 1000, "agrees"),
+        ([3.0, 3.1, 3.2], {}, 1000, "lower here"),
+        ([9.0, 9.1, 9.2], {}, 1000, "higher here"),
+        ([7.06], {}, 1000, "here less published: 1; one training only"),
+        ([6.0, 6.1], {"feature_extractor": "classifier"}, 1000, "not comparable; here: classifier features"),
+        ([6.0, 6.1], {"n": 250}, 1000, "not comparable; here: n 250"),
+        ([6.0, 6.1], {"nfe": 20}, 1000, "not comparable; here: 20 calls"),
+        ([6.0, 6.1], {"n": 250}, 10, "not comparable; here: 1.00% of the study's images, n 250"),
+    ],
+)
+def test_only_like_is_compared_with_what_was_published(estimates, changes, images, says):
+    line = ResultLine.from_json(LINE | {"nfe": 1000} | changes)
+    measured = Measured(estimates, line, images, [1.0], [])
+    published = Published("FID 6.06", 6.06, 0.7, 12_800, calls=1000)
+    assert against(Cell("a", "mnist", published, 1000), measured) == says
+    assert against(Cell("a", "mnist", Published(), 1000), measured) == "no figure to compare with"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["guidnce"], "must be one of"),
+        (["guidance", "--budget", "cpu-tiny"], "--budget"),
+        (["guidance", "--cells", "mnist-dpm"], "Did you mean mnist-ddpm"),
+        (["guidance", "--data", "mnst=/"], "--data takes name=folder"),
+        (["guidance", "--data", "mnist=/no/such"], "there is no folder '/no/such'"),
+        (["guidance", "--data", "swirl=/"], "embedded"),
+    ],
+)
+def test_bad_commands_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        reproduce.main(flags)
+    assert message in f"{refused.value}{capsys.readouterr().err}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_no_folder_of_this_machine(tmp_path):
+    assert public(["--study", "steps", "--data", "mnist=/home/me/mnist"]) == [
+        "steps",
+        "--data",
+        "mnist=folder",
+    ]
+    assert local_copies([f"mnist={tmp_path}"]) == {"mnist": str(tmp_path)}
+
+
+@pytest.mark.long
+def test_a_study_runs_is_resumed_and_says_what_it_did_not_run(tmp_path, monkeypatch, capsys):
+    """The chain on the swirl at two steps of training; then the same command, and then a second seed."""
+    monkeypatch.setattr(Budget, "images_of", lambda self, cell: 512)
+    monkeypatch.setitem(plan.BUDGETS, "cpu-small", Budget(512, (0,), 64, 10, None))
+    out = tmp_path / "out"
+    command = ["steps", "--cells", "swirl-shortcut", "--output_dir", str(out), "--cpu_threads", "1"]
+    reproduce.main([*command, "--dry_run"])
+    assert "swirl-shortcut-2-0: to do" in capsys.readouterr().out
+    assert not out.exists()
+    reproduce.main(command)
+    folder = out / "cpu-small"
+    told = json.loads((folder / "reproduce.json").read_text())
+    by_name = {cell["cell"]: cell for cell in told["studies"]["steps"]}
+    cell = by_name["swirl-shortcut"]
+    assert (cell["images"], cell["n"], cell["verdict"]) == (512, 64, "one training only")
+    assert cell["study"]["nfe"] == cell["ours"]["nfe"] == 10
+    assert by_name["gan-T8"]["not_run"] == "left out by --cells"
+    lines = read(folder / "results.jsonl")
+    values = {line.extra["point"]: line.estimate for line in lines}
+    assert cell["study"]["estimates"] == [values["swirl-shortcut-2-0"]]
+    text = (folder / "reproduce.md").read_text()
+    assert re.search(r"\| swirl-shortcut \|.* one training only \|", text)
+    assert "| gan-T8 | black images | left out by --cells |" in text
+    assert str(tmp_path) not in text
+
+    capsys.readouterr()
+    reproduce.main(command)
+    assert capsys.readouterr().out.count("done before") == 2
+    assert len(read(folder / "results.jsonl")) == len(lines)
+    reproduce.main([*command, "--seeds", "0", "1"])
+    printed = capsys.readouterr().out
+    assert printed.count("done before") == 2
+    told = json.loads((folder / "reproduce.json").read_text())
+    cell = next(cell for cell in told["studies"]["steps"] if cell["cell"] == "swirl-shortcut")
+    assert len(cell["ours"]["estimates"]) == 2
+    assert cell["verdict"] in ("better", "worse", "inconclusive")
