@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from trilemma.eval.exams.harms import HARMS, Harm
 from trilemma.eval.exams.sets import REPEATS
 from trilemma.eval.exams.verdicts import T, Verdict, judge, move, worse
-from trilemma.eval.metrics.table import measure_row
+from trilemma.eval.metrics.table import METRICS, measure_row
 from trilemma.eval.plots.exam import moves as draw_moves
 from trilemma.eval.studies.tables import markdown
 
@@ -30,8 +30,9 @@ class Exam:
     seconds: float = 0.0
 
     def measures(self, group: str) -> list[str]:
-        """The measures of a group that are meant to show something."""
-        return [name for name in self.values[PERFECT][group] if measure_row(name).promised]
+        """The measures of a group that are meant to show something; without terms, such as single classes."""
+        named = {name for row in METRICS.values() for name in row.measures}
+        return [name for name in self.values[PERFECT][group] if name in named and measure_row(name).promised]
 
     def levels(self, group: str, measure: str, harm: str) -> dict[float, list[float]]:
         """The values at each level of a harm at which the measure could be measured."""
