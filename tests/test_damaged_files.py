@@ -389,6 +389,8 @@ class Counter:
 
 
 class NoAverage:
+    tracks = ()
+
     def state_dict(self):
         return []
 
