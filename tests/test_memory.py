@@ -139,7 +139,7 @@ def too_much_for_a_gpu(*_, **__):
         ("trilemma.training.loop.loop", "draw", "--eval_forward_batch"),
         (while_training, "score", "--eval_forward_batch"),
         (run, "draw_pictures", "--eval_forward_batch"),
-        ("trilemma.training.loop.loop", "EMA", "--train_batch_size"),
+        ("trilemma.training.loop.loop", "ema_of", "--train_batch_size"),
     ],
 )
 @pytest.mark.parametrize("error", [too_much, too_much_for_a_gpu])

@@ -162,7 +162,7 @@ def test_a_run_of_a_few_seconds_keeps_its_settings_and_its_own_flags(tmp_path, p
     expected = {"net": "unet_8", "learning_rate": 1e-3, "prediction_type": "v_prediction", "minutes": None}
     assert expected.items() <= config.items()
     again = run(SCRIPT, *flags, "--minutes", "0.02")
-    assert "stay. To train longer, give another --output_dir" in again.output
+    assert "stay. To train longer, use another --output_dir" in again.output
     assert f"at step {config['max_train_steps']}" in again.output
     assert yaml.safe_load((out / "config.yaml").read_text()) == config
     steps = [json.loads(line)["step"] for line in (out / "logs" / "scalars.jsonl").read_text().splitlines()]
