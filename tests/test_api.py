@@ -205,8 +205,8 @@ def test_a_second_stop_of_a_script_raises_and_does_not_kill():
 def test_a_model_of_images_in_memory_is_measured_with_them(here):
     images = trilemma.load_images(PIXELS, LABELS)
     scoring = dict(
-        metrics=["diversity"], feature_extractor="pixels", num_samples=8, sampler="ddpm", num_inference_steps=2,
-        cpu_threads=1,
+        metrics=["diversity"], feature_extractor="pixels", num_samples=8,
+        sampler="ddpm", num_inference_steps=2, cpu_threads=1,
     )  # fmt: skip
     trilemma.train(images, network=network(), output_dir="out", max_train_steps=1, **SMALL)
     (line,) = trilemma.evaluate("out", images, **scoring)
