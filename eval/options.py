@@ -27,6 +27,10 @@ JUDGE_HELP = (
 )
 
 
+SAVED = "saved"
+"""As --sampler: the sampler of the saved pipeline."""
+
+
 def samplers_by_family() -> str:
     """Which samplers each family has, as text."""
     having: dict[tuple[str, ...], list[str]] = {}
@@ -52,7 +56,9 @@ class SamplingConfig:
     num_samples: int = option(10_000, "images to draw or to score", low=1)
     seed: int = option(0, "first seed; image i has this seed plus i", low=0)
     sampler: str | None = option(
-        None, lambda: f"of {samplers_by_family()}; that of the run's own samples if not given"
+        None,
+        lambda: f"of {samplers_by_family()}; or {SAVED}, that of the saved pipeline; if not given, that of "
+        "the run's own samples",
     )
     num_inference_steps: int | None = option(
         None, "steps of the sampler; if not given, those of the run's own samples, or its usual number", low=1
@@ -110,7 +116,7 @@ def check_choices(
     """
     prefix, metrics = "--eval_" if in_training else "--", tuple(metrics)
     if sampler is not None:
-        _check("--sampler", sampler, tuple(samplers))
+        _check("--sampler", sampler, (*samplers, SAVED))
     if extractor is not None:
         _check(f"{prefix}feature_extractor", extractor, tuple(EXTRACTORS))
     if judge is not None:

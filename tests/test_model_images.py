@@ -33,6 +33,7 @@ def model(tmp_path_factory):
     (RUN, {}, ("dpmsolver++", 20, "ddpm")),
     (RUN, {"num_inference_steps": 10}, ("dpmsolver++", 10, "ddpm")),
     (RUN, {"sampler": "ddim"}, ("ddim", 50, "ddim")),
+    (RUN, {"sampler": "saved"}, ("ddpm", 1000, "ddpm")),
     (RUN, {"sampler": "ddpm", "num_inference_steps": 1000}, ("ddpm", 1000, "ddpm")),
     ({"sampler": "ddpm", "ddpm_num_inference_steps": None}, {}, ("ddpm", 1000, "ddpm")),
     ({"sampler": "shortcut"}, {}, ("ddpm", 1000, "ddpm")),

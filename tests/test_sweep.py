@@ -135,11 +135,19 @@ def test_commands_of_a_sweep_keep_paths_with_spaces_whole(tmp_path, capsys):
 
 
 def test_points_that_are_trained_are_sampled_alike_whatever_their_trainings_draw_with(tmp_path, capsys):
-    """The digits' recipe draws its own samples with DPM-Solver++."""
+    """The digits' recipe draws its own samples with DPM-Solver++. test_model_images.py proves what 'saved'
+    draws with; a recipe of the shortcut chain saves another pipeline than the other VDMs.
+    """
     main(["--question", "schedules", "--output_dir", str(tmp_path), "--dry_run", "--", "--preset", "digits"])
     scored = [line for line in capsys.readouterr().out.splitlines() if "trilemma.eval.evaluate" in line]
     samplers = [line.split("--sampler ")[1].split()[0] for line in scored]
-    assert samplers == ["ddpm"] * 3 + ["ancestral"] * 2
+    assert samplers == ["saved"] * 5
+    shortcut = ["--grid", "shortcut_steps=0,10", "--family", "vdm"]
+    shortcut += ["--output_dir", str(tmp_path), "--dry_run"]
+    main([*shortcut, "--", "--preset", "swirl-shortcut"])
+    assert capsys.readouterr().out.count("--sampler saved") == 2
+    main([*shortcut, "--sampler", "ancestral", "--", "--preset", "swirl-shortcut"])
+    assert "saved" not in capsys.readouterr().out
 
 
 def test_a_point_that_fails_is_shown_and_the_others_are_made_once(tmp_path, capsys):
@@ -380,7 +388,7 @@ def test_a_sampler_that_the_model_does_not_take_is_refused(tmp_path, capsys):
         main([*flags, "sampler=ddim,euler_ancestral"])
     network = {**TINY, "_class_name": "UNet2DModel"}
     save_bundle(VDMPipeline(VDMModel(network, sample_size=8, in_channels=1)), tmp_path / "vdm")
-    with pytest.raises(SystemExit, match="must be one of ancestral, shortcut; got 'ddpm'"):
+    with pytest.raises(SystemExit, match="must be one of ancestral, shortcut, saved; got 'ddpm'"):
         main(["--question", "samplers", "--model", str(tmp_path / "vdm"), *flags[2:5]])
     assert not (tmp_path / "out").exists()
 

@@ -42,6 +42,11 @@ of config.yaml, whose other flags only the card repeats. OF_ALL_STEPS: entries o
 its length."""
 
 
+def own_sampling(config: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """Sampler and number of steps of a run's own samples, as its config.yaml has them."""
+    return config.get("sampler"), config.get("ddpm_num_inference_steps")
+
+
 @dataclass(frozen=True)
 class OutputFolder:
     """Names of the files in an output folder, and readers of those that describe the run.

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor, nn
 
-from trilemma.eval.options import ModelConfig, SamplingConfig
+from trilemma.eval.options import SAVED, ModelConfig, SamplingConfig
 from trilemma.eval.scoring.results import Origin
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.files.hub import check_place, patience
@@ -29,7 +29,7 @@ from trilemma.training.devices.compiled import compiled
 from trilemma.training.devices.precision import HALF, check_half, network_in, plain_float32
 from trilemma.training.images.image_set import Images
 from trilemma.training.networks.whole import check_files, check_part
-from trilemma.training.output_folder import OutputFolder
+from trilemma.training.output_folder import OutputFolder, own_sampling
 from trilemma.training.progress import Progress, counted
 from trilemma.training.sampling import Share, draw_batches
 
@@ -193,16 +193,16 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
     # The name of a folder, not where it lies on this machine.
     folder = OutputFolder(Path(model.model))
     source = folder.name if Path(model.model).is_dir() else model.model
-    typed = sampling.sampler
-    if typed is None:
+    own = sampling
+    if sampling.sampler is None:
         with suppress(FileError):  # of a damaged file, which evaluation does not need
-            sampling = _like_run(sampling, folder.read_config(), pipeline)
-    drawing = drawing_of(pipeline, source, sampling, model.batch_size, accelerator)
-    if drawing.sampling.sampler != typed:
+            own = _like_run(sampling, folder.read_config(), pipeline)
+    drawing = drawing_of(pipeline, source, own, model.batch_size, accelerator)
+    if own is not sampling:
         drawing.saved = pipeline
         steps = counted(drawing.sampling.num_inference_steps, "step")
         accelerator.print(
-            f"Drawing with {sampling.sampler}, {steps} an image, as the run drew its own samples. As the "
+            f"Drawing with {own.sampler}, {steps} an image, as the run drew its own samples. As the "
             f"saved pipeline draws: --sampler {pipeline.sampler} "
             f"--num_inference_steps {pipeline.steps(None)}."
         )
@@ -214,8 +214,8 @@ def _like_run(sampling: SamplingConfig, run: dict[str, Any], pipeline: Diffusion
 
     The saved pipeline may take a hundred times as many steps: it is one that plain diffusers samples.
     """
-    name, usual = run.get("sampler"), pipeline.steps(None)
-    steps = sampling.num_inference_steps or run.get("ddpm_num_inference_steps")
+    (name, steps), usual = own_sampling(run), pipeline.steps(None)
+    steps = sampling.num_inference_steps or steps
     same = (name, steps or usual) == (pipeline.sampler, sampling.num_inference_steps or usual)
     if same or name not in pipeline.samplers():
         return sampling
@@ -239,7 +239,9 @@ def drawing_of(
     accelerator: Accelerator,
 ) -> Drawing:
     """The images of a pipeline of one of the families; source: what results call it."""
-    if sampling.sampler:
+    if sampling.sampler == SAVED:
+        sampling = replace(sampling, sampler=None)
+    elif sampling.sampler:
         pipeline = pipeline.with_sampler(sampling.sampler)
         pipeline.set_progress_bar_config(disable=True)
     sampling = replace(sampling, num_inference_steps=pipeline.steps(sampling.num_inference_steps))

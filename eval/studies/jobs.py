@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig, check_choices, samplers_of
+from trilemma.eval.options import SAVED, ModelConfig, SamplingConfig, ScoreConfig, check_choices, samplers_of
 from trilemma.eval.studies.questions import (
     SWEEPS,
     Flags,
@@ -95,9 +95,6 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
         settings = {"family": point.family, "training": changed_flags(trained)}
         family = families.family(point.family)
         samplers, takes_classes = family.samplers_for(trained), family.takes_classes(trained)
-        # That of the saved pipeline at all points, whatever a training draws its own samples with.
-        saved = "ddpm" if "ddpm" in family.samplers else family.samplers[0]
-        scoring = {"sampler": saved, **scoring}
     else:
         train, samplers = None, samplers_of(config.model.model)
         takes_classes = True  # scoring asks the model
@@ -107,6 +104,8 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
     run |= shared | {"batch_size": str(config.model.batch_size)}
     run |= {"trust_remote_code": "true"} if config.model.trust_remote_code else {}
     run |= {"force": "true"} if config.score.force else {}
+    # That of the saved pipeline, whatever a training draws its own samples with.
+    run |= {"sampler": SAVED} if train and "sampler" not in scoring else {}
     run |= {"calibration_images": "0"}  # it is the same for all points
     score = [*launcher, "-m", "trilemma.eval.evaluate", *words(run), *words(scoring)]
     plain = json.loads(json.dumps({**settings, "scoring": scoring}))  # as it will be read back
@@ -192,7 +191,7 @@ def _check_samplers(model: ModelConfig, samplers: Sequence[str | None]) -> None:
         from trilemma.eval.scoring.model_images import load_model
 
     pipeline = load_model(model.model, torch.device("cpu"))
-    for name in filter(None, samplers):
+    for name in {*samplers} - {None, SAVED}:
         pipeline.with_sampler(name)
 
 
