@@ -21,9 +21,10 @@ from trilemma.eval.studies.processes import Children, last_lines
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.rendering.render import write_card
 from trilemma.pipelines.files.writing import write_json, write_text, written
+from trilemma.training.images.points import draws_points
 from trilemma.training.loop.ema import kept_profiles, weighted_sum
 from trilemma.training.options.flags import dump
-from trilemma.training.output_folder import OutputFolder
+from trilemma.training.output_folder import OutputFolder, own_sampling
 from trilemma.training.post_hoc import (
     TRACKS,
     UNIFORM,
@@ -153,9 +154,10 @@ def make(planned: Planned, parent: OutputFolder) -> None:
 def _draw(pipeline: DiffusionPipeline, config: dict[str, Any], folder: OutputFolder) -> None:
     """samples.png, of the seeds and the sampler of the training's own."""
     count, names = config["eval_batch_size"], pipeline.class_names
-    pipeline = pipeline.with_sampler(config.get("sampler"))
+    sampler, steps = own_sampling(config)
+    pipeline = pipeline.with_sampler(sampler)
     labels = every_class(len(names) if names else None, count)
-    steps = pipeline.steps(config.get("ddpm_num_inference_steps"))
+    steps = pipeline.steps(steps)
     images = sample(pipeline, range(count), batch_size=count, num_inference_steps=steps, class_labels=labels)
     with written(folder.samples) as file:
-        sheet(images, points=images.shape[-1] == 1, class_names=names).save(file, format="png")
+        sheet(images, points=draws_points(pipeline), class_names=names).save(file, format="png")

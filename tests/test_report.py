@@ -28,7 +28,7 @@ from trilemma.eval.report.groups import data_of, groups
 from trilemma.eval.report.page import html_page
 from trilemma.eval.report.pictures import Drawn, Frames
 from trilemma.eval.report.table import verdict
-from trilemma.eval.report.words import count, duration, figure, shown
+from trilemma.eval.report.words import count, figure, in_units, shown
 from trilemma.eval.studies.models import read_models
 from trilemma.pipelines import as_ours
 from trilemma.training.images.image_set import to_uint8
@@ -83,7 +83,7 @@ class Elements(HTMLParser):
      (1278, "21 min"), (4706.8, "1 h 18 min"), (7200, "2 h"), (180_000, "2 d 2 h")],
 )  # fmt: skip
 def test_durations_are_plain(seconds, said):
-    assert duration(seconds) == said
+    assert in_units(seconds) == said
 
 
 def test_numbers_are_plain():

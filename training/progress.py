@@ -183,6 +183,7 @@ def in_minutes(minutes: float) -> str:
     return f"{minutes:g} minute{'' if minutes == 1 else 's'}"
 
 
-def counted(number: int, what: str) -> str:
-    """As it is spoken: 1 step, 1,000 steps."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """As it is spoken: 1 step, 1,000 steps, 2 processes; many: a plural that ends otherwise."""
+    many = many or one + ("es" if one.endswith("s") else "s")
+    return f"{number:,} {one if number == 1 else many}"

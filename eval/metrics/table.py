@@ -33,7 +33,6 @@ class Measure(NamedTuple):
         panel in the figure of a sweep; of images of a split only where they are held out.
     sees: what it is meant to show, which `eval/exam.py` examines; if not given, look and kinds where one end
         is better, else nothing.
-    covers: it says how much of the data's variety the samples have, which is another axis than quality.
     """
 
     better: Literal["lower", "higher"] | None = None
@@ -43,12 +42,16 @@ class Measure(NamedTuple):
     compared: bool = False
     charted: bool = False
     sees: tuple[Harmed, ...] | None = None
-    covers: bool = False
 
     @property
     def promised(self) -> tuple[Harmed, ...]:
         """What it is meant to show."""
         return self.sees if self.sees is not None else ("look", "kinds") if self.better else ()
+
+    @property
+    def covers(self) -> bool:
+        """Whether it says only how much of the data's variety the samples have: another axis than quality."""
+        return self.promised == ("kinds",)
 
 
 class Metric(NamedTuple):
@@ -125,11 +128,9 @@ METRICS: dict[str, Metric] = {
         "trilemma.eval.metrics.pairs:PRDC",
         {
             "precision": Measure("higher", shown=True, sees=("look",)),
-            "recall": Measure("higher", shown=True, compared=True, sees=("kinds",), covers=True),
+            "recall": Measure("higher", shown=True, compared=True, sees=("kinds",)),
             "density": Measure("higher", shown=True, sees=("look",)),
-            "coverage": Measure(
-                "higher", shown=True, compared=True, charted=True, sees=("kinds",), covers=True
-            ),
+            "coverage": Measure("higher", shown=True, compared=True, charted=True, sees=("kinds",)),
         },
         parts=("features",),
         keep=PAIR_IMAGES,
@@ -139,7 +140,7 @@ METRICS: dict[str, Metric] = {
         "trilemma.eval.metrics.kept.clipped:Clipped",
         {
             "clipped_density": Measure("higher", shown=True, sees=("look",)),
-            "clipped_coverage": Measure("higher", shown=True, covers=True),
+            "clipped_coverage": Measure("higher", shown=True),
         },
         parts=("features",),
         keep=PAIR_IMAGES,
@@ -159,7 +160,7 @@ METRICS: dict[str, Metric] = {
     "modes": Metric(
         "trilemma.eval.metrics.judged:Modes",
         {
-            "modes": Measure("higher", shown=True, compared=True, sees=("kinds",), covers=True),
+            "modes": Measure("higher", shown=True, compared=True, sees=("kinds",)),
             "modes_kl": Measure("lower", sees=("kinds",)),
             "confidence": Measure("higher", sees=("look",)),
             "confident_share": Measure("higher", depends_on_n=False, sees=("look",)),

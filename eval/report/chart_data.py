@@ -8,7 +8,7 @@ from typing import Any
 from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.plots.axes import floors
 from trilemma.eval.report.groups import Group
-from trilemma.eval.report.words import duration, figure, interval
+from trilemma.eval.report.words import figure, in_units, interval
 from trilemma.eval.scoring.results import PROTOCOL, ResultLine
 from trilemma.eval.studies.model_table import TableRow
 from trilemma.eval.studies.models import Model
@@ -140,5 +140,5 @@ def _logged(model: Model, images_per_step: float) -> list[dict[str, Any]]:
 
 
 def _reached(images: float, seconds: float | None) -> str:
-    after = "" if seconds is None else f", {duration(seconds)}"
+    after = "" if seconds is None else f", {in_units(seconds)}"
     return f"after {images:,.0f} images{after}"

@@ -7,12 +7,13 @@ from typing import Any
 
 from trilemma.eval.metrics.table import metric_of
 from trilemma.eval.report.groups import Group
-from trilemma.eval.report.words import count, counted, duration, figure, interval, shown, table
-from trilemma.eval.scoring.results import ResultLine
+from trilemma.eval.report.words import count, figure, in_units, interval, shown, table
+from trilemma.eval.scoring.results import ResultLine, newest
 from trilemma.eval.studies.models import Model
 from trilemma.pipelines import LIKE
 from trilemma.training import families
 from trilemma.training.options.flags import public_name
+from trilemma.training.progress import counted
 
 Command = Callable[[str, Mapping[str, Any], Mapping[str, Any]], str]
 """(family, flags, hardware) -> the command line of a training."""
@@ -35,7 +36,7 @@ RUN = (
 
 def details(group: Group, model: Model, family: str, command: Command) -> str:
     """Facts, measures and commands of a model; its pictures are elsewhere on the page."""
-    lines = newest(model)
+    lines = newest(model.finished, SAME)
     facts = "".join(
         f"<div><dt>{shown(name)}</dt><dd>{shown(value)}</dd></div>" for name, value in _facts(model).items()
     )
@@ -50,19 +51,10 @@ def details(group: Group, model: Model, family: str, command: Command) -> str:
     return "".join(parts)
 
 
-def newest(model: Model) -> list[ResultLine]:
-    """The newest line of each kind of the finished model."""
-    kinds: dict[tuple, ResultLine] = {}
-    for line in model.finished:
-        kinds.pop(line.key(SAME), None)
-        kinds[line.key(SAME)] = line
-    return list(kinds.values())
-
-
 def commands(model: Model) -> list[str]:
     """The command lines of `eval/evaluate.py` that measure what was measured."""
     runs: dict[tuple, list[ResultLine]] = {}
-    for line in newest(model):
+    for line in newest(model.finished, SAME):
         key = line.key(RUN) if line.sampler else (line.num_inference_steps, _bpd_images(line))
         runs.setdefault(key, []).append(line)
     path = model.folder.path
@@ -96,7 +88,7 @@ def _facts(model: Model) -> dict[str, str]:
         "float32" if precision == "no" else precision,
     ]
     values = {
-        "training": run.get("seconds") is not None and duration(run["seconds"]),
+        "training": run.get("seconds") is not None and in_units(run["seconds"]),
         "steps": run.get("steps") is not None and count(run["steps"]),
         "images seen": run.get("images_seen") is not None and count(run["images_seen"]),
         "parameters": run.get("parameters") and count(run["parameters"]),
@@ -181,7 +173,7 @@ def _row(line: ResultLine) -> list[str]:
         line.guidance_scale is not None and f"guidance {line.guidance_scale:g}",
         line.classes and f"only classes {line.classes}",
         line.mixed_precision and f"network in {line.mixed_precision}",
-        line.seconds_per_image is not None and f"{duration(line.seconds_per_image)} an image",
+        line.seconds_per_image is not None and f"{in_units(line.seconds_per_image)} an image",
         line.seeds and f"seeds {line.seeds.replace('..', ' to ')}",
     ]
     judge = line.judge_accuracy

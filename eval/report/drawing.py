@@ -8,12 +8,12 @@ from diffusers import DiffusionPipeline
 
 from trilemma.eval.plots.sheets import to_pil
 from trilemma.eval.report.pictures import Drawn, Frames, sheet, side_by_side
-from trilemma.eval.report.words import counted
 from trilemma.eval.scoring.model_images import load_model
 from trilemma.eval.studies.models import Model
 from trilemma.training.devices.precision import plain_float32
-from trilemma.training.images.points import picture
-from trilemma.training.progress import Progress
+from trilemma.training.images.points import draws_points, picture
+from trilemma.training.output_folder import own_sampling
+from trilemma.training.progress import Progress, counted
 from trilemma.training.sampling import every_class, sample
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)
@@ -37,22 +37,20 @@ def _draw(model: Model, count: int) -> Drawn:
         return Drawn(None, "its folder has no weights to draw with")
     cpu = torch.device("cpu")
     pipeline = load_model(str(model.folder.path), cpu)
-    if (name := model.config.get("sampler")) in pipeline.samplers():
+    name, usual = own_sampling(model.config)
+    if name in pipeline.samplers():
         pipeline = pipeline.with_sampler(name)
         pipeline.set_progress_bar_config(disable=True)
     names, guidance = pipeline.class_names, pipeline.default_guidance
     labels = every_class(None if names is None else len(names), count)
     sheets = {}
-    for steps in steps_of(pipeline, model.config.get("ddpm_num_inference_steps")):
+    for steps in steps_of(pipeline, usual):
         with plain_float32(cpu):
             images = sample(
                 pipeline, range(count), batch_size=count, num_inference_steps=steps, class_labels=labels
             )
         calls = pipeline.calls(steps, guidance not in (None, 1.0))
-        # Points of the plane are (N, 2, 1, 1), and one picture shows them all.
-        points = images.shape[1:] == (2, 1, 1)
-        shown = to_pil(picture(images)) if points else sheet(_as_arrays(images))
-        sheets[calls] = shown
+        sheets[calls] = to_pil(picture(images)) if draws_points(pipeline) else sheet(_as_arrays(images))
     labels_of = tuple(counted(calls, "call") for calls in sheets)
     guided = "" if guidance in (None, 1.0) else f", guidance {guidance:g}"
     return Drawn(

@@ -21,6 +21,8 @@ from trilemma.eval.studies import repeats, targets
 from trilemma.eval.studies.model_table import repeated
 from trilemma.eval.studies.models import Model
 from trilemma.eval.studies.tables import Marks
+from trilemma.training.output_folder import own_sampling
+from trilemma.training.progress import counted
 
 ASSETS = Path(__file__).parent / "assets"
 MOST_BYTES = 2_000_000
@@ -112,10 +114,12 @@ def _json(value: Any) -> str:
 
 def _counts(by_data: Sequence[Group], families: Mapping[str, str]) -> str:
     models = sum(len(group.models) for group in by_data)
-    numbers = ((models, "model"), (len({*families.values()}), "family"), (len(by_data), "data set"))
-    plural = {"family": "families"}
-    words = [f"{n} {one if n == 1 else plural.get(one, one + 's')}" for n, one in numbers]
-    return f"{words[0]}, {words[1]}, {words[2]}."
+    parts = (
+        counted(models, "model"),
+        counted(len({*families.values()}), "family", "families"),
+        counted(len(by_data), "data set"),
+    )
+    return f"{', '.join(parts)}."
 
 
 def _chips(kind: str, values) -> str:
@@ -135,9 +139,8 @@ def _sheet(model: Model, drawn: Drawn | None) -> tuple[Frames | None, str]:
     why = f" Not drawn for this page: {drawn.said}." if drawn else ""
     if image is None:
         return None, f"no sheet of samples in its folder.{why}"
-    config = model.config
-    count, steps = config.get("eval_batch_size"), config.get("ddpm_num_inference_steps")
-    words = [count and f"seeds 0 to {count - 1}", config.get("sampler"), steps and f"{steps} steps"]
+    count, (sampler, steps) = model.config.get("eval_batch_size"), own_sampling(model.config)
+    words = [count and f"seeds 0 to {count - 1}", sampler, steps and counted(steps, "step")]
     said = ", ".join(str(word) for word in words if word)
     return Frames(image, ()), f"{said} (samples.png).{why}".strip()
 

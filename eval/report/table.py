@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.report.groups import EXPLAINED, Group, word
-from trilemma.eval.report.words import count, duration, figure, interval, shown
+from trilemma.eval.report.words import count, figure, in_units, interval, shown
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.studies.model_table import TableRow, elsewhere, other_machine
 from trilemma.eval.studies.models import Model
@@ -135,14 +135,14 @@ def _row(
     cells += [
         _number(
             drawn and drawn.seconds_per_image,
-            duration,
+            in_units,
             drawn and elsewhere(drawn.device, group.models),
             marks,
         )
     ]
     cells += [_measured(group, row.picked.get(name), marks) for name in columns["bits"]]
     machine = other_machine(model, group.models[0])
-    cells += [_number(model.run.get("seconds"), duration, machine, marks)]
+    cells += [_number(model.run.get("seconds"), in_units, machine, marks)]
     cells += [_number(model.run.get(name), count) for name in list(COST)[1:]]
     return (
         f'<tr data-family="{shown(family)}" data-data="{shown(group.data)}" data-name="{shown(model.name)}">'

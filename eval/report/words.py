@@ -26,7 +26,7 @@ def figure(value: float) -> str:
     return plain(float(f"{value:.3g}"))
 
 
-def duration(seconds: float) -> str:
+def in_units(seconds: float) -> str:
     """Seconds in the unit that people would use: 8.5 ms, 1.2 s, 21 min, 1 h 18 min, 2 d 3 h."""
     if seconds < 1:
         return f"{figure(1000 * seconds)} ms"
@@ -48,11 +48,6 @@ def count(value: float) -> str:
         return f"{value:,.0f}"
     power = min(3, int(math.log10(value)) // 3)
     return f"{figure(float(f'{value:.3g}') / 1000**power)} {('million', 'billion')[power - 2]}"
-
-
-def counted(number: int, name: str) -> str:
-    """'1 step', '1,000 steps'."""
-    return f"{number:,} {name}" + ("" if number == 1 else "s" if name[-1] != "s" else "es")
 
 
 def interval(ends: Sequence[float] | None) -> str:

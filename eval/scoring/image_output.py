@@ -21,6 +21,7 @@ from trilemma.eval.scoring.model_images import Drawing, labels_like, open_drawin
 from trilemma.pipelines.files.writing import naming, sync_to_disk, target_of, write_all, write_text, written
 from trilemma.training.devices.precision import HALF
 from trilemma.training.devices.ranks import decided, on_all, require_same, require_same_code, share_folder
+from trilemma.training.images.points import draws_points
 from trilemma.training.loop.machine import evaluation_accelerator
 
 READ_AT_ONCE = 256
@@ -150,7 +151,7 @@ def draw_to_sheet(drawing: Drawing, path: Path) -> None:
         images = torch.from_numpy(np.load(array)).permute(0, 3, 1, 2)
         names = drawing.sampling.classes or drawing.pipeline.class_names
         with written(path) as file:
-            sheet(images, points=images.shape[-1] == 1, class_names=names).save(file, format="png")
+            sheet(images, points=draws_points(drawing.pipeline), class_names=names).save(file, format="png")
         array.unlink()
 
     decided(drawing.accelerator, write)

@@ -250,6 +250,15 @@ def plain_and_floor(line: ResultLine) -> str:
     return "".join(f", {name} {number(part)}" for name, part in parts.items() if part is not None)
 
 
+def newest(lines: Iterable[ResultLine], names: Sequence[str]) -> list[ResultLine]:
+    """Of lines that agree in these entries, the last; in the order of those that are left."""
+    kinds: dict[tuple, ResultLine] = {}
+    for line in lines:
+        kinds.pop(line.key(names), None)
+        kinds[line.key(names)] = line
+    return list(kinds.values())
+
+
 def heading(lines: Sequence[ResultLine]) -> str:
     """What these numbers, measured together, are of: model, sampling, reference, extractors; '' for none."""
     if not lines:

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult
 
 from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.scoring.naming import number
-from trilemma.eval.scoring.results import ResultLine
+from trilemma.eval.scoring.results import ResultLine, newest
 from trilemma.eval.studies.tables import markdown, with_interval
 from trilemma.model_cards.rendering.saved_model import Sampling
 from trilemma.model_cards.rendering.text import escape
@@ -49,15 +49,10 @@ ARGUMENTS = (
 
 def shown(lines: Iterable[ResultLine], trained_steps: int | None) -> list[ResultLine]:
     """The newest measurement of each kind of the finished model; not those of folders of images."""
-    newest: dict[tuple, ResultLine] = {}
-    for line in lines:
-        early = None not in (line.step, trained_steps) and line.step < trained_steps
-        if line.seeds is None or early:
-            continue
-        kind = line.key(SAME)
-        newest.pop(kind, None)  # the order is that of the newest lines
-        newest[kind] = line
-    return list(newest.values())
+    def late(line: ResultLine) -> bool:
+        return None in (line.step, trained_steps) or line.step >= trained_steps
+
+    return newest((line for line in lines if line.seeds is not None and late(line)), SAME)
 
 
 def best_sampling(lines: Iterable[ResultLine]) -> Sampling | None:

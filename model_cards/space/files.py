@@ -16,6 +16,7 @@ from trilemma.model_cards.rendering.text import escape, literal
 from trilemma.model_cards.space import drawing
 from trilemma.model_cards.space.drawing import Settings
 from trilemma.pipelines.single_file import single_file
+from trilemma.training.output_folder import own_sampling
 
 INSTALLED = ("diffusers", "huggingface_hub", "numpy", "pillow", "safetensors", "torch")
 """What the page needs beside Gradio, in the versions of this machine: it is known to work with them."""
@@ -67,7 +68,7 @@ def usual_settings(contents: Contents) -> Settings:
     """How the best result was sampled; without results, how the run drew its own samples."""
     if contents.saved.best is not None:
         return Settings(*contents.saved.best)
-    return Settings(contents.config.get("sampler"), contents.config.get("ddpm_num_inference_steps"))
+    return Settings(*own_sampling(contents.config))
 
 
 def _app(contents: Contents) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
@@ -152,6 +152,11 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         """x_t (B, 2, 1, 1), t () or (B,) -> noise (B, 2, 1, 1); the labels are not used."""
         alpha, sigma = self.process.signal_and_noise(t.reshape(-1) + 1, x_t)
         return UNet2DOutput(sample=self.mixture.expected_noise(x_t, alpha, sigma).to(x_t.dtype))
+
+
+def draws_points(pipeline: DiffusionPipeline) -> bool:
+    """Whether the images of a pipeline are points of the plane."""
+    return pipeline.network.config.sample_size == SHAPE[-1]
 
 
 def picture(points: Tensor) -> Tensor:
