@@ -146,7 +146,7 @@ LINE = dict.fromkeys(REQUIRED) | {
         ([6.0, 6.1, 6.2], {}, 1000, "agrees"),
         ([3.0, 3.1, 3.2], {}, 1000, "lower here"),
         ([9.0, 9.1, 9.2], {}, 1000, "higher here"),
-        ([7.06], {}, 1000, "here less published: 1; one training only"),
+        ([7.06], {}, 1000, "here minus published: 1; one training only"),
         ([6.0, 6.1], {"feature_extractor": "classifier"}, 1000, "not comparable; here: classifier features"),
         ([6.0, 6.1], {"n": 250}, 1000, "not comparable; here: n 250"),
         ([6.0, 6.1], {"nfe": 20}, 1000, "not comparable; here: 20 calls"),

@@ -95,7 +95,7 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
         settings = {"family": point.family, "training": changed_flags(trained)}
         family = families.family(point.family)
         samplers, takes_classes = family.samplers_for(trained), family.takes_classes(trained)
-        # That of the saved pipeline at all points, whatever a training draws its own samples with.
+        # The sampler of the saved pipeline at all points, even if a training draws its samples with another.
         saved = "ddpm" if "ddpm" in family.samplers else family.samplers[0]
         scoring = {"sampler": saved, **scoring}
     else:
@@ -116,8 +116,8 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
 def scoring_flags(point: Point, row: Sweep, config) -> Flags:
     """Flags of `eval/evaluate.py` on which a point's numbers depend.
 
-    A point that is repeated draws other samples each time. Models of one recipe draw much the same image from
-    the same seed, so with equal seeds their spread would lack what other samples change.
+    A repeated point draws other samples each time. Models of one recipe draw nearly the same image from the
+    same seed, so with equal seeds their spread would leave out a part of the variation between samples.
     """
     values = asdict(config.sampling) | asdict(config.score)
     values.pop("force")  # it lets a number through and does not change it
