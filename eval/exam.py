@@ -50,7 +50,7 @@ class ExamConfig:
     seed: int = option(0, "seed for the choice of images", low=0)
     cpu_threads: int = option(0, "threads of a process on CPU; 0 for its share of the cores", low=0)
     output_dir: str | None = option(None, "where the report goes; outputs/exam-<reference> if not given")
-    dry_run: bool = option(False, "open images and extractors, say what is left out, and score nothing")
+    dry_run: bool = option(False, "open images and extractors, list the measures left out, and score nothing")
 
 
 @dataclass(frozen=True)

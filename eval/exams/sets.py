@@ -37,7 +37,7 @@ class Samples(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A set of samples of the perfect model, and what is needed to do harm to it.
+    """A set of samples of the perfect model, and the images and labels that harms use.
 
     pool: the set's n samples, then those of all other sets in random order. rank (len(pool),): the kind of
     each of them, 0 for the most frequent. kinds: their number. training: the training images. seed: for the
