@@ -1,7 +1,7 @@
 """The table of the exams in docs/metrics.md: `python benchmarks/exam_page.py outputs/exam-digits ...`.
 
-Each folder is one of `eval/exam.py`. Its exam.md is copied to results/. Between the lines `<!-- exams -->`
-and `<!-- end of exams -->` of the page stands, for each measure, where it fails.
+Each folder is one of `eval/exam.py`. Its exam.md is copied to results/. The table says where each measure
+fails; it goes between the lines `<!-- exams -->` and `<!-- end of exams -->` of the page.
 """
 
 import sys

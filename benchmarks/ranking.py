@@ -3,10 +3,10 @@
     python benchmarks/ranking.py
     python benchmarks/ranking.py --page_only
 
-Trains the digits twice, with the flags of TRAININGS, and draws samples at every so many steps. The distance
-of REFERENCE samples under the classifier says which checkpoint is better. Each measure at each number of
-samples of SIZES is compared with it by Spearman's rank correlation over all checkpoints. These samples are
-others than those of the distance; the correlation is the mean over all sets of a size that they are cut into.
+Trains twice on the digits, with the flags of TRAININGS, and draws samples every few steps. The distance of
+REFERENCE samples under the classifier says which checkpoint is better. Each measure, with each number of
+samples in SIZES, is compared with it by Spearman's rank correlation over all checkpoints. Its samples are not
+those of the distance; they are cut into sets of each size, and the correlation is the mean over the sets.
 
 results/ranking.json keeps each checkpoint as soon as it is scored. The table goes into docs/metrics.md,
 between the lines `<!-- ranking -->` and `<!-- end of ranking -->`.
@@ -58,13 +58,13 @@ def batches(pixels: torch.Tensor) -> Iterator[Batch]:
 
 
 def scored(sticks: list[Yardstick], pixels: torch.Tensor, accelerator) -> dict[str, float]:
-    """The estimates of all measures of these images that have a better end."""
+    """The estimates for these images of all measures that have a better end."""
     (measured,) = score(sticks, batches(pixels), len(pixels), accelerator, force=True).values()
     return {name: one.estimate for name, one in measured.items() if measure_row(name).better}
 
 
 def checkpoints(flags: str, options: argparse.Namespace, done: set[int]) -> Iterator[dict[str, Any]]:
-    """Each checkpoint of a training that is not done: its step, its distance and what each size says."""
+    """Each checkpoint that is not scored yet: its step, its distance and the measures at each size."""
     with tempfile.TemporaryDirectory() as folder:
         fresh_state()
         trainer = OurLoop(flags.split(), Path(folder))
@@ -112,7 +112,7 @@ def measure(options: argparse.Namespace, kept: dict[str, Any]) -> None:
 
 
 def correlations(kept: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Measure -> size -> mean rank correlation with the distance, positive where they agree on the better."""
+    """Measure -> size -> mean rank correlation with the distance, positive if both prefer the same ones."""
     every = [one for run in kept.values() for one in run["checkpoints"]]
     distance = [one["distance"] for one in every]
     found: dict[str, dict[str, float]] = {}
@@ -120,14 +120,14 @@ def correlations(kept: dict[str, Any]) -> dict[str, dict[str, float]]:
         for name in sets[0]:
             sign = 1 if measure_row(name).better == "lower" else -1
             each = [[sign * one["sizes"][size][k][name] for one in every] for k in range(len(sets))]
-            # What is the same for all checkpoints ranks nothing.
+            # A number that is the same for all checkpoints cannot rank them.
             each = [spearmanr(distance, of).statistic if len(set(of)) > 1 else 0.0 for of in each]
             found.setdefault(name, {})[size] = statistics.fmean(each)
     return found
 
 
 def table(kept: dict[str, Any]) -> str:
-    """What the page has: the correlations, bold where they reach ENOUGH, and what was measured."""
+    """Text of the page: the correlations, in bold from ENOUGH on, and the checkpoints behind them."""
     found, runs = correlations(kept), list(kept.values())
     sizes = list(next(iter(found.values())))
     rows = [
@@ -141,7 +141,7 @@ def table(kept: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure what is not kept yet, and write the table."""
+    """Measure the checkpoints that are not kept yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--reference", type=int, default=REFERENCE, help="samples of the distance")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="samples of a measure")

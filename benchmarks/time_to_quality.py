@@ -70,7 +70,7 @@ SHORT = ("--ema_max_decay", "0.99", "--snr_gamma", "5")
 steps: 3.1 with them, 3.7 without)."""
 
 ROUNDS, WARM, STEPS = 9, 2, 10
-"""Rounds that are timed, and those before that are not; steps in a round."""
+"""Rounds that are timed, rounds before them that are not timed, and steps in a round."""
 
 
 class Judge:
@@ -132,7 +132,7 @@ def ours(seed: int, setting: Setting, flags: list[str], steps: int) -> dict[str,
 
 
 def costs(setting: Setting, flags: list[str], our_flags: list[str]) -> dict[str, float]:
-    """CPU seconds of a step of both, which take their turn."""
+    """CPU seconds of a step of each; the two take turns."""
     times: dict[str, list[float]] = {"example": [], "ours": []}
     with example(setting, flags) as (theirs_loop, _), tempfile.TemporaryDirectory() as folder:
         fresh_state()
@@ -179,7 +179,7 @@ def table(kept: dict[str, Any]) -> str:
 
 
 def measure(study: dict[str, Any], setting: Setting, options: argparse.Namespace) -> Iterator[None]:
-    """Fill in what is missing; after each number, the caller keeps it."""
+    """Measure what is missing; the caller saves each number as it comes."""
     source = ["--train_data_dir", options.train_data_dir] if options.train_data_dir else []
     flags = ["--preset", setting.preset, *source]
     our_flags = [*flags, *SHORT, "--mixed_precision", study["precision"]]

@@ -25,8 +25,8 @@ class ComparisonConfig:
     )
     draw: int = option(
         0,
-        "images that each model with weights draws for report.html, of the seeds 0 to N-1, in few and in "
-        "many calls of its network; 0: the samples.png of its folder",
+        "images that each model with weights draws for report.html, with the seeds 0 to N-1, in few and in "
+        "many calls of its network; 0: show the samples.png of its folder",
         low=0,
     )
     output_dir: str = option("comparison", "where comparison.md, its charts and report.html go")

@@ -1,8 +1,9 @@
 """Examine the measures on your data: `python eval/exam.py --reference digits`.
 
-Real images stand for the samples of a perfect model. They are blurred, noised, coded, moved; kinds of images
-are dropped, reweighted, repeated, invented; training images are copied. A measure passes where it does what
-it is meant to do. Writes exam.json, exam.md and exam.png. Run the same command again to go on after a stop.
+Real images stand for the samples of a perfect model. They are harmed: blurred, shifted, given noise, saved as
+JPEG; kinds of images are dropped, reweighted, repeated, invented; training images are copied. A measure
+passes if it does what it is meant to do. Writes exam.json, exam.md and exam.png. Run the same command again
+to continue after a stop.
 """
 
 import sys
@@ -38,18 +39,18 @@ class ExaminedConfig:
         None, "file, folder or Hub id of the weights of the first extractor", needs=("feature_extractor", ...)
     )
     judge: str | None = option(None, JUDGE_HELP)
-    metrics: tuple[str, ...] | None = option(None, lambda: f"of {', '.join(METRICS)}; all if not given")
+    metrics: tuple[str, ...] | None = option(None, lambda: f"any of {', '.join(METRICS)}; all if not given")
 
 
 @dataclass(frozen=True)
 class ExamConfig:
     """How it is examined, and where the report goes."""
 
-    num_samples: int = option(250, "samples of a set; fewer where there are few images", low=40)
-    seed: int = option(0, "of the choice of images", low=0)
+    num_samples: int = option(250, "samples of a set; fewer if there are few images", low=40)
+    seed: int = option(0, "seed for the choice of images", low=0)
     cpu_threads: int = option(0, "threads of a process on CPU; 0 for its share of the cores", low=0)
     output_dir: str | None = option(None, "where the report goes; outputs/exam-<reference> if not given")
-    dry_run: bool = option(False, "open images and extractors, say what is left out, and score nothing")
+    dry_run: bool = option(False, "open images and extractors, list the measures left out, and score nothing")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Config:
             check_choices(extractor=extractor)
         for name in self.score.metrics or ():
             if METRICS[name].needs == ("model",):
-                raise ValueError(f"--metrics {name} is of a model, and an exam has images only; leave it out")
+                raise ValueError(f"--metrics {name} needs a model, and an exam has only images; leave it out")
 
 
 def main(argv: list[str] | None = None) -> None:

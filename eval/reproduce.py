@@ -2,7 +2,7 @@
 
 The study, a row of eval/reproductions/published.py, comes first; without one, all of them. Each cell trains
 the study's settings and ours on the same number of images and scores both alike. The table says what was
-published, what was measured and what was not run here, and why. Run the same command again to go on.
+published, what was measured, and what was not run here and why. Run the same command again to continue.
 """
 
 import sys
@@ -30,7 +30,7 @@ class ReproductionConfig:
         None, lambda: f"name=folder ...: local copies of {', '.join(n for n, d in DATA.items() if d.hub)}"
     )
     seeds: tuple[int, ...] | None = option(None, "seeds of the trainings; the budget's if not given")
-    output_dir: str | None = option(None, "where everything goes; outputs/reproduce-<study> if not given")
+    output_dir: str | None = option(None, "output folder; outputs/reproduce-<study> if not given")
     remark: str | None = option(None, "a sentence for the page, such as how the local copies differ")
     launcher: str | None = option(
         None,

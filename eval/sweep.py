@@ -26,7 +26,7 @@ class GridConfig:
     question: Literal[tuple(SWEEPS)] | None = option(None, "a row of eval/studies/questions.py")
     grid: tuple[str, ...] | None = option(None, "instead, a grid of your own: flag=value,value ...")
     repeat_seeds: tuple[int, ...] | None = option(
-        None, "train every point once with each of these seeds, and say what another seed would change"
+        None, "train every point once with each of these seeds, and show how much results vary with the seed"
     )
     family: Literal[families.names()] = option(
         "unconditional", "training/train_<family>.py trains it, unless --model is given", needs=("grid", ...)

@@ -1,7 +1,7 @@
 """Model folders of averages that no training tracked: the body of `training/average.py`.
 
-Such a folder is that of a training with `--ema_std`, and so its config.yaml says: these flags train it again.
-Its run.json has, beside the facts of the training, how the average was made.
+Such a folder looks like that of a training with `--ema_std`: the flags in its config.yaml train it again. Its
+run.json has the facts of the training, and how the average was made.
 """
 
 import shutil
@@ -44,7 +44,7 @@ EVALUATE, COMPARE = "trilemma.eval.evaluate", "trilemma.eval.compare"
 
 @dataclass(frozen=True)
 class Planned:
-    """An average to make: its folder, its length, and how the kept ones are added up to it."""
+    """An average to make: its folder, its length, and the factors of the snapshots in its sum."""
 
     folder: OutputFolder
     std: float
@@ -84,7 +84,7 @@ def _run(children: Children, words: Sequence[str], log: Path) -> None:
 
 
 def plan(config, parent: OutputFolder) -> list[Planned]:
-    """What is made of the model; ValueError for what cannot be, before anything is."""
+    """The averages to make of the model; ValueError, before any is made, if one is not possible."""
     run, kept = parent.read_run(), kept_profiles(parent.averages)
     parent.read_index()
     if not kept or kept[-1].step != run.get("steps"):
@@ -119,7 +119,9 @@ def _powers(config, images: int) -> dict[str, float]:
         raise ValueError("give lengths: --std, or --halflife in images")
     for std in config.std or ():
         if not 0 < std <= UNIFORM:
-            raise ValueError(f"--std must lie in 0 .. {UNIFORM:.4f} (all steps alike); got {std:g}")
+            raise ValueError(
+                f"--std must be above 0 and at most {UNIFORM:.6f} (all steps count the same); got {std:g}"
+            )
     for halflife in config.halflife or ():
         if not 0 < halflife <= images / 2:
             raise ValueError(
@@ -152,7 +154,7 @@ def make(planned: Planned, parent: OutputFolder) -> None:
 
 
 def _draw(pipeline: DiffusionPipeline, config: dict[str, Any], folder: OutputFolder) -> None:
-    """samples.png, of the seeds and the sampler of the training's own."""
+    """samples.png, with the seeds and the sampler of the training's own samples."""
     count, names = config["eval_batch_size"], pipeline.class_names
     sampler, steps = own_sampling(config)
     pipeline = pipeline.with_sampler(sampler)

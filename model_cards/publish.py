@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _publish(push: dict[str, Any], space: bool) -> None:
-    """Push the model, and with `space` then its page; an error of the page's files comes before both."""
+    """Push the model, and with `space` also its page; the page's files are checked before both."""
     from trilemma.model_cards.hub.upload import publish, publish_space
     from trilemma.model_cards.space.files import space_files
 

@@ -152,7 +152,7 @@ def parent(tmp_path: Path, steps: int = 20) -> OutputFolder:
     ("flags", "message"),
     [
         ({}, "give lengths: --std, or --halflife"),
-        ({"std": (0.1, 0.3)}, r"--std must lie in 0 .. 0.2887 .*got 0.3"),
+        ({"std": (0.1, 0.3)}, r"--std must be above 0 and at most 0.288675 .*got 0.3"),
         ({"halflife": (100.0,)}, "--halflife must be at most half of the 160 images"),
         (
             {"std": (0.005,)},
@@ -185,7 +185,7 @@ def test_snapshots_of_another_step_than_the_model_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--ema_std", "0.3"], "--ema_std must be at most 0.2887"),
+        (["--ema_std", "0.3"], "--ema_std must be at most 0.288675"),
         (["--ema_std", "0.1", "--ema_halflife_images", "100"], "--ema_std and --ema_halflife_images are two"),
         (["--ema_std", "0"], "--ema_std must be greater than 0"),
         (["--no-use_ema", "--ema_std", "0.1"], "--ema_std has no effect"),

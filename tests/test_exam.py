@@ -226,7 +226,7 @@ def test_an_exam_from_the_command_line_with_a_new_measure(monkeypatch, tmp_path,
     ("flags", "error"),
     [
         (["--metrics", "fdd"], "--metrics must be one of .*Did you mean fd"),
-        (["--metrics", "bpd"], "--metrics bpd is of a model"),
+        (["--metrics", "bpd"], "--metrics bpd needs a model"),
         (["--feature_extractor", "pixel"], "--feature_extractor must be one of .*pixels"),
         (["--num_samples", "39"], "--num_samples must be at least 40; got 39"),
     ],

@@ -103,7 +103,7 @@ def test_what_is_missing_is_not_run_here(monkeypatch):
     monkeypatch.setattr(plan, "_has_gpu", lambda: False)
     assert planner("gpu")(points).why == "no GPU here"
     monkeypatch.setattr(plan, "forward_seconds", lambda *facts: 1.0)
-    assert "the budget has" in planner("cpu")(points).why
+    assert "the budget allows" in planner("cpu")(points).why
     assert planner("cpu")(points, chosen=False).why == "left out by --cells"
 
 
@@ -146,7 +146,7 @@ LINE = dict.fromkeys(REQUIRED) | {
         ([6.0, 6.1, 6.2], {}, 1000, "agrees"),
         ([3.0, 3.1, 3.2], {}, 1000, "lower here"),
         ([9.0, 9.1, 9.2], {}, 1000, "higher here"),
-        ([7.06], {}, 1000, "here less published: 1; one training only"),
+        ([7.06], {}, 1000, "here minus published: 1; one training only"),
         ([6.0, 6.1], {"feature_extractor": "classifier"}, 1000, "not comparable; here: classifier features"),
         ([6.0, 6.1], {"n": 250}, 1000, "not comparable; here: n 250"),
         ([6.0, 6.1], {"nfe": 20}, 1000, "not comparable; here: 20 calls"),

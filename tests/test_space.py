@@ -167,5 +167,5 @@ def test_values_that_are_no_numbers_are_not_shown():
     pipeline = plain()
     with torch.no_grad():
         next(pipeline.unet.parameters()).fill_(torch.nan)
-    with pytest.raises(ValueError, match="the image of seed 4 has values that are no numbers"):
+    with pytest.raises(ValueError, match="the image of seed 4 has values that are not numbers"):
         draw(pipeline, "4-5", Settings())

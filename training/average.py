@@ -1,8 +1,8 @@
 """Make averages of other lengths: `python -m trilemma.training.average outputs/digits --std 0.05 0.1`.
 
 The training must have kept snapshots (`--ema_snapshot_steps`); nothing is trained. Each average is a model
-folder `<output_dir>/<length>/`. Flags of `eval/evaluate.py` after a `--` score all of them and compare them:
-`... --std 0.05 0.1 0.15 -- --metrics fd --num_samples 2000`.
+folder `<output_dir>/<length>/`. With flags of `eval/evaluate.py` after a `--`, all of them are also scored
+and compared: `... --std 0.05 0.1 0.15 -- --metrics fd --num_samples 2000`.
 """
 
 import sys
@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from trilemma.training.loop.stop import ending_quietly
 from trilemma.training.options.flags import option
 from trilemma.training.options.parser import parse_flags
+from trilemma.training.post_hoc import UNIFORM
 from trilemma.training.progress import loading_libraries
 
 
 @dataclass(frozen=True)
 class LengthConfig:
-    """Which averages are made of which model."""
+    """The model, and the averages to make of it."""
 
     model: str | None = option(None, "output folder of the training; its flag may be left out")
     std: tuple[float, ...] | None = option(
-        None, "lengths as --ema_std has them: standard deviations as shares of the run, at most 0.2886"
+        None, f"lengths, as in --ema_std: standard deviations as shares of the run, at most {UNIFORM:.6f}"
     )
     halflife: tuple[float, ...] | None = option(
-        None, "lengths in images: the last so many images have half of the weight"
+        None, "lengths in images: half of the weight is on this number of images, the last ones"
     )
     output_dir: str | None = option(None, "where the folders go; <model>-averages if not given")
 

@@ -4,9 +4,9 @@ With theta(tau) the weights after optimizer step tau, the average of power g at 
 
     integral over tau in 0..t of p(tau) theta(tau),   p(tau) = (g + 1) tau^g / t^(g + 1),
 
-and its length is the standard deviation of p as a share of t. A sum of kept averages has a sum of such
-profiles p. The weights of the sum are those whose profile is nearest to the wanted one in least squares.
-Unlike in the paper they also add up to 1: the largest part of all weights is what never changes.
+and its length is the standard deviation of p as a share of t. A weighted sum of snapshots has the weighted
+sum of their profiles p. The factors of the sum are those whose profile is nearest to the wanted one in least
+squares. Unlike in the paper they also add up to 1: otherwise the whole network is scaled by their sum.
 """
 
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TRACKS = (0.05, 0.10)
 """Lengths of the two averages that are kept, those of the paper."""
 UNIFORM = 12**-0.5
-"""The length of the average over all steps alike, power 0; longer ones would prefer the first steps."""
+"""Length of the average with equal weights, power 0; a longer one would prefer the first steps."""
 WORST_FIT = 0.1
 """Relative error of a profile above which an average is refused."""
 
@@ -38,7 +38,7 @@ def check_length(std: float | None, halflife: float | None) -> None:
     if std and halflife:
         raise ValueError("--ema_std and --ema_halflife_images are two lengths of one average; give one")
     if std and std > UNIFORM:
-        raise ValueError(f"--ema_std must be at most {UNIFORM:.4f}, where all steps count alike; got {std:g}")
+        raise ValueError(f"--ema_std must be at most {UNIFORM:.6f} (all steps count the same); got {std:g}")
 
 
 def std_of(power: float) -> float:
@@ -61,7 +61,7 @@ def power_of_halflife(share: float) -> float:
 
 
 def halflife_of(power: float) -> float:
-    """On which last share of the steps half the weight of an average lies."""
+    """The last share of the steps that has half of the weight of an average."""
     return -math.expm1(math.log(0.5) / (power + 1))
 
 

@@ -1,1 +1,1 @@
-"""The exam of the measures: what is done to good samples, how it is scored, and which measures pass."""
+"""The exam of the measures: harms to good samples, their scores, and the measures that pass."""

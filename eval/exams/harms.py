@@ -23,8 +23,8 @@ class Harm(NamedTuple):
     """One thing that is done to samples.
 
     make: a set and a level -> samples. levels: the mildest first. shown: how a level is written, a format.
-    hurts: what is then wrong with them; None for a change that a measure must not mind. what: in words.
-    of_n: it changes only the number of samples, which measures that depend on it may mind.
+    hurts: what is then wrong with them; None for a harmless change, to which a measure must not react. what:
+    in words. of_n: it changes only the number of samples; measures that depend on n may react.
     """
 
     make: Callable[[Draw, float], Samples]
@@ -93,8 +93,8 @@ def _outliers(draw: Draw, count: float) -> Samples:
 
 
 def _dropped(draw: Draw, share: float) -> Samples:
-    """The most frequent kind stays, the second one goes first: at least half of the images are of kinds that
-    stay, for any frequencies.
+    """The most frequent kind stays, and the second one is dropped first. So for any frequencies, the kinds
+    that stay have at least half of the images.
     """
     gone = max(1, round(share * draw.kinds))
     kept = (draw.rank % 2 == 0) | (draw.rank > 2 * gone)
@@ -145,7 +145,7 @@ HARMS: dict[str, Harm] = {
         _looks(_noisy), (4, 16, 64), "{:g}", "look", "Gaussian noise of this deviation in grey levels"
     ),
     "jpeg": Harm(_looks(_jpeg), (90, 75, 50, 25), "q{:g}", "look", "saved as JPEG of this quality"),
-    "shifted": Harm(_looks(_shifted), (1, 2), "{:g} px", "look", "moved to the right by so many pixels"),
+    "shifted": Harm(_looks(_shifted), (1, 2), "{:g} px", "look", "moved to the right by this many pixels"),
     "invented": Harm(_invented, SHARES, "{:.0%}", "look", "this share are negatives (255 - x)"),
     "dropped": Harm(
         _dropped, (0.1, 0.3, 0.5), "{:.0%}", "kinds", "this share of the kinds, at least one, is missing"
@@ -162,8 +162,8 @@ HARMS: dict[str, Harm] = {
     ),
     "copied": Harm(_copied, (0.01, *SHARES), "{:.0%}", "copies", "this share are training images"),
     "mislabelled": Harm(_mislabelled, SHARES, "{:.0%}", "classes", "this share have a wrong label"),
-    "rounding": Harm(_looks(_rounded), (1,), "{:g}", None, "each grey level moves by at most so much"),
-    "outlier": Harm(_outliers, (1,), "{:g}", None, "so many samples are uniform noise"),
+    "rounding": Harm(_looks(_rounded), (1,), "{:g}", None, "each grey level moves by at most this much"),
+    "outlier": Harm(_outliers, (1,), "{:g}", None, "this many samples are uniform noise"),
     "fewer": Harm(_fewer, (0.5, 0.25), "{:.0%}", None, "this share of the samples", of_n=True),
 }
 """The harms by name."""

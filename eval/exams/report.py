@@ -30,12 +30,12 @@ class Exam:
     seconds: float = 0.0
 
     def measures(self, group: str) -> list[str]:
-        """The measures of a group that are meant to show something; without terms, such as single classes."""
+        """The measures of a group that promise something; not the parts of a mean, such as single classes."""
         named = {name for row in METRICS.values() for name in row.measures}
         return [name for name in self.values[PERFECT][group] if name in named and measure_row(name).promised]
 
     def levels(self, group: str, measure: str, harm: str) -> dict[float, list[float]]:
-        """The values at each level of a harm at which the measure could be measured."""
+        """The values at each level of a harm, if the measure could be measured there."""
         of = {level: self.values.get(case_of(harm, level), {}) for level in HARMS[harm].levels}
         values = {level: one.get(group, {}).get(measure) for level, one in of.items()}
         return {level: one for level, one in values.items() if one}
@@ -74,7 +74,7 @@ class Exam:
         }
 
     def summary(self) -> str:
-        """A line for each group: which measures fail nothing, and how often the others do."""
+        """A line for each group: which measures pass every check, and how many checks the others fail."""
         lines = []
         for group in self.values[PERFECT]:
             failed = {measure: len(failures(row)) for measure, row in self.verdicts(group).items()}
@@ -110,15 +110,14 @@ def page(exam: Exam) -> str:
 
 RULES = f"""Two values differ if their means over the sets differ by more than {T:.3f} sqrt(s^2 + s'^2), with
 s and s' the standard deviations over the sets: what one evaluation of each would show (Student's t, 97.5%,
-{REPEATS - 1} degrees of freedom); and by more than one sample of n can move a mean, the larger value / n.
+{REPEATS - 1} degrees of freedom). The difference must also be more than the larger value / n, since one
+sample of n can move a mean by that much.
 
-- A harm that a measure is meant to see must move it to its worse end, and no level may move it back. The
-  table shows the first level from which it is seen; **not seen**, **rewarded** and **turns back** are
-  failures.
-- A harm that it is not meant to see must not move it to its better end: **rewarded from** is a failure, a
-  dash is none.
+- A harm that a measure is meant to see must make it worse, and a higher level must not make it better again.
+  The table shows the first level that is seen; **not seen**, **rewarded** and **turns back** are failures.
+- A harm that it is not meant to see must not make it better: **rewarded from** is a failure, a dash is none.
 - A harmless change must not move it: **moves** is a failure.
-- Nothing is asked where a cell is empty or in parentheses.
+- Cells that are empty or in parentheses have no rule.
 """
 
 
@@ -141,7 +140,7 @@ def _cell(verdict: Verdict) -> str:
 
 
 def figure(exam: Exam) -> Figure:
-    """How far each harm moves each measure, a panel for each group; failures are framed."""
+    """How far each harm moves each measure: a panel for each group, with frames around failures."""
     columns = [(name, harm.level(level), level) for name, harm in HARMS.items() for level in harm.levels]
     panels = {}
     for group in exam.values[PERFECT]:
@@ -161,7 +160,7 @@ def figure(exam: Exam) -> Figure:
 
 
 def _signed(exam: Exam, measure: str, perfect: list[float], values: list[float] | None) -> float | None:
-    """The move to the worse end; where neither end is worse, its size."""
+    """The move to the worse end; if neither end is worse, the size of the move."""
     if values is None:
         return None
     sign = worse(measure_row(measure))

@@ -37,7 +37,7 @@ from trilemma.training.options.groups import DataConfig
 from trilemma.training.progress import Progress
 
 JUDGES = "judge"
-"""The group of the measures that judge: they use the classifier, whatever --feature_extractor is."""
+"""The group of the measures that need a judge: they use the classifier for any --feature_extractor."""
 
 
 def examine(config) -> None:
@@ -102,7 +102,7 @@ def examined(
 
 
 def _extractors(reference: Reference, cache: Path, judge: JudgeChoice) -> tuple[str, ...]:
-    """What an evaluation would take, if it finds one, and the pixels."""
+    """The extractor that an evaluation would choose, if it finds one, and pixels."""
     with suppress(ValueError):
         return tuple(dict.fromkeys((pick_extractor(reference, cache, judge), "pixels")))
     return ("pixels",)
@@ -124,7 +124,7 @@ def _has_logits(stick: Yardstick, name: str) -> bool:
 
 
 def _settings(config, images: Images, reference: Reference, draws: list[Draw], groups) -> dict[str, Any]:
-    """What must agree before scores of an earlier run are taken."""
+    """Settings that must agree before the scores of an earlier run are used."""
     return {
         "reference": images.name,
         "split": images.split,
@@ -158,7 +158,7 @@ def _earlier(path: Path, exam: Exam) -> tuple[dict, float]:
 def _score_all(
     exam: Exam, draws: list[Draw], groups: dict[str, Yardstick], path: Path, accelerator: Accelerator
 ) -> None:
-    """Score what no earlier run has scored; each case is kept when all its sets are scored."""
+    """Score the cases that no earlier run has scored; a case is kept when all its sets are scored."""
     cases = {case_of(PERFECT): (lambda draw, _: draw.own, 0.0)}
     labelled = draws[0].pool.labels is not None
     for name, harm in HARMS.items():
@@ -181,7 +181,7 @@ def _score_all(
 def _estimates(
     groups: dict[str, Yardstick], samples: Samples, accelerator: Accelerator
 ) -> dict[str, dict[str, float]]:
-    """The estimate of each measure that these samples suffice for, by group."""
+    """The estimate of each measure for which there are enough samples, by group."""
     n, labelled = len(samples.pixels), samples.labels is not None
     sticks = {kind: replace(stick, names=able(stick, n, labelled)) for kind, stick in groups.items()}
     scores = score(list(sticks.values()), _batches(samples, accelerator), n, accelerator)

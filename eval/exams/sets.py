@@ -18,11 +18,11 @@ from trilemma.training.images.image_set import Images
 REPEATS = 5
 """Sets of samples: their spread is the noise of a measure."""
 TRAINING = 4
-"""Training images, as a multiple of the samples of a set; as many are held out as a set has samples."""
+"""Training images for each sample of a set. The held-out images are one for each sample of a set."""
 LEAST = 40
-"""Samples of a set, at least: a quarter of them must still have 6 samples and more."""
+"""The smallest number of samples in a set: a quarter of it must still have 6 samples or more."""
 CELLS = 10
-"""Kinds of images, where the data have no labels or one: cells of k-means over the pixels."""
+"""Kinds of images if the data have no labels, or only one: cells of k-means over the pixels."""
 
 
 class Samples(NamedTuple):
@@ -37,11 +37,11 @@ class Samples(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A set of samples of the perfect model, and what is needed to do harm to it.
+    """A set of samples of the perfect model, and the images and labels that harms use.
 
     pool: the set's n samples, then those of all other sets in random order. rank (len(pool),): the kind of
-    each of them, 0 for the most frequent. kinds: their number. training: the training images. seed: of what
-    is random in a harm; each level has the same random numbers.
+    each of them, 0 for the most frequent. kinds: their number. training: the training images. seed: for the
+    random parts of a harm; each level has the same random numbers.
     """
 
     pool: Samples
@@ -66,9 +66,9 @@ class Draw(NamedTuple):
 
 
 def split(images: Images, n: int, seed: int) -> tuple[Reference, list[Draw]]:
-    """Training and held-out images, and REPEATS sets of at most n samples; fewer where there are few images.
+    """Training and held-out images, and REPEATS sets of n samples; fewer samples if there are few images.
 
-    ValueError for images that are too few. The roles are a function of the seed.
+    ValueError for too few images. The roles depend only on the seed.
     """
     parts = TRAINING + 1 + REPEATS
     n = min(n, len(images) // parts)
@@ -97,7 +97,7 @@ def _samples(images: Images) -> Samples:
 
 
 def _ranks(samples: Samples, training: Samples) -> Tensor:
-    """The kinds of samples, by how frequent they are: their labels, or cells (see CELLS)."""
+    """The kind of each sample, 0 for the most frequent: from its label, or its cell (see CELLS)."""
     kind = samples.labels
     if kind is None or len(kind.unique()) < 2:
         centres = cell_centres(training.pixels.flatten(1).float(), CELLS)

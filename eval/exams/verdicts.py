@@ -3,14 +3,15 @@
 Two values differ if one evaluation of each would show it: if the means over the sets differ by more than
 T sqrt(s^2 + s'^2), with s and s' the standard deviations over the sets and T the 97.5% quantile of Student's
 t with REPEATS - 1 degrees of freedom. (Welch's test at its fewest degrees of freedom, for a difference of
-single sets.) A difference of the larger value / n is none: one sample of n moves a mean as far. The rules:
+single sets.) A difference of up to the larger value / n does not count: one sample of n can move a mean by
+that much. The rules:
 
-1. A harm that a measure is meant to see must move it to its worse end (where neither end is worse: to one
+1. A harm that a measure is meant to see must move it to its worse end (if neither end is worse: to one
    end), no level may move it back, and the last level must differ from the perfect model.
 2. A harm that it is not meant to see must not move it to its better end: no harm is rewarded.
-3. A harmless change must not move it. (Fewer samples may, where the measure says that it depends on n.)
+3. A harmless change must not move it. (Fewer samples may, if the measure says that it depends on n.)
 
-The rules are after the checks of Raisa et al. 2025 (arXiv 2505.22450) for precision and recall.
+The rules follow the checks of Raisa et al. 2025 (arXiv 2505.22450) for precision and recall.
 """
 
 import math
@@ -29,16 +30,16 @@ ROUNDING = 1e-9
 
 
 class Verdict(NamedTuple):
-    """What a measure does under a harm, and whether it passes; None where nothing is asked of it."""
+    """What a measure does under a harm, and whether it passes; None if there is no rule for it."""
 
     said: str
     passed: bool | None
 
 
 def move(before: Sequence[float], after: Sequence[float], n: int) -> float:
-    """How far a measure of n samples moved between two groups of sets, in units of what one set each shows.
+    """How far a measure of n samples moved between two groups of sets.
 
-    Beyond -1 or 1 the values differ.
+    The unit is the smallest difference that one set of each would show: beyond -1 or 1 the values differ.
     """
     difference, largest = fmean(after) - fmean(before), max(map(abs, (*before, *after)))
     noise = max(T * math.sqrt(variance(before) + variance(after)), largest / n)

@@ -52,7 +52,7 @@ BATCH_SIZE = 128
 IMAGES_PER_CHANNEL = 50_000  # images seen in training, times the data's channels
 LEARNING_RATE = 0.01
 LEAST_SKILL = 0.25
-"""Of the way from guessing to being always right; below it, a judge does not know its classes."""
+"""Share of the way from guessing to always right; a judge below it hardly knows its classes."""
 LARGEST = 32  # larger images are averaged down to this side first: the judge must stay cheap
 
 
@@ -222,7 +222,7 @@ def accuracy(net: ClassifierNet, images: Images, indices: np.ndarray) -> float:
 
 
 def judge_in_words(accuracy: float, num_classes: int) -> str:
-    """What a log says of a judge: how good it is, and a warning where it is hardly better than guessing.
+    """The log line about a judge: how good it is, and a warning if it is hardly better than guessing.
 
     accuracy: on images that it was not trained on; NaN if there were none.
     """

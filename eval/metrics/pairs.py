@@ -105,7 +105,7 @@ def measure_cmmd(rows: Tensor, block: Tensor, reference: ReferenceStatistics) ->
     """CMMD (Jayasumana et al. 2024, arXiv 2401.09603) against PAIR_IMAGES of the reference, any features.
 
     1000 times the squared maximum mean discrepancy with a Gaussian kernel of width 10, of features scaled to
-    length 1, as CLIP's are there. Unbiased, from all pairs, and so below 0 at times.
+    length 1, as the paper scales CLIP's. Unbiased, from all pairs, so it can be below 0.
     """
     return {"cmmd": _kernel_measurement(gaussian, rows, block, reference)}
 

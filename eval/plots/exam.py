@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 BOUNDS = (-30, -10, -3, -1, 1, 3, 10, 30)
-"""Edges of the colours, in units of what one set each would show: between -1 and 1 there is no difference."""
+"""Edges of the colours, in the units of `verdicts.move`: between -1 and 1 there is no difference."""
 
 
 def moves(
@@ -20,8 +20,8 @@ def moves(
 ) -> Figure:
     """A panel for each group, with a row for each measure and a column for each level of each harm.
 
-    columns: the harm and the level of each. panels: group -> measure -> moves to the worse end, None where
-    nothing was measured. failed: group -> measure -> the harms under which it fails, which are framed.
+    columns: the harm and the level of each. panels: group -> measure -> moves to the worse end, None if
+    nothing was measured. failed: group -> measure -> the harms under which it fails; they get a frame.
     """
     rows = sum(map(len, panels.values()))
     size = (2.2 + 0.33 * len(columns), 1.6 + 0.24 * rows + 0.9 * len(panels))
@@ -47,9 +47,9 @@ def moves(
                     corner = (start - 0.42, row - 0.42)
                     axis.add_patch(Rectangle(corner, width - 0.16, 0.84, fill=False, linewidth=1.4))
     bar = figure.colorbar(picture, ax=list(axes), ticks=BOUNDS, shrink=0.6, pad=0.01)
-    bar.set_label("move to the worse end; -1 .. 1: no difference that one set each shows", fontsize=8)
+    bar.set_label("move to the worse end; between -1 and 1: too small for one set to show", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    figure.suptitle(f"{title}. Framed: failed", fontsize=10)
+    figure.suptitle(f"{title}. Framed: failures", fontsize=10)
     return figure
 
 

@@ -15,11 +15,11 @@ from trilemma.eval.studies.models import Model
 from trilemma.eval.studies.targets import curve_of
 
 MOST_POINTS = 150
-"""Of a curve from the log of a training; evenly spaced ones are left of more."""
+"""Most points of a curve from the log of a training; of more points, evenly spaced ones are kept."""
 
 
 def chart_data(groups: Sequence[Group], families: Mapping[str, str], places: Mapping[str, str]) -> list[Any]:
-    """What `charts.js` draws. families: of the models; places: the ids of their parts of the page."""
+    """The data for `charts.js`. families: of the models; places: the ids of their parts of the page."""
     return [
         {
             "data": group.data,
@@ -119,7 +119,7 @@ def _curves(model: Model) -> list[dict[str, Any]]:
 
 
 def _logged(model: Model, images_per_step: float) -> list[dict[str, Any]]:
-    """The bound in the log of a training: of held-out images where they were, else of training images."""
+    """The bound in the log of a training: of held-out images if there were any, else of training images."""
     for entry, name in (("validation_bpd", "held-out images"), ("bpd", "training images")):
         lines = [line for line in model.scalars if math.isfinite(line.get(entry, math.nan))]
         if not lines:

@@ -26,12 +26,12 @@ SAME = (
     "metric", "n", "sampler", "num_inference_steps", "guidance_scale", "classes", "mixed_precision",
     "extractor_sha256", "data_fingerprint", "seeds",
 )  # fmt: skip
-"""Of lines that agree in these, the newest is shown."""
+"""If lines agree in these, only the newest is shown."""
 RUN = (
     "n", "seeds", "sampler", "num_inference_steps", "guidance_scale", "classes", "mixed_precision",
     "feature_extractor",
 )  # fmt: skip
-"""Lines of samples that agree in these are of one command."""
+"""Lines of samples that agree in these come from one command."""
 
 
 def details(group: Group, model: Model, family: str, command: Command) -> str:
@@ -45,14 +45,14 @@ def details(group: Group, model: Model, family: str, command: Command) -> str:
     parts += [f"<h4>Train it again</h4>{_code(train)}" for train in _training(model, family, command)]
     parts += [f"<h4>Measure it again</h4>{''.join(map(_code, commands(model)))}"] if lines else []
     if lines:
-        parts.append(table(COLUMNS, map(_row, lines), f"Every number that was measured of {model.name}"))
+        parts.append(table(COLUMNS, map(_row, lines), f"Every number that was measured for {model.name}"))
     else:
-        parts.append("<p>Nothing of it was measured.</p>")
+        parts.append("<p>This model was not measured.</p>")
     return "".join(parts)
 
 
 def commands(model: Model) -> list[str]:
-    """The command lines of `eval/evaluate.py` that measure what was measured."""
+    """The command lines of `eval/evaluate.py` that measure the same again."""
     runs: dict[tuple, list[ResultLine]] = {}
     for line in newest(model.finished, SAME):
         key = line.key(RUN) if line.sampler else (line.num_inference_steps, _bpd_images(line))
@@ -144,7 +144,7 @@ def _flags(lines: Sequence[ResultLine]) -> list[str]:
 
 
 def _classes(words: str) -> list[str]:
-    """Names as a shell would split them; a line of others may not be what a shell can read."""
+    """Names as a shell would split them; a foreign line may have text that a shell cannot read."""
     try:
         return shlex.split(words)
     except ValueError:

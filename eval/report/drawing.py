@@ -1,4 +1,4 @@
-"""What models draw for the page: the same seeds in few and in many calls of the network."""
+"""Drawings of the models for the page: the same seeds in few and in many calls of the network."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,9 +17,9 @@ from trilemma.training.progress import Progress, counted
 from trilemma.training.sampling import every_class, sample
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)
-"""Steps that are tried, below the model's usual number; they divide the usual T, as some samplers ask."""
+"""Steps that are tried, below the model's usual number. They divide the usual T: some samplers need that."""
 MOST_STEPS = 100
-"""A model whose usual number is larger is drawn in this many, if its sampler can."""
+"""A model whose usual number is larger is drawn in this number of steps, if its sampler allows it."""
 
 
 def draw(models: Sequence[Model], count: int) -> dict[str, Drawn]:
@@ -60,7 +60,7 @@ def _draw(model: Model, count: int) -> Drawn:
 
 
 def steps_of(pipeline: DiffusionPipeline, usual: int | None) -> list[int]:
-    """The numbers of steps that a pipeline is drawn in: those of STEPS that it can, and its usual one."""
+    """The numbers of steps for a pipeline's drawings: those of STEPS that it allows, and its usual one."""
     usual = pipeline.steps(usual)
     possible = []
     for wanted in (*(steps for steps in STEPS if steps < usual), min(usual, MOST_STEPS)):

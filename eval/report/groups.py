@@ -1,7 +1,7 @@
-"""The models by their data sets: only models of the same data stand in one chart, or against one best.
+"""The models by their data sets: only models of the same data share a chart and are compared with one best.
 
-Of each data set the protocol of most models is the standard (`studies/model_table.py`); what differs from it
-is named and explained, and it is in no chart.
+For each data set the protocol of most models is the standard (`studies/model_table.py`). Numbers that differ
+from it are named and explained, and are not in the charts.
 """
 
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ from trilemma.eval.studies.models import Model
 from trilemma.training.options.flags import public_name
 
 EXPLAINED = {
-    "n": "The number of samples, or of images for bits per dimension. From fewer samples a plain distance "
-    "comes out larger, and coverage and recall are other numbers.",
+    "n": "The number of samples, or of images for bits per dimension. With fewer samples a plain distance "
+    "is larger, and coverage and recall change too.",
     "extractor_sha256": "The network whose features are compared. Another one gives other numbers for the "
     "same images.",
     "resize": "How images are resized for the features.",
     "quantisation": "Whether images were rounded to 8 bits.",
     "reference": "The data that samples are compared with.",
-    "data_fingerprint": "The pixels of the reference. With other pixels, a distance is to other images.",
+    "data_fingerprint": "The pixels of the reference. With other pixels, they are other images.",
     "reference_split": "Training or held-out images.",
     "reference_n": "The number of images that samples are compared with.",
 }
-"""Entry of PROTOCOL -> what it is, and why numbers that differ in it are not compared."""
+"""Entry of PROTOCOL -> its meaning, and why numbers that differ in it are not compared."""
 
 WORDS = {
     "extractor_sha256": "feature network", "data_fingerprint": "reference pixels", "reference_split": "split",
     "reference_n": "reference images",
 }  # fmt: skip
-"""Entry of PROTOCOL -> what the page calls it; others by their own names."""
+"""Entry of PROTOCOL -> its name on the page; other entries keep their own names."""
 DIGESTS = {"extractor_sha256": "another feature network", "data_fingerprint": "other reference pixels"}
-"""Entries whose values say nothing to a reader -> that they differ."""
+"""Entries whose values mean nothing to a reader -> the words for a difference."""
 
 UNKNOWN = "unknown data"
 
@@ -79,7 +79,7 @@ class Group:
         return next(li for li in lines if li.key(PROTOCOL) == standard)
 
     def remark(self, line: ResultLine) -> str:
-        """How its protocol differs from the standard in words, '' if it does not: 'n 500, not 2,000'."""
+        """How its protocol differs from the standard, such as 'n 500, not 2,000'; '' if it does not."""
         return "; ".join(
             DIGESTS.get(name) or f"{word(name)} {_value(own)}, not {_value(usual)}"
             for name, own, usual in differences(line, self.standards[line.metric])
@@ -87,7 +87,7 @@ class Group:
 
     @cached_property
     def main(self) -> str | None:
-        """The metric of the verdicts: the quality that most rows have; None where none has one."""
+        """The metric of the verdicts: the quality that most rows have; None if no row has any."""
         having = {
             metric: sum(bool(row.picked[metric]) for row in self.rows)
             for metric in self.metrics
@@ -110,7 +110,7 @@ def groups(models: Sequence[Model]) -> list[Group]:
 
 
 def data_of(model: Model) -> str:
-    """The data set of a model's training, and what was left of it: 'mnist', 'cifar10, airplane, 16x16'."""
+    """The data set of a model's training, and the part that was used: 'mnist', 'cifar10, airplane, 16x16'."""
     config = model.config
     place = config.get("dataset_name") or config.get("train_data_dir")
     references = [line.reference for line in model.finished if line.reference]
@@ -120,7 +120,7 @@ def data_of(model: Model) -> str:
 
 
 def family_of(model: Model) -> str:
-    """The family, as run.json or the pipeline says; 'other' for a pipeline that is of none."""
+    """The family, from run.json or the pipeline; 'other' for a pipeline of no family."""
     return model.run.get("family") or model.folder.family or "other"
 
 

@@ -46,7 +46,7 @@ class Figure(NamedTuple):
 
 
 def html_page(models: Sequence[Model], goals: Goals, drawn: Mapping[str, Drawn], command: Command) -> str:
-    """The page, of at most MOST_BYTES where numbers and texts leave room for pictures.
+    """The page, of at most MOST_BYTES if numbers and texts leave room for pictures.
 
     goals: metric and value of each target. drawn: model -> what it drew for the page. command: makes the
     command line of a training.
@@ -72,7 +72,7 @@ def html_page(models: Sequence[Model], goals: Goals, drawn: Mapping[str, Drawn],
         "calls_slider": _calls_slider(drawn),
     }
     figures = _figures(by_data, drawn)
-    # The page with pictures of no size says how much room there is for them.
+    # The page with empty pictures shows how much room there is for them.
     room = MOST_BYTES - len(_with_pictures(parts, figures, families, [EMPTY] * len(figures)).encode())
     urls = iter(pictures.urls([each.frames.image for each in figures if each.frames], room))
     return _with_pictures(parts, figures, families, [next(urls) if each.frames else None for each in figures])
@@ -102,12 +102,12 @@ def _with_pictures(
 
 
 def _filled(template: str, parts: Mapping[str, str]) -> str:
-    """The template with its gaps filled, once each: what a part holds is no gap."""
+    """The template with each of its gaps filled once; text in a part that looks like a gap stays."""
     return GAP.sub(lambda gap: parts[gap[1]], template)
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand inside a script element, whatever its texts hold."""
+    """JSON that is safe inside a script element, with any texts."""
     text = json.dumps(value, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -146,7 +146,7 @@ def _sheet(model: Model, drawn: Drawn | None) -> tuple[Frames | None, str]:
 
 
 def _calls_slider(drawn: Mapping[str, Drawn]) -> str:
-    """One slider for all models that were drawn; '' where there is nothing to slide through."""
+    """One slider for all models that were drawn; '' if there are no steps to choose from."""
     values = sorted({calls for one in drawn.values() if one.frames for calls in one.frames.values})
     if len(values) < 2:
         return ""
@@ -205,7 +205,7 @@ def _no_bound(by_data: Sequence[Group], families: Mapping[str, str]) -> str:
 
 
 def _of(group: Group, model: Model, family: str) -> str:
-    """Attributes by which the filters know what belongs to which model."""
+    """Attributes that tell the filters to which model an element belongs."""
     return f'data-family="{shown(family)}" data-data="{shown(group.data)}" data-name="{shown(model.name)}"'
 
 

@@ -19,12 +19,12 @@ from trilemma.pipelines.files.saved import parts, read_configuration
 from trilemma.training.output_folder import OutputFolder
 
 LARGEST = 25_000_000
-"""Pixels of a picture that is opened; a folder may come from anyone."""
+"""Most pixels of a picture that is opened; a folder may come from anyone."""
 MOST_SIDE = 64
 """Images are shown with this many pixels a side at most."""
 WHITE = 245
 FRAME = 2
-"""Pixels of the frame around each image in process.png, and what blurs at it."""
+"""Pixels of the frame around each image in process.png, with its blurred edge."""
 LEVELS = ((64, 1.0), (16, 1.0), (16, 0.6), (8, 0.35))
 """Colours and scale of pictures, from the best to the smallest."""
 
@@ -33,8 +33,8 @@ LEVELS = ((64, 1.0), (16, 1.0), (16, 0.6), (8, 0.35))
 class Frames:
     """States or sheets of equal size side by side in one picture, one of which a slider shows.
 
-    labels: of each; none of a single picture without a slider. values: the calls of the network of each
-    sheet; none of states.
+    labels: one for each; empty for a single picture without a slider. values: network calls of each sheet;
+    empty for states.
     """
 
     image: Image.Image
@@ -44,14 +44,14 @@ class Frames:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images of equal seeds that a model drew for the page; or why it drew none."""
+    """Images of the same seeds that a model drew for the page; or why it drew none."""
 
     frames: Frames | None
     said: str
 
 
 def opened(path: Path) -> Image.Image | None:
-    """A picture in grey or RGB; None where there is none that can be read."""
+    """A picture in grey or RGB; None if there is no readable one."""
     if not path.is_file():
         return None
     try:
@@ -138,7 +138,7 @@ def _cell(image: Image.Image, column: tuple[int, int], row: tuple[int, int], sid
 
 
 def _side(folder: OutputFolder) -> int:
-    """Pixels a side of the model's images, as the configuration of a part says."""
+    """Pixels on a side of the model's images, from the configuration of a part."""
     for name in parts(folder.read_index()):
         try:
             size = read_configuration(folder.path / name / "config.json").get("sample_size")

@@ -35,14 +35,14 @@ def results(groups: Sequence[Group], families: Mapping[str, str], places: Mappin
     return (
         '<div class="wide" role="region" tabindex="0" aria-labelledby="caption"><table id="results">'
         '<caption id="caption">Each model, in each way that it was sampled and measured. Small: the 95% '
-        "interval; <i>plain</i>: the value of these n samples, as published tables have it; <i>floor</i>: "
+        "interval; <i>plain</i>: the value of these n samples, as in published tables; <i>floor</i>: "
         f"the plain value of a perfect model.</caption>{_head(groups, columns)}<tbody>\n{body}</tbody>"
         "</table></div>" + _notes(marks.remarks)
     )
 
 
 def _notes(remarks: Sequence[str]) -> str:
-    """The numbered notes, and once what the entries are that they name."""
+    """The numbered notes, and one explanation of each entry that they name."""
     if not remarks:
         return ""
     items = "".join(f'<li id="note-{k}">{shown(remark)}</li>' for k, remark in enumerate(remarks, 1))
@@ -58,15 +58,15 @@ def _notes(remarks: Sequence[str]) -> str:
 
 
 def _is_of(name: str, part: str) -> bool:
-    """Whether a part of a remark is about the entry of this name: 'reference' is no 'reference images'."""
+    """Whether a part of a remark is about the entry of this name: 'reference' is not 'reference images'."""
     words = [one for one in map(word, EXPLAINED) if f" {one} " in f" {part} "]
     return max(words, key=len, default=None) == name
 
 
 def verdict(group: Group, row: TableRow) -> tuple[int, str]:
-    """A rank to sort by, and how a row stands against the best of its data set by the group's main metric.
+    """A rank to sort by, and the verdict of a row against the best of its data set by the main metric.
 
-    Intervals are 95% of each value. Two that do not overlap differ with more than 95%.
+    Each value has its 95% interval. Two values differ with over 95% confidence if these do not overlap.
     """
     line = row.picked.get(group.main) if group.main else None
     if line is None:

@@ -12,7 +12,7 @@ SMALLEST = 1e-9
 
 
 def shown(text: object) -> str:
-    """Any text as HTML shows it, in an attribute too: on one line, of characters that are shown."""
+    """Any text, safe in HTML and in its attributes: one line of printable characters."""
     line = " ".join(as_text(str(text).encode("utf-8", "replace").decode(), "replace").split())
     return html.escape("".join(letter if letter.isprintable() else "\ufffd" for letter in line))
 
@@ -27,7 +27,7 @@ def figure(value: float) -> str:
 
 
 def in_units(seconds: float) -> str:
-    """Seconds in the unit that people would use: 8.5 ms, 1.2 s, 21 min, 1 h 18 min, 2 d 3 h."""
+    """Seconds in a usual unit: 8.5 ms, 1.2 s, 21 min, 1 h 18 min, 2 d 3 h."""
     if seconds < 1:
         return f"{figure(1000 * seconds)} ms"
     if seconds < 59.5:

@@ -8,7 +8,7 @@ from trilemma.eval.studies.questions import Flags
 
 
 class Data(NamedTuple):
-    """Images of a study. judge: the classifier that comes with trilemma and scores them; None: their own.
+    """Images of a study. judge: the shipped classifier that scores them; None: one is trained on them.
 
     nets: rows of NETS, on a CPU and on a GPU.
     """
@@ -34,8 +34,8 @@ DATA = {
 
 @dataclass(frozen=True)
 class Published:
-    """What a study printed. n: samples of its distance. calls: of the network for an image, where
-    they decide. spread: over repeated trainings."""
+    """A published figure. n: samples of its distance. calls: network calls for an image, if the figure
+    depends on them. spread: over repeated trainings."""
 
     text: str = "no figure at hand"
     value: float | None = None
@@ -54,9 +54,9 @@ def fid(value: float, spread: float | None = None, n: int | None = 12_800) -> Pu
 class Arm:
     """A recipe and how its models are sampled.
 
-    name: of its folder; arms of one name are trained once. flags: of its training. calls: of the network for
-    an image. sampler: None for that of the family's only process. nets: its networks on a CPU and on a GPU if
-    they are not those of the data, () for a family without. milestones: shares of the steps at which the
+    name: of its folder; arms of one name are trained once. flags: of its training. calls: network calls for
+    an image. sampler: None if the family has only one. nets: its networks on a CPU and on a GPU if they are
+    not those of the data, () for a family without a choice. milestones: shares of the steps at which the
     learning rate is halved. score: more flags of `eval/evaluate.py`.
     """
 
@@ -79,8 +79,8 @@ class Arm:
 class Cell:
     """A published value, and the recipes that are run beside it; without a recipe it is only cited.
 
-    images: that a training of the study sees. measure: what is compared. samples: as many whatever the
-    budget, and forced where they are too few. why: it is not run anywhere, and the reason.
+    images: number that a training of the study sees. measure: the number that is compared. samples: their
+    number at every budget, scored with --force if they are too few. why: the reason if it is never run.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Cell:
 
     @property
     def arms(self) -> Mapping[str, Arm]:
-        """The recipes by whose they are."""
+        """The recipes, by 'study' and 'ours'."""
         return {name: arm for name, arm in (("study", self.study), ("ours", self.ours)) if arm}
 
 

@@ -19,19 +19,17 @@ from trilemma.eval.studies.tables import markdown
 from trilemma.training.output_folder import OutputFolder
 
 OWN = {"loss": "training loss", "seconds": "seconds for ten images"}
-"""Measures that no line of results has."""
+"""Measures that are not in lines of results."""
 WHOLE = 0.99
-"""Share of the images of the study from which a training is as long as its own: a step may be cut off."""
+"""From this share of the study's images on, a training counts as full length: a step may be cut off."""
 LATE = 0.1
-"""Share of the log lines, the last ones, whose mean is the training loss."""
-ONE_SEED = (
-    "Where there is one seed, the interval is that of the samples alone: it says nothing of other trainings."
-)
+"""The training loss is the mean over this share of the log lines, the last ones."""
+ONE_SEED = "With one seed, the interval covers only other samples. It says nothing about other trainings."
 EQUAL = (
     "Equal compute: in each cell, both recipes have the same network, unless the cell is about networks, and "
-    "train on the same number of images, so they evaluate it equally often. The study's settings are those "
-    "that it names. Its network is not known; a row of `training/networks/rows.py` stands in. What else it "
-    "does not name has the toolkit's default. Distances are estimates over their floor, if they are Frechet."
+    "train on the same number of images, so both evaluate the network equally often. The study's settings "
+    "are those that it names. Its network is not known; a row of `training/networks/rows.py` replaces it. "
+    "Other settings have the toolkit's defaults. Frechet distances are debiased: a perfect model has about 0."
 )
 
 
@@ -46,7 +44,7 @@ class Measured(NamedTuple):
 
 
 def measured(cell: Cell, jobs: Sequence[Job], folder: Path) -> Measured | None:
-    """What the jobs of one recipe gave; None until all of them are done."""
+    """The results of the jobs of one recipe; None until all of them are done."""
     lines = [_line(cell, job, folder) for job in jobs]
     if not lines or None in lines:
         return None
@@ -123,7 +121,7 @@ def _arm_json(cell: Cell, arm: Measured) -> dict[str, Any]:
 
 
 def against(cell: Cell, study: Measured) -> str:
-    """How the study's settings, run here, compare with what it printed."""
+    """How the study's settings, run here, compare with its published figure."""
     published, line = cell.published, study.line
     if published.value is None:
         return "no figure to compare with"
@@ -139,7 +137,7 @@ def against(cell: Cell, study: Measured) -> str:
     if other:
         return f"not comparable; here: {', '.join(other)}"
     if len(study.estimates) < 2:
-        return f"here less published: {number(study.estimates[0] - published.value)}; one training only"
+        return f"here minus published: {number(study.estimates[0] - published.value)}; one training only"
     mean, _, half = mean_interval(study.estimates)
     if abs(mean - published.value) <= half:
         return "agrees"
@@ -163,7 +161,7 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[str, An
 
 
 def _results(cells: Sequence[Mapping[str, Any]]) -> str:
-    header = ["cell", "published", "measure", "the study's settings here", "ours", "ours less the study's"]
+    header = ["cell", "published", "measure", "the study's settings here", "ours", "ours minus the study's"]
     rows = [
         [cell["cell"], cell["published"], cell["measure"], cell["study"]["shown"],
          cell["ours"]["shown"] if "ours" in cell else "", cell.get("difference", ""),
@@ -174,7 +172,7 @@ def _results(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _costs(cells: Sequence[Mapping[str, Any]]) -> str:
-    header = ["cell", "n", "floor", "images of a training", "of the study's", "seeds"]
+    header = ["cell", "n", "floor", "images of a training", "share of the study's", "seeds"]
     rows = [
         [cell["cell"], f"{cell['n']:,}", _number(cell["study"]["floor"]), f"{cell['images']:,}",
          f"{cell['share']:.2%}", str(len(cell["study"]["estimates"])), _cost(cell["study"]),

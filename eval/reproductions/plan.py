@@ -1,4 +1,4 @@
-"""What of the studies is run with a budget: trainings as jobs, and why a cell is not run."""
+"""The part of the studies that a budget allows: trainings as jobs, and why a cell is not run."""
 
 import shlex
 import time
@@ -20,9 +20,9 @@ from trilemma.training.progress import duration
 class Budget:
     """How much of a study is run.
 
-    images: of a training at most; None: as many as the study's. seeds: of the trainings. samples: to score.
-    calls: of the network for an image, at most. seconds: a cell that is estimated to take longer is not run.
-    net: which of the networks of the data. gpu: whether it needs one.
+    images: most images of a training; None: those of the study. seeds: of the trainings. samples: to score.
+    calls: most network calls for an image. seconds: a cell with a longer estimate is not run. net: index of
+    the network among those of the data. gpu: whether it needs one.
     """
 
     images: int | None
@@ -34,7 +34,7 @@ class Budget:
     gpu: bool = False
 
     def images_of(self, cell: Cell) -> int:
-        """Images that each training of a cell sees; points of the plane are cheap and all are seen."""
+        """Images that each training of a cell sees; points of the plane are cheap and have no limit."""
         return min(cell.images, self.images or cell.images) if DATA[cell.data].side > 1 else cell.images
 
     def samples_of(self, cell: Cell) -> int:
@@ -42,7 +42,7 @@ class Budget:
         return cell.samples or self.samples
 
     def calls_of(self, arm: Arm) -> int:
-        """The largest divisor of the recipe's calls within the budget, which DDIM takes."""
+        """The largest divisor of the recipe's calls within the budget, since DDIM needs a divisor."""
         most = min(arm.calls, self.calls or arm.calls)
         return next(calls for calls in range(most, 0, -1) if arm.calls % calls == 0)
 
@@ -90,7 +90,7 @@ class Planner:
         seconds, most = self.seconds(cell), self.budget.seconds
         if seconds is not None and most is not None and seconds > most:
             return Planned(
-                cell, {}, f"about {duration(seconds)}, and the budget has {duration(most)} for a cell"
+                cell, {}, f"about {duration(seconds)}; the budget allows {duration(most)} for a cell"
             )
         jobs = {name: [self.job(cell, arm, seed) for seed in self.seeds] for name, arm in cell.arms.items()}
         return Planned(cell, jobs, seconds=seconds)
@@ -152,9 +152,9 @@ class Planner:
         return plan(point, row, self.folder, config, [])
 
     def seconds(self, cell: Cell) -> float | None:
-        """Estimate from a timed forward pass of each network: a step of training is three of them.
+        """Estimate from a timed forward pass of each network: a step of training counts as three.
 
-        Halves of a guided pass count both. None for networks that are no row of NETS, and on a GPU.
+        A call with guidance counts as two. None for networks without a row in NETS, and on a GPU.
         """
         budget, total = self.budget, 0.0
         for arm in cell.arms.values():
@@ -178,7 +178,7 @@ def side_of(cell: Cell, arm: Arm) -> int:
 def forward_seconds(net: str, side: int, channels: int, batch: int) -> float:
     """CPU seconds of a forward pass for one image, on this machine in one thread, in float32.
 
-    The smallest of TIMED tries: what other programs do to the caches only adds.
+    The smallest of TIMED tries: other programs can only make a try slower.
     """
     import torch
 
@@ -220,7 +220,7 @@ def _on_hub(name: str) -> bool:
 
 
 def local_copies(words: Sequence[str]) -> dict[str, str]:
-    """'mnist=/path' ... -> folder by the name of the data; ValueError for what is neither."""
+    """'mnist=/path' ... -> folder by the name of the data; ValueError for any other text."""
     folders: dict[str, Any] = {}
     for word in words:
         name, _, place = word.partition("=")

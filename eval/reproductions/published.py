@@ -2,7 +2,8 @@
 
 Both recipes of a cell have the same network, unless the cell is about networks, and see the same number of
 images: the same number of network evaluations. The studies do not name their networks: rows of
-`training/networks/rows.py` stand in. What a study does not name has the default of the training entry point.
+`training/networks/rows.py` replace them. Settings that a study does not name have the defaults of the
+training entry point.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from trilemma.eval.reproductions.cells import DATA, Arm, Cell, Published, Study,
 from trilemma.eval.studies.questions import Flags
 from trilemma.training import families
 
-STUDENTS = "figures of a student report, not published elsewhere; it repeated trainings where it has a +-"
+STUDENTS = "figures of a student report, not published elsewhere; a +- is over repeated trainings"
 
 
 def _preset(family: str, name: str) -> int:
@@ -22,7 +23,7 @@ def _preset(family: str, name: str) -> int:
 
 
 def _v(preset: str, **flags: str) -> Flags:
-    """Our recipe for any images: that of the preset `mnist-cpu`, with what the data ask for."""
+    """Our recipe for any images: that of the preset `mnist-cpu`, with the settings that the data need."""
     own = families.family("unconditional").presets["mnist-cpu"].options
     names = ("ddpm_beta_schedule", "prediction_type", "lr_scheduler", "lr_warmup_steps", "ema_max_decay")
     return {"preset": preset, **{name: str(own[name]) for name in names}, "train_batch_size": "64", **flags}
@@ -72,7 +73,7 @@ def _ddpm(data: str, theirs: Arm, distance: Published, loss: float) -> list[Cell
 
 
 def _elbo(data: str, theirs: Arm, widths: str, latent: str, preset: str) -> list[Cell]:
-    """Both families' bounds on test images; the VAE without a learning rate of the study's."""
+    """Both families' bounds on test images; the study names no learning rate for its VAE."""
     learned = {"loss_type": "hybrid"}
     study = _trained(theirs, f"{data}-bound", flags={**theirs.flags, **learned})
     ours = _trained(_OURS[data], f"{data}-bound", flags={**_OURS[data].flags, **learned})
@@ -87,7 +88,7 @@ def _elbo(data: str, theirs: Arm, widths: str, latent: str, preset: str) -> list
 
 
 def _schedules(data: str, epochs: int) -> list[Cell]:
-    """Linear, cosine and Huber; the rate of the study is not known, so it has the toolkit's."""
+    """Linear, cosine and Huber; the study's learning rate is not known, so the toolkit's default is used."""
     rows = {
         "linear": {},
         "cosine": {"ddpm_beta_schedule": "squaredcos_cap_v2"},
@@ -114,7 +115,7 @@ _PLANES_IMAGES = _preset("unconditional", "airplanes-16-cpu")
 def _levels(steps: int) -> list[Cell]:
     """T noise levels and T calls for an image.
 
-    The betas are scaled by 1000 / T: without it x_T shows the image below T 1000, and a training is refused.
+    The betas are scaled by 1000 / T: otherwise x_T still shows the image if T < 1000, and the run is refused.
     """
     own = {"ddpm_num_steps": str(steps), "train_batch_size": "64"}
     arm = Arm(f"planes-T{steps}", _PLANES | own, steps, nets=_PLANE_NETS)
@@ -127,7 +128,7 @@ def _levels(steps: int) -> list[Cell]:
 
 
 def _vdm(steps: int) -> Cell:
-    """Class-conditional VDM, trained for this many steps; the label for no class is its eleventh."""
+    """Class-conditional VDM, trained for this many steps; its eleventh label means no class."""
     nets = ("vdm_28_small", "vdm_cifar10")
     study = Arm("vdm", {"class_conditional": "true", "train_batch_size": "128"}, 1000, "vdm", None, nets)
     rate = {"learning_rate": "2e-3", "lr_scheduler": "cosine", "gamma": "monotone", "fourier_features": "6 7"}
@@ -145,7 +146,7 @@ def _gan(steps: int) -> Cell:
 
 
 def _swirl() -> Cell:
-    """K of T steps: the chain of the study's, against the ancestral chain of a VDM in as many calls."""
+    """The study's chain of K of T steps, against a VDM's ancestral chain with the same number of calls."""
     images, points = _preset("vdm", "swirl-shortcut"), {"train_batch_size": "256"}
     study = Arm("swirl-shortcut", {"preset": "swirl-shortcut", **points}, 10, "vdm", "shortcut")
     ours = Arm("swirl-vdm", {"preset": "swirl", **points}, 10, "vdm", "ancestral")

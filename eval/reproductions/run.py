@@ -1,4 +1,4 @@
-"""The body of `eval/reproduce.py`: plans all cells, makes what is not done, and writes the page after each.
+"""The body of `eval/reproduce.py`: plans all cells, runs those that are not done, writes the page after each.
 
 Jobs are those of a sweep: entry points as processes, resumable, and known by their settings.
 """
@@ -91,7 +91,7 @@ def listed(planned: Planned, folder: Path) -> str:
 
 
 def write(plans: dict[str, list[Planned]], folder: Path, config, argv: Sequence[str]) -> None:
-    """Write reproduce.json and reproduce.md from what is done by now."""
+    """Write reproduce.json and reproduce.md from the jobs that are done by now."""
     budget = BUDGETS[config.budget]
     rows = {name: [row(each, folder) for each in cells] for name, cells in plans.items()}
     hardware = {
@@ -99,7 +99,7 @@ def write(plans: dict[str, list[Planned]], folder: Path, config, argv: Sequence[
         for cells in plans.values() for each in cells for job in jobs_of(each)
         if (run := OutputFolder(job.folder).read_run())
     }  # fmt: skip
-    images = "as many images as the study's" if budget.images is None else f"at most {budget.images:,} images"
+    images = "the study's images" if budget.images is None else f"at most {budget.images:,} images"
     calls = (
         "the calls of each recipe" if budget.calls is None else f"at most {budget.calls} calls for an image"
     )
@@ -116,7 +116,7 @@ def write(plans: dict[str, list[Planned]], folder: Path, config, argv: Sequence[
 
 
 def public(argv: Sequence[str]) -> list[str]:
-    """The command line without folders of this machine, as far as the results depend on it."""
+    """The part of the command line on which the results depend, without folders of this machine."""
     words = []
     for before, word in zip(["", *argv], argv, strict=False):
         if "--output_dir" in (before, word.partition("=")[0]) or word == "--study":

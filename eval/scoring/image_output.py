@@ -29,7 +29,7 @@ READ_AT_ONCE = 256
 
 
 def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> None:
-    """Draw to a folder of PNGs, an .npy or a sheet, each process its share."""
+    """Draw to a folder of PNGs, an .npy file or a sheet; each process draws its share."""
     accelerator = evaluation_accelerator(model.cpu_threads)
     require_same(
         accelerator,

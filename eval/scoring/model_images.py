@@ -202,17 +202,17 @@ def open_drawing(model: ModelConfig, sampling: SamplingConfig, accelerator: Acce
         drawing.saved = pipeline
         steps = counted(drawing.sampling.num_inference_steps, "step")
         accelerator.print(
-            f"Drawing with {own.sampler}, {steps} an image, as the run drew its own samples. As the "
-            f"saved pipeline draws: --sampler {pipeline.sampler} "
+            f"Drawing with {own.sampler}, {steps} an image, as the run drew its own samples. To draw "
+            f"as the saved pipeline does: --sampler {pipeline.sampler} "
             f"--num_inference_steps {pipeline.steps(None)}."
         )
     return drawing
 
 
 def _like_run(sampling: SamplingConfig, run: dict[str, Any], pipeline: DiffusionPipeline) -> SamplingConfig:
-    """With the sampler of the run's own samples, and its number of steps where none is given.
+    """With the sampler of the run's own samples, and its number of steps if the flags give no number.
 
-    The saved pipeline may take a hundred times as many steps: it is one that plain diffusers samples.
+    The saved pipeline is one that plain diffusers can sample, which may take a hundred times the steps.
     """
     (name, steps), usual = own_sampling(run), pipeline.steps(None)
     steps = sampling.num_inference_steps or steps

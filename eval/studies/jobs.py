@@ -115,8 +115,8 @@ def plan(point: Point, row: Sweep, folder: Path, config, training: Sequence[str]
 def scoring_flags(point: Point, row: Sweep, config) -> Flags:
     """Flags of `eval/evaluate.py` on which a point's numbers depend.
 
-    A point that is repeated draws other samples each time. Models of one recipe draw much the same image from
-    the same seed, so with equal seeds their spread would lack what other samples change.
+    A repeated point draws other samples each time. Models of one recipe draw nearly the same image from the
+    same seed, so with equal seeds their spread would leave out a part of the variation between samples.
     """
     values = asdict(config.sampling) | asdict(config.score)
     values.pop("force")  # it lets a number through and does not change it

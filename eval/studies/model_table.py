@@ -19,7 +19,7 @@ from trilemma.eval.studies.tables import Marks, cell, markdown, with_interval
 MACHINE = {
     "name": "processor", "processes": "processes", "threads": "threads", "mixed_precision": "precision",
 }  # fmt: skip
-"""What of the hardware in run.json the seconds of training depend on, and what notes call it."""
+"""The hardware entries of run.json on which the seconds of training depend, and their names in notes."""
 
 NAMES = {
     "nfe": "NFE", "seconds_per_image": "s / image", "seconds": "training s", "images_seen": "images seen",
@@ -51,7 +51,7 @@ def differences(line: ResultLine, standard: tuple) -> list[tuple[str, Any, Any]]
 
 
 class TableRow(NamedTuple):
-    """A model in one way to sample it. picked: metric -> its line, None where it was not measured."""
+    """A model in one way to sample it. picked: metric -> its line, None if it was not measured."""
 
     model: Model
     way: tuple
@@ -59,12 +59,12 @@ class TableRow(NamedTuple):
 
     @property
     def drawn(self) -> ResultLine | None:
-        """A line that says how images were drawn; None for a model of which none were."""
+        """A line that says how images were drawn; None for a model that was not sampled."""
         return next((line for line in self.picked.values() if line and line.sampler), None)
 
     @property
     def sampling(self) -> str:
-        """The way to sample in words, '' where nothing was sampled."""
+        """The way to sample in words, '' if nothing was sampled."""
         return _way(self.way)
 
 

@@ -31,7 +31,7 @@ def last_lines(log: Path) -> str:
 
 
 class Followed(Progress):
-    """A process that writes to a log: what it last said stands beside the time that it has taken."""
+    """Progress of a process that writes to a log: its time, and the last line of the log."""
 
     def __init__(self, what: str, log: Path):
         self.log, self.start = log, log.stat().st_size

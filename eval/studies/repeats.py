@@ -23,9 +23,9 @@ from trilemma.training import families
 from trilemma.training.options.flags import flags_of
 
 RULE = (
-    "Intervals are 95% and hold what another training seed and other samples would change. A pair is "
-    "*inconclusive* where the interval of its difference has 0 in it; of many pairs, one in twenty is called "
-    "better by chance. *One training only*: a second seed of it would tell."
+    "Intervals are 95% and cover other training seeds and other samples. A pair is *inconclusive* if the "
+    "interval of its difference contains 0; of many equal pairs, about one in twenty gets another verdict by "
+    "chance. *One training only*: train it again with another seed to compare it."
 )
 GRID = 20_000
 """Points of the integral in `t_quantile`: its relative error is below 1e-5 up to 200 degrees of freedom."""
@@ -53,7 +53,7 @@ class Training:
 
 
 def trainings(models: Sequence[Model]) -> list[Training]:
-    """The models by what trained them, seeds aside, in the order of their first ones.
+    """The models by how they were trained, apart from the seed, in the order of their first ones.
 
     A second model of the same seed, such as a copy or `best/`, is no repetition: it stands alone.
     """
@@ -70,7 +70,7 @@ def trainings(models: Sequence[Model]) -> list[Training]:
 
 
 def recipe(model: Model) -> str:
-    """What weights depend on, how far the training came too, but for its seed; without config.yaml, alone."""
+    """All on which the weights depend, steps included, except the seed; without config.yaml, only itself."""
     family = model.run.get("family")
     if not model.config or family not in families.names():
         return f"only {model.name}"

@@ -99,7 +99,7 @@ def section(models: Sequence[Model], metric: str, target: float, marks: Marks) -
 
 
 def title(metric: str, target: float) -> str:
-    """What the table of one target is called."""
+    """The title of the table of one target."""
     return f"Images seen to reach {metric} = {target:g}"
 
 

@@ -23,7 +23,7 @@ from trilemma.training.output_folder import OutputFolder
 
 T = TypeVar("T")
 DEMO = "-demo"
-"""The Space of a model has its name and this."""
+"""The name of a model's Space is the model's name and this ending."""
 
 
 class PublishError(RuntimeError):
@@ -67,7 +67,7 @@ def publish(
 def publish_space(folder: str | Path, hub_model_id: str, *, token: str | None = None) -> str:
     """Make or renew the Space `<hub_model_id>-demo`, which draws from the model; returns its address.
 
-    The model must have been published before, and for all to see: the Space loads it from the Hub by its id.
+    The model must already be published and public: the Space loads it from the Hub by its id.
     ValueError where `space_files` raises it, PublishError for a private model and for a Hub that refuses.
     """
     folder, token = Path(folder), token or get_token()

@@ -1,7 +1,7 @@
 """What the page offers for a model, and the images that it draws. Gradio is not needed here.
 
-The Space gets this code without the toolkit (`files.py`), so a pipeline is used only through what all
-families answer: `samplers`, `with_sampler`, `steps`, `calls`, `class_names`, `default_guidance`; and called.
+The Space gets this code without the toolkit (`files.py`), so it uses only the members of a pipeline that all
+families have: `samplers`, `with_sampler`, `steps`, `calls`, `class_names`, `default_guidance`; and called.
 """
 
 import re
@@ -24,7 +24,7 @@ EACH_CLASS = -1
 
 USUAL_STEPS = (1, 2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 40, 50, 64, 100, 200, 250, 500, 1000)
 FAST = (("dpmsolver++", 20), ("ddim", 50))
-"""Where a model's own sampler takes more steps than one of these, the page begins with that one."""
+"""If a model's own sampler takes more steps than one of these, the page begins with that one."""
 
 IN_WORDS = {
     "--num_inference_steps": "Steps",
@@ -36,7 +36,7 @@ IN_WORDS = {
 
 
 class Settings(NamedTuple):
-    """How images are drawn; None stands for what the model does by default, or does not have."""
+    """How images are drawn; None stands for the model's default, or for an option that it does not have."""
 
     sampler: str | None = None
     steps: int | None = None
@@ -44,7 +44,7 @@ class Settings(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """States on the way from noise, each of B pictures, the last the images; B seeds; a line on them."""
+    """states: from noise to the images, B pictures each. seeds: B. summary: a line about them."""
 
     states: list[list[Image.Image]]
     seeds: list[int]
@@ -52,14 +52,14 @@ class Drawn(NamedTuple):
 
 
 def starting(pipeline: DiffusionPipeline, known: Settings | None = None) -> Settings:
-    """What the page begins with: `known`, and where it says nothing, a way that takes few steps.
+    """The page's first settings: those that `known` gives, and else a sampler with few steps.
 
     ValueError for a sampler or steps that the model does not have, and for a model of points of the plane.
     """
     if pipeline.network.config.in_channels not in (1, 3):
         raise ValueError(
-            "this model draws no pictures of one or three channels, which the page could show; "
-            "eval/generate.py --output points.png draws it"
+            "the page can only show pictures of one or three channels, which this model does not draw; "
+            "use eval/generate.py --output points.png"
         )
     known = known or Settings()
     if known.sampler is not None:
@@ -101,7 +101,7 @@ def step_choices(pipeline: DiffusionPipeline, *more: int) -> list[int]:
 
 
 def has_process(pipeline: DiffusionPipeline) -> bool:
-    """Whether there are states between noise and image: not where one step is all that there is."""
+    """Whether there are states between noise and image; False if a model can only take one step."""
     return step_choices(pipeline) != [1]
 
 
@@ -126,7 +126,7 @@ def read_seeds(text: str) -> list[int]:
 
 
 def following(text: str) -> str:
-    """As many seeds as `text` names, the next ones after its largest."""
+    """The next seeds after the largest that `text` names, the same number of them."""
     seeds = read_seeds(text)
     first = max(seeds) + 1
     first = first if first + len(seeds) <= LARGEST_SEED else 0
@@ -136,8 +136,8 @@ def following(text: str) -> str:
 def draw(pipeline: DiffusionPipeline, seeds: str, settings: Settings, label: int = EACH_CLASS) -> Drawn:
     """The images of these seeds, and the states on the way to them where the family has any.
 
-    label: a class for all images, or EACH_CLASS; models without classes leave it out of account. ValueError
-    in the words of the page for what the model cannot do.
+    label: a class for all images, or EACH_CLASS; models without classes ignore it. ValueError, in the words
+    of the page, for settings that the model does not support.
     """
     began, numbers = time.perf_counter(), read_seeds(seeds)
     try:
@@ -195,7 +195,7 @@ def _check_finite(images: np.ndarray, seeds: list[int]) -> None:
     bad = ~np.isfinite(images).reshape(len(images), -1).all(1)
     if bad.any():
         raise ValueError(
-            f"the image of seed {seeds[int(bad.argmax())]} has values that are no numbers: choose another "
+            f"the image of seed {seeds[int(bad.argmax())]} has values that are not numbers: choose another "
             "sampler, more steps or less guidance; if that does not help, the training has diverged"
         )
 

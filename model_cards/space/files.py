@@ -19,10 +19,10 @@ from trilemma.pipelines.single_file import single_file
 from trilemma.training.output_folder import own_sampling
 
 INSTALLED = ("diffusers", "huggingface_hub", "numpy", "pillow", "safetensors", "torch")
-"""What the page needs beside Gradio, in the versions of this machine: it is known to work with them."""
+"""Packages that the page needs beside Gradio, in the versions of this machine, with which it works."""
 
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
-"""Where torch is without CUDA, which a free Space has no use for."""
+"""Index of torch without CUDA, since a free Space has no GPU."""
 
 APP = '''"""A page that draws from {shown}. Written by trilemma.model_cards.publish --space."""
 

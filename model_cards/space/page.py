@@ -27,7 +27,7 @@ CSS = """
 #images .thumbnail-item { height: auto; }
 #images img { image-rendering: pixelated; }
 """
-"""All images without scrolling, in as many columns as fit, and small ones enlarged pixel by pixel."""
+"""Shows all images without scrolling. The number of columns fits the width; small images are enlarged."""
 
 FIRST_SEEDS = "0-15"
 MOST_GUIDANCE = 8.0
@@ -78,7 +78,7 @@ def page(pipeline: DiffusionPipeline, name: str, known: Settings | None = None) 
 
 
 def _controls(pipeline: DiffusionPipeline, start: Settings) -> list[Any]:
-    """Seeds, sampler, steps, class, guidance: those that the family does not have are not shown."""
+    """Seeds, sampler, steps, class, guidance; controls that the family does not have are not shown."""
     names, samplers = pipeline.class_names or (), pipeline.samplers()
     steps = step_choices(sampled_by(pipeline, start.sampler), start.steps)
     classes = [(EACH, EACH_CLASS), *((name, number) for number, name in enumerate(names))]
@@ -87,13 +87,13 @@ def _controls(pipeline: DiffusionPipeline, start: Settings) -> list[Any]:
         gr.Textbox(FIRST_SEEDS, label="Seeds", info="such as 0-15 or 3, 7, 20-24"),
         gr.Dropdown(list(samplers), value=start.sampler, label="Sampler", visible=len(samplers) > 1),
         gr.Dropdown(
-            _words(steps), value=str(start.steps), label="Steps", info="more of them take longer",
+            _words(steps), value=str(start.steps), label="Steps", info="more steps take longer",
             visible=len(steps) > 1, allow_custom_value=True,
         ),
         gr.Dropdown(classes, value=EACH_CLASS, label="Class", visible=bool(names)),
         gr.Slider(
             0, MOST_GUIDANCE, start.guidance if guided else 1, step=0.25, label="Guidance",
-            info="1 is none; others need twice the calls", visible=guided,
+            info="1: no guidance; other values need twice the calls", visible=guided,
         ),
     ]  # fmt: skip
 
@@ -103,7 +103,7 @@ def _words(steps: list[int]) -> list[str]:
 
 
 def _steps(pipeline: DiffusionPipeline, sampler: str, steps: str) -> Any:
-    """The numbers of steps of another sampler; the one that was chosen stays where it is one of them."""
+    """The numbers of steps of another sampler; the chosen one stays if this sampler has it."""
     choices = step_choices(sampled_by(pipeline, sampler), *([int(steps)] if str(steps).isdigit() else []))
     kept = steps if steps in _words(choices) else str(min(choices, key=lambda n: abs(n - 20)))
     return gr.Dropdown(_words(choices), value=kept, visible=len(choices) > 1)

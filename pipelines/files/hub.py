@@ -1,4 +1,4 @@
-"""What the Hub is not asked for, and patience when it does not answer: its client would wait for ever."""
+"""Checks before the Hub is asked, and a time limit if it does not answer: its client would wait for ever."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ PATIENCE = 60.0
 
 
 def check_place(place: str, option: str) -> None:
-    """ValueError for a folder that is not there, so that the Hub is not asked for a model of that name.
+    """ValueError for a folder that does not exist, so that the Hub is not asked for a model of that name.
 
     place: a folder or the id of a model. It must be a folder if it begins with . or / or ~, has more than one
     slash, or if what stands before its slash is a folder here.

@@ -40,7 +40,7 @@ def load_hub(config: DataConfig, streaming: bool = False) -> Tables:
 
     name = config.dataset_name
     try:
-        # In memory a table has no cache file, which names its contents.
+        # A table in memory has no cache file that would identify its contents.
         return datasets.load_dataset(
             name,
             config.dataset_config_name,

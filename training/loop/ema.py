@@ -101,7 +101,7 @@ def ema_of(net: nn.Module, config: EMAConfig, images_per_step: int) -> EMA:
 
 
 def save_snapshot(folder: Path, step: int, ema: EMA) -> None:
-    """Write the tracks as they are after a step: float16, whose rounding is 0.02% of a weight."""
+    """Write the tracks as they are after a step, in float16, which rounds a weight by about 0.02%."""
     tensors = {
         f"{std} {name}": average.to("cpu", torch.float16)
         for std, track in zip(TRACKS, ema.tracks, strict=True)
@@ -117,7 +117,7 @@ def snapshot_steps(folder: Path) -> list[int]:
 
 
 def drop_snapshots(folder: Path, after: int) -> None:
-    """Delete the snapshots of later steps than `after`, where a run goes on."""
+    """Delete the snapshots of steps later than `after`, from which a run continues."""
     for step in snapshot_steps(folder):
         if step > after:
             remove(_snapshot(folder, step))

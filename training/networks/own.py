@@ -174,8 +174,8 @@ def say(config: Any, minutes: float, images: Images, accelerator: Accelerator) -
         f"--train_batch_size {optim.train_batch_size} --learning_rate {optim.learning_rate:g} "
         f"--ema_max_decay {config.ema.ema_max_decay:g}; {seen:,} images, "
         f"{seen / len(images):.3g} times the data. The minutes are those of training: loading "
-        "libraries, reading the images and the last pictures come on top. It takes longer if other programs "
-        "use the processor."
+        "libraries, reading the images and drawing the last pictures add to them. It takes longer if other "
+        "programs use the processor."
     )
     if seen < ENOUGH and not config.run.init_from:
         accelerator.print(

@@ -155,7 +155,7 @@ class EMAConfig:
     )
     ema_std: float | None = option(None, "length as a share of the run", low=0.0, needs=("use_ema", (True,)))
     ema_snapshot_steps: int = option(
-        0, "steps between snapshots for averages afterwards (docs/averages.md); 0: none", free=True, low=0
+        0, "steps between snapshots, for averages made later (docs/averages.md); 0: none", free=True, low=0
     )
 
     def __post_init__(self):
@@ -196,8 +196,8 @@ class RunConfig:
         None, "folder or Hub id whose weights to start from, with a fresh optimizer"
     )
     init_new_classes: bool = option(
-        False, "allow other classes, or none, than --init_from has: re-initialise the class embedding, "
-        "except for classes of the same names", needs=("init_from", ...),
+        False, "allow classes that differ from those of --init_from, or no classes: re-initialise the class "
+        "embedding, except for classes of the same names", needs=("init_from", ...),
     )  # fmt: skip
     plugin: tuple[str, ...] | None = option(None, PLUGIN)
     local_rank: int = option(-1, "set by some launchers; the LOCAL_RANK variable wins", free=True)

@@ -50,10 +50,10 @@ class LabelledRows(SampleMetric):
 def measure_class_energy(
     rows: Tensor, label: Tensor, block: Tensor, reference: ReferenceStatistics
 ) -> dict[str, Measurement]:
-    """Energy distance between samples and reference images of one class: of each class k, and their mean.
+    """Energy distance between samples and reference images of the same class: for each class k, and the mean.
 
-    Unbiased, as `energy`, for any number of images from two on; a class with fewer is left out. The blocks of
-    the jackknife are dealt within each class, so that each of them leaves out a twentieth of every class.
+    Unbiased, as `energy`, for two images or more; a class with fewer is left out. The jackknife divides each
+    class into blocks, so that each block leaves out a twentieth of every class.
     """
     real, of_real = reference.features[:PAIR_IMAGES].to(rows.device), reference.labels[:PAIR_IMAGES]
     distances, sizes = {}, {}

@@ -25,7 +25,7 @@ const seconds = (value) => value < 1 ? `${short(1000 * value)} ms` : value < 60 
   : value < 3600 ? `${short(value / 60)} min` : `${short(value / 3600)} h`;
 const FORMATS = {time: seconds, training: seconds, seconds};
 
-// A scale from values to pixels, with its ticks. better: "lower" turns an axis on which up shall be better.
+// A scale from values to pixels, with its ticks. better: "lower" turns an axis over, so that up is better.
 function scaleOf(values, from, to) {
   const positive = values.filter((value) => value > 0);
   let low = Math.min(...values), high = Math.max(...values);

@@ -105,7 +105,7 @@ function panels(section, chartOf) {
     host.append(panel);
     drawings.push(() => chart.draw(place));
   }
-  if (!drawings.length) host.append(Object.assign(document.createElement("p"), {textContent: "Nothing was measured that this chart could show."}));
+  if (!drawings.length) host.append(Object.assign(document.createElement("p"), {textContent: "There is no measured number for this chart."}));
   for (const draw of drawings) draw();   // when all panels are there and have their width
 }
 const called = (row) => row.sampling ? `${row.name}, ${row.sampling}` : row.name;
@@ -118,7 +118,7 @@ function costChart(group, rows) {
   const left = measured.filter((row) => row.values[metric.name].remark).map((row) => `${row.name} (${row.values[metric.name].remark})`);
   const series = drawn.map((row) => ({...row, points: [{x: row.x[kind], y: row.values[metric.name].value, interval: row.values[metric.name].interval,
     text: together(called(row), row.values[metric.name].text, `${AXES[kind]} ${(FORMATS[kind] ?? short)(row.x[kind])}`)}]}));
-  return {remark: left.length ? `Left out, since measured otherwise: ${[...new Set(left)].join("; ")}.` : "",
+  return {remark: left.length ? `Left out, since they were measured in another way: ${[...new Set(left)].join("; ")}.` : "",
     draw: (place) => plot(place, `${metric.name} against ${AXES[kind]}, ${group.data}`, series,
       {xKind: kind, yName: metric.name, floor: metric.floor, better: metric.better, front: true})};
 }
@@ -134,7 +134,7 @@ function axesChart(group, rows) {
   const lines = whole.map((row) => ({...row, values: [...metrics.map((metric) => row.values[metric.name].value), row.x.time],
     text: together(called(row), ...metrics.map((metric) => row.values[metric.name].text), `${seconds(row.x.time)} an image`)}));
   const missing = [...new Set(rows.filter((row) => !whole.includes(row)).map((row) => row.name))];
-  return {remark: missing.length ? `Not all three were measured, or not in the same way, of: ${missing.join(", ")}.` : "",
+  return {remark: missing.length ? `Left out, since not all three were measured in the same way: ${missing.join(", ")}.` : "",
     draw: (place) => threeAxes(place, `Quality, coverage and speed, ${group.data}`, lines, [{title: "Quality", name: metrics[0].name, better: metrics[0].better},
       {title: "Coverage", name: metrics[1].name, better: metrics[1].better}, {title: "Speed", name: "time per image", better: "lower", kind: "time"}])};
 }
