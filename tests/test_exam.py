@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import ndimage, stats
 from torch import Tensor
 
 from trilemma.eval.exams.harms import HARMS, Harm
@@ -68,6 +68,38 @@ def test_a_harm_leaves_its_promised_share_alone(draw):
         assert (made.labels != labels).sum() == round(share * 100)
     for share in HARMS["repeated"].levels:
         assert len(rows_of(HARMS["repeated"].make(draw, share).pixels)) == round((1 - share) * 100)
+
+
+def test_images_are_harmed_as_their_rows_say(draw):
+    own = draw.own.pixels.numpy()
+
+    def made(name):
+        return {level: HARMS[name].make(draw, level).pixels.numpy() for level in HARMS[name].levels}
+
+    mean = ndimage.uniform_filter(own.astype(float), (1, 1, 3, 3), mode="nearest")
+    for share, images in made("blurred").items():
+        assert np.abs(images - (own + share * (mean - own))).max() <= 1  # rounded twice
+    for places, images in made("shifted").items():
+        assert (images == own[..., np.maximum(np.arange(8) - places, 0)]).all()
+    black = own == 0
+    for deviation, images in made("noisy").items():
+        # The positive half of a normal number: its mean, and five standard errors of it.
+        error = deviation * (0.5 - 0.5 / np.pi) ** 0.5 / black.sum() ** 0.5
+        assert images[black].mean() == pytest.approx(deviation / (2 * np.pi) ** 0.5, abs=5 * error)
+    losses = [np.abs(images - own.astype(float)).mean() for images in made("jpeg").values()]
+    assert losses[0] > 0
+    assert losses == sorted(losses)
+    for count, images in made("outlier").items():
+        assert (images != own).any((1, 2, 3)).sum() == count
+
+
+@pytest.mark.parametrize("name", ["copied", "fewer", "repeated", "dropped", "reweighted"])
+def test_images_keep_their_labels(name, draw):
+    parts = [(part.pixels, part.labels) for part in (draw.training, draw.pool)]
+    known = {image.numpy().tobytes(): int(y) for part in parts for image, y in zip(*part, strict=True)}
+    made = HARMS[name].make(draw, HARMS[name].levels[-1])
+    labels = [known.get(image.numpy().tobytes(), int(y)) for image, y in zip(*made, strict=True)]
+    assert made.labels.tolist() == labels
 
 
 def test_kinds_are_dropped_and_reweighted_and_nothing_is_drawn_twice(draw):
