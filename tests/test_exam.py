@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage, stats
 from torch import Tensor
 
+from trilemma.eval.exams import report
 from trilemma.eval.exams.harms import HARMS, Harm
 from trilemma.eval.exams.sets import LEAST, REPEATS, TRAINING, split
 from trilemma.eval.exams.verdicts import T, judge, move
@@ -196,6 +197,33 @@ PLAIN = Measure("lower")
 def test_rules(measure, harm, means, said, passed):
     spread = np.linspace(-0.1, 0.1, REPEATS)
     assert judge(measure, harm, [list(mean + spread) for mean in means], 10**9) == (said, passed)
+
+
+def test_the_page_and_the_line_count_what_the_verdicts_say(monkeypatch):
+    """Of measures that are to show something; a term of a metric, or a number beside it, is none."""
+    for name in set(HARMS) - {"invented", "copied"}:
+        monkeypatch.delitem(HARMS, name)
+    means = {"fd": 1, "recall": 9, "is_std": 1, "3_class_energy": 1}
+    spread = np.linspace(-0.1, 0.1, REPEATS)
+
+    def values(**changed):
+        return {"pixels": {name: list(mean + spread) for name, mean in (means | changed).items()}}
+
+    cases = {report.PERFECT: values()}
+    cases |= {report.case_of("invented", level): values(fd=9) for level in HARMS["invented"].levels}
+    cases |= {report.case_of("copied", level): values(fd=-5, recall=8) for level in HARMS["copied"].levels}
+    exam = report.Exam({"num_samples": 10**9, "reference": "numbers"}, cases)
+    header, _, *rows = report.table(exam, "pixels").splitlines()
+    assert header == "| measure | invented | copied | passed |"
+    assert rows == ["| `fd` | 5% | **rewarded from 1%** | 1 of 2 |", "| `recall` | - | - | 2 of 2 |"]
+    assert exam.summary() == "pixels: failed checks: recall 0, fd 1"
+    drawn = {}
+    monkeypatch.setattr(report, "draw_moves", lambda *given: drawn.update(columns=given[0], **given[1]))
+    report.figure(exam)
+    harms = [name for name, _ in drawn["columns"]]
+    for measure, copied in (("fd", -1), ("recall", 1)):  # to its worse end, to its better end
+        signs = {(name, np.sign(one)) for name, one in zip(harms, drawn["pixels"][measure], strict=True)}
+        assert signs == {("copied", copied), ("invented", 1 if measure == "fd" else 0)}
 
 
 class Darkness(SampleMetric):
