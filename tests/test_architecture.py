@@ -3,6 +3,7 @@
 import ast
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -106,16 +107,25 @@ def test_setup_lists_the_folders():
 
 
 def test_an_editable_install_is_found_by_a_script_beside_the_clone(tmp_path):
-    """Whose folder has the package's name: a package on a later path comes before a folder without code."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    assert setup["editable_wheel"]["mode"] == "compat"
-    (tmp_path / "trilemma").mkdir()
-    code = f"import sys; sys.path.append({str(ROOT)!r}); import trilemma; print(trilemma.__file__)"
+    """The clone has the package's name, and the script's folder comes first on Python's path."""
+    pytest.importorskip("setuptools", "77", reason="setuptools 77 or newer makes the install")
+    clone, installed = tmp_path / "trilemma", tmp_path / "installed"
+    clone.mkdir()
+    for name in (*LAYERS, "trilemma", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        (clone / name).symlink_to(ROOT / name)
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    words = [sys.executable, "-S", "-c", code]
-    done = subprocess.run(words, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True)
-    assert Path(done.stdout.strip()) == ROOT / "trilemma" / "__init__.py"
+
+    def python(folder: Path, *words: str) -> str:
+        done = subprocess.run([sys.executable, *words], cwd=folder, env=alone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    build = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    python(clone, "-c", build)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, installed, "zip")
+    use = f"import site; site.addsitedir({str(installed)!r}); import trilemma; print(trilemma.__file__)"
+    assert python(tmp_path, "-S", "-c", use).strip() == str(clone / "trilemma" / "__init__.py")
 
 
 def test_left_out_dependencies_stay_out():

@@ -3,7 +3,6 @@
 Needs Gradio (`pip install 'trilemma[demo]'`), selenium, and Debian's packages chromium and chromium-driver.
 """
 
-import shutil
 import subprocess
 import sys
 import time
@@ -12,21 +11,11 @@ import pytest
 from entry import ROOT, environment
 
 pytest.importorskip("gradio", reason="Gradio is not installed (extra [demo])")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra [test])")
-from selenium.webdriver.common.by import By  # noqa: E402 (only where it is installed)
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from browser import NEEDS_CHROMIUM, chromium, resize
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver"
-    ),
-]
+pytestmark = NEEDS_CHROMIUM
 PATIENCE = 300
 """Seconds, on a machine that others use too."""
 
@@ -54,15 +43,9 @@ def address():
 
 @pytest.fixture(scope="module")
 def page(address):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.get(address)
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        driver.get(address)
+        yield driver
 
 
 def until(question, what):
@@ -145,8 +128,7 @@ def test_a_visitor_draws_follows_the_process_and_is_corrected(page):
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_window_and_nothing_failed(page, width):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    resize(page, width)
     script = "return [document.documentElement, ...document.querySelectorAll('#images .grid-wrap')].every("
     script += "part => part.scrollWidth <= part.clientWidth + 1)"
     assert until(lambda: page.execute_script(script), "a page as wide as the window")

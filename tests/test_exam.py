@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import ndimage, stats
 from torch import Tensor
 
+from trilemma.eval.exams import report
 from trilemma.eval.exams.harms import HARMS, Harm
 from trilemma.eval.exams.sets import LEAST, REPEATS, TRAINING, split
 from trilemma.eval.exams.verdicts import T, judge, move
@@ -68,6 +69,38 @@ def test_a_harm_leaves_its_promised_share_alone(draw):
         assert (made.labels != labels).sum() == round(share * 100)
     for share in HARMS["repeated"].levels:
         assert len(rows_of(HARMS["repeated"].make(draw, share).pixels)) == round((1 - share) * 100)
+
+
+def test_images_are_harmed_as_their_rows_say(draw):
+    own = draw.own.pixels.numpy()
+
+    def made(name):
+        return {level: HARMS[name].make(draw, level).pixels.numpy() for level in HARMS[name].levels}
+
+    mean = ndimage.uniform_filter(own.astype(float), (1, 1, 3, 3), mode="nearest")
+    for share, images in made("blurred").items():
+        assert np.abs(images - (own + share * (mean - own))).max() <= 1  # rounded twice
+    for places, images in made("shifted").items():
+        assert (images == own[..., np.maximum(np.arange(8) - places, 0)]).all()
+    black = own == 0
+    for deviation, images in made("noisy").items():
+        # The positive half of a normal number: its mean, and five standard errors of it.
+        error = deviation * (0.5 - 0.5 / np.pi) ** 0.5 / black.sum() ** 0.5
+        assert images[black].mean() == pytest.approx(deviation / (2 * np.pi) ** 0.5, abs=5 * error)
+    losses = [np.abs(images - own.astype(float)).mean() for images in made("jpeg").values()]
+    assert losses[0] > 0
+    assert losses == sorted(losses)
+    for count, images in made("outlier").items():
+        assert (images != own).any((1, 2, 3)).sum() == count
+
+
+@pytest.mark.parametrize("name", ["copied", "fewer", "repeated", "dropped", "reweighted"])
+def test_images_keep_their_labels(name, draw):
+    parts = [(part.pixels, part.labels) for part in (draw.training, draw.pool)]
+    known = {image.numpy().tobytes(): int(y) for part in parts for image, y in zip(*part, strict=True)}
+    made = HARMS[name].make(draw, HARMS[name].levels[-1])
+    labels = [known.get(image.numpy().tobytes(), int(y)) for image, y in zip(*made, strict=True)]
+    assert made.labels.tolist() == labels
 
 
 def test_kinds_are_dropped_and_reweighted_and_nothing_is_drawn_twice(draw):
@@ -164,6 +197,33 @@ PLAIN = Measure("lower")
 def test_rules(measure, harm, means, said, passed):
     spread = np.linspace(-0.1, 0.1, REPEATS)
     assert judge(measure, harm, [list(mean + spread) for mean in means], 10**9) == (said, passed)
+
+
+def test_the_page_and_the_line_count_what_the_verdicts_say(monkeypatch):
+    """Of measures that are to show something; a term of a metric, or a number beside it, is none."""
+    for name in set(HARMS) - {"invented", "copied"}:
+        monkeypatch.delitem(HARMS, name)
+    means = {"fd": 1, "recall": 9, "is_std": 1, "3_class_energy": 1}
+    spread = np.linspace(-0.1, 0.1, REPEATS)
+
+    def values(**changed):
+        return {"pixels": {name: list(mean + spread) for name, mean in (means | changed).items()}}
+
+    cases = {report.PERFECT: values()}
+    cases |= {report.case_of("invented", level): values(fd=9) for level in HARMS["invented"].levels}
+    cases |= {report.case_of("copied", level): values(fd=-5, recall=8) for level in HARMS["copied"].levels}
+    exam = report.Exam({"num_samples": 10**9, "reference": "numbers"}, cases)
+    header, _, *rows = report.table(exam, "pixels").splitlines()
+    assert header == "| measure | invented | copied | passed |"
+    assert rows == ["| `fd` | 5% | **rewarded from 1%** | 1 of 2 |", "| `recall` | - | - | 2 of 2 |"]
+    assert exam.summary() == "pixels: failed checks: recall 0, fd 1"
+    drawn = {}
+    monkeypatch.setattr(report, "draw_moves", lambda *given: drawn.update(columns=given[0], **given[1]))
+    report.figure(exam)
+    harms = [name for name, _ in drawn["columns"]]
+    for measure, copied in (("fd", -1), ("recall", 1)):  # to its worse end, to its better end
+        signs = {(name, np.sign(one)) for name, one in zip(harms, drawn["pixels"][measure], strict=True)}
+        assert signs == {("copied", copied), ("invented", 1 if measure == "fd" else 0)}
 
 
 class Darkness(SampleMetric):

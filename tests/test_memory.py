@@ -145,9 +145,9 @@ def too_much_for_a_gpu(*_, **__):
 @pytest.mark.parametrize("error", [too_much, too_much_for_a_gpu])
 def test_running_out_of_memory_in_training_is_one_line(owner, name, flag, error, tmp_path, monkeypatch, tiny):
     if isinstance(owner, str):
-        monkeypatch.setattr(f"{owner}.{name}", too_much)
+        monkeypatch.setattr(f"{owner}.{name}", error)
     else:
-        monkeypatch.setattr(owner, name, too_much)
+        monkeypatch.setattr(owner, name, error)
     flags = [
         "--dataset_name", "digits", *tiny, "--max_train_steps", "1", "--output_dir", str(tmp_path / "out"),
         "--sample_steps", "1", "--validation_steps", "1", "--eval_steps", "1", "--cpu_threads", "1",
@@ -161,6 +161,7 @@ def test_running_out_of_memory_in_training_is_one_line(owner, name, flag, error,
     assert flag in line
     assert "\n" not in line
     assert "allocate" in line
+    assert ("CUDA" in line) is (error is too_much_for_a_gpu)
 
 
 @pytest.mark.parametrize(

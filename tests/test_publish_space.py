@@ -1,11 +1,13 @@
 """`publish --space` to the loopback Hub: the Space's files, what is refused, a page by itself."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import HfApi, constants
 from loopback_hub import LoopbackHub
+from test_compare import LINE
 from test_shared_pipelines import make
 
 from trilemma.model_cards.hub import upload
@@ -102,6 +104,16 @@ def test_a_hub_that_refuses_is_an_error_without_the_token(hub, tmp_path):
     with pytest.raises(PublishError, match="model-demo was not made") as refused:
         publish_space(folder, NAME)
     assert hub.token not in str(refused.value)
+
+
+def test_a_space_begins_with_how_the_best_result_was_sampled(hub, tmp_path):
+    """And without results with how the run drew its own samples."""
+    folder = saved(tmp_path / "out", "unconditional")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"sampler": "ddpm", "ddpm_num_inference_steps": 9}))
+    assert b'Settings("ddpm", 9, None)' in space_files(folder, NAME)["app.py"]
+    lines = [{**LINE, "value": value, "num_inference_steps": steps} for value, steps in ((3.0, 5), (2.0, 7))]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert b'Settings("ddim", 7, None)' in space_files(folder, NAME)["app.py"]
 
 
 def test_hostile_names_stay_words(hub, tmp_path):

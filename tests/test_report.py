@@ -112,12 +112,45 @@ def test_every_measure_is_on_the_page_with_its_commands(tmp_path):
 
 
 def test_the_commands_are_ones_that_the_entry_point_takes(tmp_path):
-    guided = {**LINE, "guidance_scale": 1.5, "classes": "0 'a b'", "mixed_precision": "bf16"}
+    """And ask it for what the line says."""
+    guided = {
+        **LINE, "guidance_scale": 1.5, "classes": "0 'a b'", "mixed_precision": "bf16", "seeds": "7..2006"
+    }  # fmt: skip
     (model,) = models_of(tmp_path, one=[guided, {**LINE, **BITS, "metric": "bpd_test"}])
+    parsed = []
     for line in commands(model):
         words = shlex.split(line)
-        parse_flags(EvaluateConfig, "", words[words.index("eval/evaluate.py") + 1 :])
-    assert "--guidance_scale 1.5" in commands(model)[0]
+        parsed.append(parse_flags(EvaluateConfig, "", words[words.index("eval/evaluate.py") + 1 :]))
+    asked = parsed[0].sampling
+    assert (asked.guidance_scale, asked.classes, asked.mixed_precision) == (1.5, ("0", "a b"), "bf16")
+    assert (asked.seed, asked.num_samples, asked.sampler, asked.num_inference_steps) == (7, 2000, "ddim", 50)
+    assert [one.score.metrics for one in parsed] == [("fd",), ("bpd",)]
+
+
+def test_charts_and_sorting_have_the_numbers_of_the_files(tmp_path):
+    line = {**LINE, "nfe": 7, "seconds_per_image": 0.25, "debiased": 2.5, "forced": True}
+    logged = [{"step": 50, "seconds": 6.0, "validation_bpd": 4.0}]
+    lines = {"a": line, "b": line, "c": {**line, "n": 500}}
+    cover = {**COVERAGE, "floor": 0.95}
+    paths = [with_family(Path(folder(tmp_path, name, [one, cover], logged))) for name, one in lines.items()]
+    text = html_of(read_models(paths))
+    (group,) = json.loads(re.findall(r'id="numbers">(.*?)</script>', text, re.DOTALL)[0])
+    assert [list(metric.values()) for metric in group["metrics"]] == [
+        ["fd_classifier", "quality", "lower", None],  # a value without its bias has no floor
+        ["coverage_classifier", "coverage", "higher", 0.95],
+    ]
+    for row in group["rows"]:
+        cost = {"training": 12.5, "images": 6400, "parameters": 17}
+        assert row["x"] == {"calls": 7, "time": 0.25, **cost}
+        value = row["values"]["fd_classifier"]
+        assert (value["value"], value["interval"]) == (2.5, [0.5, 3.5])
+        assert value["remark"] == ("n 500, not 2,000" if row["name"] == "c" else "")
+    curves = {(one["name"], one["metric"]): one for one in group["curves"]}
+    assert [curves[name, "fd_classifier"]["alike"] for name in lines] == [True, True, False]
+    for name in lines:
+        (point,) = curves[name, "bits per dimension"]["points"]
+        assert (point["images"], point["seconds"], point["value"]) == (50 * 64, 6.0, 4.0)
+    assert text.count('data-value="2.5"') == text.count("<small>forced</small>") == 3
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):

@@ -4,10 +4,10 @@ Needs Debian's packages chromium and chromium-driver; `.ci/run` installs them.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from browser import NEEDS_CHROMIUM, chromium, resize
 from PIL import Image
 from test_compare import BITS, LINE, folder
 from test_report import COVERAGE, HOSTILE, html_of, process_of, with_family
@@ -15,21 +15,10 @@ from test_report import COVERAGE, HOSTILE, html_of, process_of, with_family
 from trilemma.eval.report.pictures import Drawn, Frames
 from trilemma.eval.studies.models import read_models
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra [test])")
 axe_core = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed (extra [test])")
 from selenium.webdriver.common.keys import Keys  # noqa: E402 (only where it is installed)
 
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver"
-    ),
-]
+pytestmark = NEEDS_CHROMIUM
 LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 NAMES = "#results tbody th a"
 
@@ -66,21 +55,14 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def driver():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(300)  # seconds; axe takes 2 on a free core
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        driver.set_script_timeout(300)  # seconds; axe takes 2 on a free core
+        yield driver
 
 
 def look(driver, width, scheme="light"):
     """Width of the window in pixels, and the colours that its user prefers."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    resize(driver, width)
     scheme = {"name": "prefers-color-scheme", "value": scheme}
     still = {"name": "prefers-reduced-motion", "value": "reduce"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme, still]})

@@ -3,20 +3,23 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trilemma.eval import reproduce
+from trilemma.eval.evaluate import EvaluateConfig
 from trilemma.eval.options import ModelConfig
-from trilemma.eval.reproductions import plan
+from trilemma.eval.reproductions import page, plan
 from trilemma.eval.reproductions.cells import DATA, Cell, Published
 from trilemma.eval.reproductions.page import Measured, against
-from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planner, local_copies
+from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planned, Planner, local_copies
 from trilemma.eval.reproductions.published import STUDIES
 from trilemma.eval.reproductions.run import jobs_of, public
 from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
 from trilemma.eval.studies.jobs import check_scoring
 from trilemma.training.networks.rows import NETS
+from trilemma.training.options.parser import parse_flags
 
 CELLS = [cell for study in STUDIES.values() for cell in study.cells]
 ALL = [(budget, cell) for budget in BUDGETS for cell in CELLS]
@@ -71,6 +74,9 @@ def test_every_command_is_accepted_and_both_recipes_see_as_much(everything_here,
         seen = flags["max_train_steps"] * arm.batch
         assert 0 <= BUDGETS[budget].images_of(cell) - seen < arm.batch, "the same images to within a step"
         assert flags["train_data_dir" if cell.data in here else "dataset_name"]
+        asked = job.score[job.score.index("trilemma.eval.evaluate") + 1 :]
+        sampling = parse_flags(EvaluateConfig, "", asked).sampling
+        assert sampling.sampler != "ddpm" or sampling.num_inference_steps == arm.calls, "few steps are DDIM's"
 
 
 def test_milestones_are_the_study_s_epochs(everything_here):
@@ -159,6 +165,38 @@ def test_only_like_is_compared_with_what_was_published(estimates, changes, image
     published = Published("FID 6.06", 6.06, 0.7, 12_800, calls=1000)
     assert against(Cell("a", "mnist", published, 1000), measured) == says
     assert against(Cell("a", "mnist", Published(), 1000), measured) == "no figure to compare with"
+
+
+@pytest.mark.parametrize(
+    ("measure", "study", "ours", "says"),
+    [
+        ("seconds", 10 * 0.5, 10 * 0.25, "better"),
+        ("loss", 19.5, 19.5 / 2, "better"),  # the last tenth of twenty
+        ("bpd", 3.0, 1.5, "better"),
+        ("recall", 3.0, 1.5, "worse"),
+    ],
+)
+def test_a_cell_is_read_from_its_jobs(tmp_path, monkeypatch, measure, study, ours, says):
+    """Ours has half of what the study has; of bits per dimension, those of held-out images are taken."""
+    arms, lines = {}, {}
+    for name, share in (("study", 1), ("ours", 0.5)):
+        arms[name] = [SimpleNamespace(folder=tmp_path / f"{name}{k}", train=(), score=()) for k in (0, 1)]
+        for seed, job in enumerate(arms[name]):
+            scale = share * (1 + seed * 1e-6)  # trainings that hardly differ
+            (job.folder / "logs").mkdir(parents=True)
+            (job.folder / "run.json").write_text('{"images_seen": 640, "seconds": 1.0}')
+            losses = "".join(json.dumps({"step": k, "loss": scale * k}) + "\n" for k in range(1, 21))
+            (job.folder / "logs" / "scalars.jsonl").write_text(losses)
+            common = LINE | {"measure": measure if measure in ("bpd", "recall") else "fd", "value": 3 * scale}
+            common |= {"seconds_per_image": 0.5 * scale, "reference_split": "test"}
+            of_training = [common | {"reference_split": "train", "value": 9.0}] if measure == "bpd" else []
+            lines[job.folder] = [ResultLine.from_json(line) for line in (*of_training, common)]
+    monkeypatch.setattr(page, "lines_of", lambda job, folder: lines[job.folder])
+    told = page.row(Planned(Cell("a", "mnist", Published(), 1000, measure=measure), arms), tmp_path)
+    assert told["study"]["estimates"] == pytest.approx([study, study], rel=1e-5)
+    assert told["ours"]["estimates"] == pytest.approx([ours, ours], rel=1e-5)
+    assert told["ratio"] == pytest.approx(0.5, rel=1e-5)
+    assert (told["verdict"], told["share"]) == (says, 0.64)
 
 
 @pytest.mark.parametrize(

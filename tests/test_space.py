@@ -11,6 +11,7 @@ from trilemma.model_cards.space.drawing import (
     EACH_CLASS,
     LARGEST_SEED,
     MOST_IMAGES,
+    MOST_STATES,
     Settings,
     draw,
     following,
@@ -45,6 +46,11 @@ def test_images_are_those_that_the_toolkit_draws(family, monkeypatch):
     assert np.abs(made.astype(int) - expected[:, 0].numpy().astype(int)).max() <= 1
     assert len(drawn.states) == ((steps or pipeline.steps(None)) + 1 if family != "vae" else 1)
     assert has_process(pipeline) is (family != "vae")
+
+
+def test_a_process_of_many_steps_has_few_states():
+    pipeline = unconditional(DDPMScheduler(40))
+    assert len(draw(pipeline, "3", Settings("ddim", 40)).states) == MOST_STATES
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -135,11 +135,13 @@ class PretendedDevice(TorchDispatchMode):
         return args[0].zero_() if into else torch.zeros(source.shape, dtype=dtype)
 
     def _index(self, values: torch.Tensor, indices) -> torch.Tensor | None:
-        """Indexing by a mask, whose size is not known before; None for other indices."""
+        """Indexing by a mask, of which two rows are said to be true; None for other indices."""
+        if not isinstance(values, FakeTensor):
+            raise RuntimeError("values on the host cannot be indexed from the device")
         masks = [i for i in indices if i is not None and i.dtype is torch.bool]
         if masks:
             self._wait("index by a mask")
-            return self._empty((1, *values.shape[masks[0].ndim :]), values.dtype)
+            return self._empty((2, *values.shape[masks[0].ndim :]), values.dtype)
         if any(i is not None and not isinstance(i, FakeTensor) for i in indices):
             self._wait("index from the host")
         return None
