@@ -9,6 +9,7 @@ import pytest
 
 from trilemma.eval import reproduce
 from trilemma.eval.evaluate import EvaluateConfig
+from trilemma.eval.features.train_judges import ROWS
 from trilemma.eval.options import ModelConfig
 from trilemma.eval.reproductions import page, plan
 from trilemma.eval.reproductions.cells import DATA, Cell, Published
@@ -75,7 +76,11 @@ def test_every_command_is_accepted_and_both_recipes_see_as_much(everything_here,
         assert 0 <= BUDGETS[budget].images_of(cell) - seen < arm.batch, "the same images to within a step"
         assert flags["train_data_dir" if cell.data in here else "dataset_name"]
         asked = job.score[job.score.index("trilemma.eval.evaluate") + 1 :]
-        sampling = parse_flags(EvaluateConfig, "", asked).sampling
+        asked = parse_flags(EvaluateConfig, "", asked)
+        sampling, judge = asked.sampling, asked.score.judge
+        if judge is not None:
+            side = flags.get("resolution") or DATA[cell.data].side
+            assert (ROWS[judge].resolution or DATA[cell.data].side) == side, "it judges images of its own size"
         assert sampling.sampler != "ddpm" or sampling.num_inference_steps == arm.calls, "few steps are DDIM's"
 
 
