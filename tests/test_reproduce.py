@@ -80,7 +80,7 @@ def test_every_command_is_accepted_and_both_recipes_see_as_much(everything_here,
         sampling, judge = asked.sampling, asked.score.judge
         if judge is not None:
             side = flags.get("resolution") or DATA[cell.data].side
-            assert (ROWS[judge].resolution or DATA[cell.data].side) == side, "it judges images of its own size"
+            assert (ROWS[judge].resolution or DATA[cell.data].side) == side, "its own size of images"
         assert sampling.sampler != "ddpm" or sampling.num_inference_steps == arm.calls, "few steps are DDIM's"
 
 
