@@ -160,7 +160,7 @@ def test_it_is_swept(column, tmp_path, capsys, monkeypatch):
     try:
         sweep.main([*flags, "--sampler", "pixels"])
         listed = capsys.readouterr().out
-        with pytest.raises(SystemExit, match=r"--sampler must be one of pixels; got 'ddim'"):
+        with pytest.raises(SystemExit, match=r"--sampler must be one of pixels, saved; got 'ddim'"):
             sweep.main([*flags, "--sampler", "ddim"])
         with pytest.raises(SystemExit, match=r"that of point toy_scale=0.5 has no classes"):
             sweep.main([*flags, "--classes", "3"])
