@@ -56,7 +56,7 @@ TIMED = 3
 """Forward passes that are timed for an estimate."""
 
 BUDGETS = {
-    "cpu-small": Budget(3_200, (0,), 250, 20, 30 * 60),
+    "cpu-small": Budget(38_400, (0,), 250, 20, 30 * 60),
     "cpu": Budget(200_000, (0, 1, 2), 2_000, 100, 24 * 3600),
     "gpu": Budget(None, (0, 1, 2), 12_800, None, None, net=1, gpu=True),
 }
