@@ -212,6 +212,8 @@ def test_what_cannot_be_loaded_names_the_option(tmp_path, configure, monkeypatch
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(ValueError, match=r"--dataset_name 'a/b' could not be loaded.*cannot reach the Hub"):
         load_images(configure(dataset_name="a/b"))
+    with pytest.raises(ValueError, match=r"--dataset_name '/no/such place': there is no such folder"):
+        load_images(configure(dataset_name="/no/such place"))
 
 
 def test_a_class_that_is_named_like_a_split_does_not_hide_the_others(tmp_path, configure):

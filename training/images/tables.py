@@ -37,8 +37,16 @@ def innermost(error: BaseException) -> str:
 def load_hub(config: DataConfig, streaming: bool = False) -> Tables:
     """Split -> table of the data set of the Hub of `--dataset_name`; streaming: as in `load_tables`."""
     import datasets
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
     name = config.dataset_name
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        if not Path(name).exists():
+            what = "there is no such folder, and an id of the Hub is owner/name"
+            raise ValueError(f"--dataset_name '{name}': {what}") from None
     try:
         # A table in memory has no cache file that would identify its contents.
         return datasets.load_dataset(
