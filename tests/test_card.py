@@ -424,6 +424,16 @@ def test_data_and_licence(folder, flags, data, licence):
     assert ModelCard(text).data.datasets == ([data] if "/" in data else None)
 
 
+def test_the_samples_say_how_they_were_drawn(folder, saved):
+    fill(folder, "unconditional", "--sampler", "ddim", "--ddpm_num_inference_steps", "10")
+    shown = write_card(folder).read_text()
+    assert "(samples.png)\n\nDrawn with `ddim` in 10 steps; the first seeds, not selected.\n" in shown
+    (folder / "samples.png").unlink()
+    assert "Drawn with" not in write_card(folder).read_text()
+    classes = (saved / "classes" / "README.md").read_text()
+    assert re.search(r"Drawn with `.*, without guidance; the first", classes)
+
+
 def test_a_folder_with_little_in_it(folder):
     for name in ("config.yaml", "run.json", "samples.png"):
         (folder / name).unlink()
@@ -631,5 +641,5 @@ def test_a_change_of_the_words_is_counted(folder):
         text = render_card(folder)
         facts = {line for _, line in differences._facts(text)}
         prose.update("\n".join(line for line in text.splitlines() if line not in facts).encode())
-    assert WORDS == 5
-    assert prose.hexdigest() == "f6d904ea3b82958a0100ddbc6935f10a3ff50cfe769320906b35870135fe4cb9"
+    assert WORDS == 6
+    assert prose.hexdigest() == "7c5898c17d56dd5a075bf3125b7d37255b9140177ca002567e10a8c502c57ef6"

@@ -24,10 +24,10 @@ from trilemma.model_cards.rendering.text import characters, escape, shell_word, 
 from trilemma.model_cards.wording import Wording, wording
 from trilemma.pipelines.files.writing import write_text
 from trilemma.training.options.flags import HUB_ID, public_name
-from trilemma.training.output_folder import OutputFolder
+from trilemma.training.output_folder import OutputFolder, own_sampling
 
 TEMPLATE = Path(__file__).with_name("template.md")
-WORDS = 5
+WORDS = 6
 """Number of the present wording of cards. Count it up when the text of a page changes, and the words of an
 older card are not taken for an edit."""
 
@@ -46,6 +46,9 @@ text can begin with the former, since text on a card is escaped."""
 
 SHORT_TABLE = 5
 """The first wording with a short table of results, over the one of all numbers, which is folded."""
+
+SHEET = 6
+"""The first wording that says how the samples of the sheet were drawn."""
 
 SHOWN_CLASSES = 100
 
@@ -91,7 +94,7 @@ def render_card(path: str | Path, model_id: str | None = None, number: int = WOR
         about=about_of(contents.about),
         snippet=snippet,
         usage=remarks,
-        pictures=_pictures(contents, words),
+        pictures=_pictures(contents, words, number),
         results=_results(contents, number),
         training=_training(contents),
         data=_data(contents, number),
@@ -139,7 +142,7 @@ def _summary(contents: Contents, words: Wording) -> str:
     return f"{article} {words.what}{size}, trained on {escape(_data_name(contents))} with Trilemma."
 
 
-def _pictures(contents: Contents, words: Wording) -> str:
+def _pictures(contents: Contents, words: Wording, number: int) -> str:
     folder = contents.folder
     captions = {
         folder.samples.name: "samples, not selected",
@@ -147,7 +150,14 @@ def _pictures(contents: Contents, words: Wording) -> str:
         folder.scores.name: "results during training",
     }
     present = {name: caption for name, caption in captions.items() if (folder.path / name).is_file()}
-    return "\n\n".join(f"![{caption}]({name})" for name, caption in present.items()) or "None were drawn."
+    shown = [f"![{caption}]({name})" for name, caption in present.items()]
+    sampler, steps = own_sampling(contents.config)
+    if sampler and number >= SHEET and folder.samples.name in present:
+        length = f" in {steps} steps" if steps else ""
+        guidable = contents.saved.class_names and "p_uncond" in contents.config
+        without = ", without guidance" if guidable else ""
+        shown.insert(1, f"Drawn with `{sampler}`{length}{without}; the first seeds, not selected.")
+    return "\n\n".join(shown) or "None were drawn."
 
 
 def _results(contents: Contents, number: int) -> str:
