@@ -96,19 +96,28 @@ def elbo(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     return figure
 
 
-def quality_speed(points: Sequence[tuple[str, ResultLine]]) -> Figure:
-    """Lines of one metric by name against their seconds per image, with intervals; lower left is better."""
+def quality_speed(models: Mapping[str, Sequence[ResultLine]]) -> Figure:
+    """One metric against seconds per image, with intervals; lower left is better.
+
+    models: name -> its results, one for each way to sample it; the numbers beside them are network calls.
+    """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
-    for color, (name, line) in enumerate(points):
-        place = line.seconds_per_image
-        axis.plot(place, line.estimate, "o", color=f"C{color}", label=name)
-        axis.vlines(place, *(line.interval or [line.estimate] * 2), color=f"C{color}")
-    low = floors(line for _, line in points)
+    lines = [line for of_model in models.values() for line in of_model]
+    for color, (name, of_model) in enumerate(models.items()):
+        in_turn = sorted(of_model, key=lambda line: line.seconds_per_image)
+        places, values = zip(*((line.seconds_per_image, line.estimate) for line in in_turn), strict=True)
+        axis.plot(places, values, "o-", linewidth=0.8, color=f"C{color}", label=name)
+        for line in in_turn:
+            place, (low, high) = line.seconds_per_image, line.interval or [line.estimate] * 2
+            axis.vlines(place, low, high, color=f"C{color}")
+            calls = str(line.nfe or "")
+            axis.annotate(calls, (place, line.estimate), (4, 3), textcoords="offset points", fontsize=8)
+    low = floors(lines)
     if low:
         axis.axhline(low[0], color="gray", linestyle=":", label="floor")
-    axis.set(xlabel="seconds per image", ylabel=points[0][1].metric)
-    plain_axis(axis, "x", [line.seconds_per_image for _, line in points])
-    plain_axis(axis, "y", [*low[:1], *drawn(line for _, line in points)])
+    axis.set(xlabel="seconds per image; beside each point: network calls", ylabel=lines[0].metric)
+    plain_axis(axis, "x", [line.seconds_per_image for line in lines])
+    plain_axis(axis, "y", [*low[:1], *drawn(lines)])
     legend_beside(figure, [axis])
     return figure

@@ -134,13 +134,12 @@ def figures(models: Sequence[Model], standards: Mapping[str, tuple]) -> dict[str
     for metric, standard in standards.items():
         if not _is_distance(metric, models):
             continue
-        points = [
-            (model.name if len(ways(model)) == 1 else f"{model.name}, {_way(way)}", line)
-            for model in models
-            for way in ways(model)
-            if (line := pick(model, metric, way, standard)) and line.key(PROTOCOL) == standard
-        ]
-        drawn[f"{metric}-speed"] = charts.quality_speed(points)
+        every = {model.name: [pick(model, metric, way, standard) for way in ways(model)] for model in models}
+        alike = {
+            name: [line for line in lines if line and line.key(PROTOCOL) == standard]
+            for name, lines in every.items()
+        }
+        drawn[f"{metric}-speed"] = charts.quality_speed({n: lines for n, lines in alike.items() if lines})
     return drawn
 
 
