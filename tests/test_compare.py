@@ -11,7 +11,7 @@ from trilemma.eval.scoring.naming import metric_name
 from trilemma.eval.scoring.results import SAMPLING, ResultLine
 from trilemma.eval.studies.model_table import figures, pick, standard_protocols, trilemma, ways
 from trilemma.eval.studies.models import read_models
-from trilemma.eval.studies.tables import Marks
+from trilemma.eval.studies.tables import Marks, cell
 from trilemma.eval.studies.targets import check_target, curve_of, parse_target, reach, section
 
 LINE = {
@@ -65,6 +65,12 @@ def test_one_row_a_model_with_quality_coverage_speed_likelihood_and_cost(tmp_pat
         "s / image": "0.01", "training s": "12.5", "images seen": "6,400", "parameters": "17",
     }  # fmt: skip
     assert not said
+
+
+def test_large_numbers_have_no_exponent():
+    assert [cell(value) for value in (2701.4, 999.0, 0.12345, 192_000, None, "ddim")] == [
+        "2,701", "999", "0.123", "192,000", "", "ddim"
+    ]  # fmt: skip
 
 
 def test_a_biased_value_stands_beside_the_estimate_and_its_floor_is_in_no_chart(tmp_path):

@@ -10,12 +10,17 @@ from trilemma.eval.scoring.results import ResultLine
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
 
+LARGE = 1000
+"""From here on a number is rounded to a whole one."""
+
 
 def cell(value: Any) -> str:
     """A number or text as tables show it, '' for None."""
     if value is None:
         return ""
-    return f"{value:,}" if isinstance(value, int) else number(value, 3) if isinstance(value, float) else value
+    if isinstance(value, float) and abs(value) < LARGE:
+        return number(value, 3)
+    return value if isinstance(value, str) else f"{value:,.0f}"
 
 
 def with_interval(line: ResultLine) -> str:
