@@ -1,0 +1,59 @@
+"""The figure and the table of README.md: `python benchmarks/zoo_page.py`.
+
+Both are made from the results of the MNIST models in model_cards/zoo, by the code of `eval/compare.py`; only
+numbers that were measured alike are shown. The table goes between the lines `<!-- zoo -->` and
+`<!-- end of zoo -->` of the page.
+"""
+
+from pathlib import Path
+
+from trilemma.eval.plots.axes import plain
+from trilemma.eval.report.words import in_units
+from trilemma.eval.scoring.results import PROTOCOL, ResultLine
+from trilemma.eval.studies.model_table import TableRow, figures, standard_protocols, table_rows
+from trilemma.eval.studies.models import read_models
+from trilemma.eval.studies.tables import markdown
+from trilemma.pipelines.files.reading import read_text
+from trilemma.pipelines.files.writing import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+ZOO, PAGE = ROOT / "model_cards" / "zoo", ROOT / "README.md"
+CHART = ROOT / "docs" / "images" / "zoo-mnist.png"
+MARKS = "<!-- zoo -->\n", "<!-- end of zoo -->\n"
+DISTANCE, VARIETY = "fd_classifier", "recall_classifier"
+
+
+def cells(row: TableRow, distance: ResultLine) -> list[str]:
+    """A row of the table."""
+    name, variety = row.model.name, row.picked[VARIETY]
+    low, high = distance.interval
+    return [
+        f"[{name}](model_cards/zoo/{name}/README.md)", row.sampling, str(distance.nfe),
+        f"{distance.estimate:.2f} [{plain(round(low, 2))}, {plain(round(high, 2))}]",
+        f"{variety.estimate:.2f}" if variety else "", in_units(distance.seconds_per_image),
+        f"{row.model.run['images_seen']:,}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Write the figure and the table."""
+    models = read_models(sorted(map(str, ZOO.glob("*mnist"))))
+    standards = standard_protocols(models)
+    rows = [(row, row.picked[DISTANCE]) for row in table_rows(models, standards)]
+    alike = [(row, line) for row, line in rows if line and line.key(PROTOCOL) == standards[DISTANCE]]
+    alike.sort(key=lambda pair: pair[1].estimate)
+    header = ["model", "sampling", "calls", f"`{DISTANCE}`", "recall", "an image takes", "trained on"]
+    line = alike[0][1]
+    said = (
+        f"{line.n} samples against the {line.reference_n:,} training images. Brackets: 95% interval of "
+        "sampling; other real images have about 0. *trained on*: images seen in training. One training each, "
+        "drawn with one thread of a CPU."
+    )
+    table = markdown(header, [cells(row, line) for row, line in alike])
+    before, rest = read_text(PAGE).split(MARKS[0])
+    write_text(PAGE, f"{before}{MARKS[0]}\n{table}\n{said}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    figures(models, standards)[f"{DISTANCE}-speed"].savefig(CHART, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
