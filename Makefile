@@ -4,7 +4,7 @@
 # make test-long   the tests that start, kill and wait for programs for tens of seconds
 # make test-other-processor   the numerical tests, with the instructions of an older processor
 # make lint    run ruff
-# make report  docs/report/index.html: the models of the zoo compared, on one page
+# make report  docs/report/index.html and the table of README.md: the models of the zoo compared
 # make bench   ratios to the common alternatives, in minutes (ARGS=--full for all)
 
 PYTHON ?= python3
@@ -42,6 +42,7 @@ report: $(VENV)/.ready
 	$(BIN)/python eval/compare.py --models model_cards/zoo/* --draw 16 --output_dir build/report $(ARGS)
 	mkdir -p docs/report
 	cp build/report/report.html docs/report/index.html
+	$(BIN)/python benchmarks/zoo_page.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/bench.py $(ARGS)

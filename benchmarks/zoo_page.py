@@ -5,13 +5,14 @@ numbers that were measured alike are shown. The table goes between the lines `<!
 `<!-- end of zoo -->` of the page.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from trilemma.eval.plots.axes import plain
 from trilemma.eval.report.words import in_units
 from trilemma.eval.scoring.results import PROTOCOL, ResultLine
 from trilemma.eval.studies.model_table import TableRow, figures, standard_protocols, table_rows
-from trilemma.eval.studies.models import read_models
+from trilemma.eval.studies.models import Model, read_models
 from trilemma.eval.studies.tables import markdown
 from trilemma.pipelines.files.reading import read_text
 from trilemma.pipelines.files.writing import write_text
@@ -35,9 +36,8 @@ def cells(row: TableRow, distance: ResultLine) -> list[str]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    """Write the figure and the table."""
-    models = read_models(sorted(map(str, ZOO.glob("*mnist"))))
+def table(models: Sequence[Model]) -> str:
+    """The table in Markdown, the best model first, and how it was measured."""
     standards = standard_protocols(models)
     rows = [(row, row.picked[DISTANCE]) for row in table_rows(models, standards)]
     alike = [(row, line) for row, line in rows if line and line.key(PROTOCOL) == standards[DISTANCE]]
@@ -49,10 +49,20 @@ def main() -> None:
         "sampling; other real images have about 0. *trained on*: images seen in training. One training each, "
         "drawn with one thread of a CPU."
     )
-    table = markdown(header, [cells(row, line) for row, line in alike])
+    return f"{markdown(header, [cells(row, line) for row, line in alike])}\n{said}\n"
+
+
+def zoo() -> list[Model]:
+    """The models of MNIST."""
+    return read_models(sorted(map(str, ZOO.glob("*mnist"))))
+
+
+def main() -> None:
+    """Write the figure and the table."""
+    models = zoo()
     before, rest = read_text(PAGE).split(MARKS[0])
-    write_text(PAGE, f"{before}{MARKS[0]}\n{table}\n{said}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
-    figures(models, standards)[f"{DISTANCE}-speed"].savefig(CHART, dpi=150)
+    write_text(PAGE, f"{before}{MARKS[0]}\n{table(models)}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    figures(models, standard_protocols(models))[f"{DISTANCE}-speed"].savefig(CHART, dpi=150)
 
 
 if __name__ == "__main__":
