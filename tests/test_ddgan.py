@@ -354,6 +354,14 @@ def test_each_turn_moves_its_own_network_alone(class_names):
         assert all(p.grad is None for p in other.parameters())
 
 
+def test_the_loss_of_held_out_images_has_the_parts_of_that_of_training():
+    """They share a chart."""
+    method, x0 = make_method(), torch.rand(8, 1, 8, 8)
+    for logs in (method.step(x0, None), method.validate(x0, None, torch.Generator().manual_seed(0))):
+        parts = logs["loss_discriminator"].mean() + logs["loss_generator"].mean()
+        assert_close(logs["loss"].mean(), parts)
+
+
 def test_a_state_goes_on_bit_for_bit():
     torch.manual_seed(0)
     x0 = torch.rand(8, 1, 8, 8) * 2 - 1

@@ -64,6 +64,7 @@ class DiscriminatorTurn(nn.Module):
         losses = F.softplus(-on_real) + F.softplus(on_fake)
         logs = {
             "loss_discriminator": losses.detach(),
+            "loss_generator": generator_losses(on_fake).detach(),  # in training, the next turn has its own
             "logit_gap": (on_real - on_fake).detach(),
             "logit_spread": logits.detach().float().std(),
         }
@@ -85,15 +86,20 @@ class GeneratorTurn(nn.Module):
         self.judge = (discriminator,)  # a tuple: its parameters are not this module's
 
     def forward(self, x0: Tensor, labels: Tensor | None) -> tuple[Tensor, Logs]:
-        """Losses (B,) for x0 (B, C, H, W): softplus(-D), which does not saturate where D is certain."""
+        """Losses (B,) for x0 (B, C, H, W)."""
         pairs, (discriminator,) = self.pairs, self.judge
         t = pairs.times(x0)
         _, x_t = pairs.real(x0, t)
         x0_hat, fake = pairs.generated(x_t, t, labels)
-        losses = F.softplus(-discriminator(fake, x_t, t, labels).float())
+        losses = generator_losses(discriminator(fake, x_t, t, labels))
         return losses, {"loss_generator": losses.detach()} | compare(
             x0_hat.detach(), x0, t == pairs.process.steps, labels, pairs.num_classes
         )
+
+
+def generator_losses(on_fake: Tensor) -> Tensor:
+    """softplus(-D) of the logits of generated pairs, which does not saturate where D is certain."""
+    return F.softplus(-on_fake.float())
 
 
 def compare(
@@ -209,7 +215,7 @@ class DDGAN:
 
     @torch.no_grad()
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
-        """The discriminator's losses on held-out images: far above those in training, it overfits."""
+        """Both losses on held-out images: the discriminator's far above that in training, it overfits."""
         labels = labels if self.class_names else None
         whole = len(x0) // GROUP * GROUP or len(x0)  # no group of the minibatch deviation holds both kinds
         x0, labels = x0[:whole], None if labels is None else labels[:whole]
@@ -220,7 +226,7 @@ class DDGAN:
         judge = forward_in_parts(bare, ("judge",), judged)
         with denoise, judge:
             losses, logs = bare(x0, labels, False, generator)
-        return {"loss": losses, **logs}
+        return {"loss": losses + logs["loss_generator"], **logs}
 
     def healthy(self) -> bool:
         """Whether these weights are worth a checkpoint."""
