@@ -10,7 +10,8 @@ from test_card import result
 from trilemma.eval.plots import axes, charts, curves
 from trilemma.eval.plots.process import process
 from trilemma.eval.plots.sheets import sheet, short_name
-from trilemma.eval.studies.questions import Point
+from trilemma.eval.studies.questions import Point, own_sweep, with_seeds
+from trilemma.eval.studies.repeats import mean_interval
 from trilemma.training.images.image_set import Images
 
 
@@ -91,6 +92,25 @@ def test_intervals_of_two_series_stand_side_by_side():
     assert figure.axes[0].get_xscale() == "log"
     assert labels_of(figure.axes[0], "x") == ["10", "100"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "floor"]
+
+
+def test_repeated_trainings_are_one_mark_with_the_values_of_their_seeds():
+    """Of a row for each point, and of a curve; the interval is that of the table."""
+    row = with_seeds(own_sweep(["loss_type=l2,l1", "snr_gamma=1,5"], "unconditional"), (0, 7, 3), None)
+    points = row.points()
+    lines = [replace(result(1.0 + k, "fd"), floor=0.5) for k in range(len(points))]
+    drawn = [(point, {"fd": line}) for point, line in zip(points, lines, strict=True)]
+    rows, curve = (charts.sweep(drawn, ["fd"], x, "?") for x in (None, "snr_gamma"))
+    names = [text.get_text() for text in rows.axes[0].get_yticklabels()]
+    assert names == ["l2 1", "l2 5", "l1 1", "l1 5"]
+    assert [text.get_text() for text in rows.legends[0].get_texts()] == ["one seed", "mean, 95%", "floor"]
+    assert {"l2", "l1"} < {text.get_text() for text in curve.legends[0].get_texts()}
+    mean, _, half = mean_interval((1.0, 2.0, 3.0))
+    seeds, middle = rows.axes[0].lines[:2]
+    assert (list(seeds.get_xdata()), list(middle.get_xdata())) == ([1.0, 2.0, 3.0], [mean])
+    assert rows.axes[0].collections[0].get_segments()[0][:, 0] == pytest.approx([mean - half, mean + half])
+    assert list(curve.axes[0].lines[0].get_ydata()) == [2.0, 5.0]
+    assert curve.axes[0].collections[0].get_segments()[0][:, 1] == pytest.approx([mean - half, mean + half])
 
 
 def test_a_sheet_has_a_labelled_row_for_each_class():

@@ -5,6 +5,7 @@ an interval need not contain its value: that of a Frechet distance is debiased (
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +13,23 @@ from matplotlib.figure import Figure
 from trilemma.eval.plots.axes import beside, drawn, floors, legend_beside, plain_axis
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.studies.questions import Point
+from trilemma.eval.studies.repeats import mean_interval
+
+_SEED = {"markersize": 9, "linestyle": "", "color": "black", "label": "one seed", "zorder": 3}
+"""How the result of a single training is drawn beside the mean of its repetitions."""
+
+
+class _Mark(NamedTuple):
+    """A point as it is drawn. line: one of its results. seeds: the estimates of single trainings, or none.
+
+    value and interval: of its result, or the mean over its seeds.
+    """
+
+    point: Point
+    line: ResultLine
+    value: float
+    interval: tuple[float, float]
+    seeds: tuple[float, ...]
 
 
 def sweep(
@@ -22,48 +40,73 @@ def sweep(
 ) -> Figure:
     """The results of the points of a sweep, a panel for each column, with intervals and floors.
 
-    points: each with its lines of results by column. x: a flag or an entry of the lines that is the
-    horizontal axis, with a curve for each setting of all flags but the last; None: a row for each point.
+    points: each with its lines of results by column; those that repeat a point are drawn as one, their mean.
+    x: a flag or an entry of the lines that is the horizontal axis, with a curve for each setting of all flags
+    but the last; None: a row for each point.
     """
-    height = 3.5 if x else 0.8 + 0.35 * len(points)
+    marks = [
+        _marks([(point, lines[column]) for point, lines in points if column in lines]) for column in columns
+    ]
+    height = 3.5 if x else 1.2 + 0.35 * max(map(len, marks))
     figure = Figure(figsize=(2.7 + 3.2 * len(columns), max(height, 2.2)), layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axis, column in zip(axes, columns, strict=True):
-        measured = [(point, lines[column]) for point, lines in points if column in lines]
-        low = floors(line for _, line in measured)
+    for axis, measured in zip(axes, marks, strict=True):
+        low = floors(mark.line for mark in measured)
         (_curves(axis, measured, x) if x else _rows(axis, measured))
         for floor in low[:1]:
             (axis.axhline if x else axis.axvline)(floor, color="gray", linestyle=":", label="floor")
-        (axis.set_ylabel if x else axis.set_xlabel)(measured[0][1].metric)
-        plain_axis(axis, "y" if x else "x", [*low[:1], *drawn(line for _, line in measured)])
+        (axis.set_ylabel if x else axis.set_xlabel)(measured[0].line.metric)
+        values = [value for mark in measured for value in (mark.value, *mark.interval, *mark.seeds)]
+        plain_axis(axis, "y" if x else "x", [*low[:1], *values])
     legend_beside(figure, axes)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _rows(axis: Axes, measured: Sequence[tuple[Point, ResultLine]]) -> None:
-    """A row for each point, the first at the top."""
-    for row, (_, line) in enumerate(measured):
-        axis.plot(line.estimate, row, "o", color="C0")
-        axis.hlines(row, *(line.interval or [line.estimate] * 2), color="C0")
-    names = [point.own_name or " ".join(point.flags.values()) for point, _ in measured]
-    axis.set_yticks(range(len(measured)), names)
-    axis.invert_yaxis()
-
-
-def _curves(axis: Axes, measured: Sequence[tuple[Point, ResultLine]], x: str) -> None:
-    series: dict[str, list[tuple[float, ResultLine]]] = {}
+def _marks(measured: Sequence[tuple[Point, ResultLine]]) -> list[_Mark]:
+    """The points in their order, those that repeat one as one; with several seeds, the mean's interval."""
+    groups: dict[str, list[tuple[Point, ResultLine]]] = {}
     for point, line in measured:
-        name = " ".join(list(point.flags.values())[:-1])
-        place = point.flags[x] if x in point.flags else line.to_json()[x]
-        series.setdefault(name, []).append((float(place), line))
+        point = point.repeats or point
+        groups.setdefault(point.name, []).append((point, line))
+    marks = []
+    for same in groups.values():
+        (point, line), seeds = same[0], tuple(line.estimate for _, line in same)
+        if len(same) == 1:
+            marks.append(_Mark(point, line, line.estimate, line.interval or (line.estimate,) * 2, ()))
+        else:
+            mean, _, half = mean_interval(seeds)
+            marks.append(_Mark(point, line, mean, (mean - half, mean + half), seeds))
+    return marks
+
+
+def _rows(axis: Axes, marks: Sequence[_Mark]) -> None:
+    """A row for each point, the first at the top."""
+    for row, mark in enumerate(marks):
+        if mark.seeds:
+            axis.plot(mark.seeds, [row] * len(mark.seeds), marker="|", **_SEED)
+        axis.plot(mark.value, row, "o", color="C0", label="mean, 95%" if mark.seeds else None)
+        axis.hlines(row, *mark.interval, color="C0")
+    names = [mark.point.own_name or " ".join(mark.point.flags.values()) for mark in marks]
+    axis.set_yticks(range(len(marks)), names)
+    axis.set_ylim(len(marks) - 0.5, -0.5)
+
+
+def _curves(axis: Axes, marks: Sequence[_Mark], x: str) -> None:
+    series: dict[str, list[tuple[float, _Mark]]] = {}
+    for mark in marks:
+        flags = mark.point.flags
+        place = flags[x] if x in flags else mark.line.to_json()[x]
+        series.setdefault(" ".join(list(flags.values())[:-1]), []).append((float(place), mark))
     everywhere = [place for pairs in series.values() for place, _ in pairs]
     for color, (name, pairs) in enumerate(series.items()):
         pairs.sort(key=lambda pair: pair[0])
         places = beside([place for place, _ in pairs], color, len(series), everywhere)
-        axis.plot(places, [line.estimate for _, line in pairs], "o-", label=name or None, color=f"C{color}")
-        intervals = [line.interval or [line.estimate] * 2 for _, line in pairs]
-        axis.vlines(places, *zip(*intervals, strict=True), color=f"C{color}")
+        axis.plot(places, [mark.value for _, mark in pairs], "o-", label=name or None, color=f"C{color}")
+        axis.vlines(places, *zip(*(mark.interval for _, mark in pairs), strict=True), color=f"C{color}")
+        for place, (_, mark) in zip(places, pairs, strict=True):
+            if mark.seeds:
+                axis.plot([place] * len(mark.seeds), mark.seeds, marker="_", **_SEED)
     axis.set(xlabel=x)
     plain_axis(axis, "x", everywhere)
 

@@ -166,7 +166,7 @@ def repeated(
     groups: dict[tuple[str, str], list[ResultLine]] = {}
     for column, (point, lines) in product(columns, done):
         if point.repeats and column in lines:
-            groups.setdefault((column, point.repeats), []).append(lines[column])
+            groups.setdefault((column, point.repeats.name), []).append(lines[column])
     return [
         repeats.Row(
             name, name, column, tuple(line.estimate for line in lines), measure_row(lines[0].measure).better

@@ -22,13 +22,13 @@ Flags = Mapping[str, str]
 class Point:
     """A model of `training/train_<family>.py` with these flags; without a family, a way to sample a model.
 
-    repeats: the name of the point that it trains with one of several seeds.
+    repeats: the point that it trains with one of several seeds.
     """
 
     family: str | None
     flags: Flags
     own_name: str | None = None
-    repeats: str | None = None
+    repeats: "Point | None" = None
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ class Sweep:
         if not self.seeds:
             return points
         return [
-            Point(one.family, {"seed": seed, **one.flags}, f"{one.name},seed={seed}", one.name)
+            Point(one.family, {"seed": seed, **one.flags}, f"{one.name},seed={seed}", one)
             for one, seed in product(points, self.seeds)
         ]
 
