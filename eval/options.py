@@ -87,7 +87,7 @@ class ScoreConfig:
     extractor_weights: str | None = option(None, "file, folder or Hub id of the extractor's weights")
     judge: str | None = option(None, JUDGE_HELP)
     metrics: tuple[str, ...] = option(
-        ("fd", "kid", "prdc"), lambda: f"of {', '.join(METRICS)}; see docs/metrics.md"
+        ("fd", "kid", "prdc", "clipped"), lambda: f"of {', '.join(METRICS)}; see docs/metrics.md"
     )
     bpd_timesteps: int | None = option(
         None,

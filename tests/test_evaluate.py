@@ -84,7 +84,8 @@ def test_training_scored_twice_and_kept_the_best(model):
 
 def test_a_line_says_everything_that_a_comparison_needs(model, tmp_path):
     scores = scored(model, tmp_path, *model_flags(model))
-    assert {"fd_classifier", "kid_classifier", "precision_classifier", "coverage_classifier"} <= scores.keys()
+    names = {"fd", "kid", "precision", "coverage", "clipped_density"}
+    assert {f"{name}_classifier" for name in names} <= scores.keys()
     assert "fid" not in str(scores.keys())
     line = scores["fd_classifier"]
     assert line["n"] == 80

@@ -29,7 +29,7 @@ class Measure(NamedTuple):
     depends_on_n: whether its interval is for another number when n is another. (The value of a Frechet
         distance depends on n; its interval is debiased and does not.)
     of_split: it describes the images of a split, not samples; its display name includes the split.
-    shown: it has a column in the table of a sweep. compared: in that of `eval/compare.py`. charted: it has a
+    shown: it has a column in the table of a sweep and in the short one of a card. compared: in that of `eval/compare.py`. charted: it has a
         panel in the figure of a sweep; of images of a split only where they are held out.
     sees: what it is meant to show, which `eval/exam.py` examines; if not given, look and kinds where one end
         is better, else nothing.
@@ -127,9 +127,10 @@ METRICS: dict[str, Metric] = {
     "prdc": Metric(
         "trilemma.eval.metrics.pairs:PRDC",
         {
-            "precision": Measure("higher", shown=True, sees=("look",)),
+            # Not shown: these two reward samples that are worse (docs/metrics.md); `clipped` does not.
+            "precision": Measure("higher", sees=("look",)),
             "recall": Measure("higher", shown=True, compared=True, sees=("kinds",)),
-            "density": Measure("higher", shown=True, sees=("look",)),
+            "density": Measure("higher", sees=("look",)),
             "coverage": Measure("higher", shown=True, compared=True, charted=True, sees=("kinds",)),
         },
         parts=("features",),

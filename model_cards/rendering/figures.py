@@ -70,15 +70,19 @@ def best_sampling(lines: Iterable[ResultLine]) -> Sampling | None:
     return Sampling(best.sampler, best.num_inference_steps, best.guidance_scale)
 
 
-def short_table(lines: Iterable[ResultLine]) -> str:
+FORMERLY_SHOWN = ("precision", "density")
+"""Measures that the short table had up to wording 6."""
+
+
+def short_table(lines: Iterable[ResultLine], older: bool = False) -> str:
     """A row for each way to sample, a column for each measure that a table of a sweep or comparison has.
 
-    Empty without such a measure. The seconds of a way are the median of its lines.
+    Empty without such a measure. older: with FORMERLY_SHOWN. The seconds of a way are the median of its lines.
     """
     rows: dict[tuple, dict[str, ResultLine]] = {}
     for line in lines:
         row = measure_row(line.measure)
-        if row.shown or row.compared:
+        if row.shown or row.compared or (older and line.measure in FORMERLY_SHOWN):
             rows.setdefault(line.key(WAY), {})[_name(line)] = line
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     if not names:

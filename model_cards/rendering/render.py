@@ -27,7 +27,7 @@ from trilemma.training.options.flags import HUB_ID, public_name
 from trilemma.training.output_folder import OutputFolder, own_sampling
 
 TEMPLATE = Path(__file__).with_name("template.md")
-WORDS = 6
+WORDS = 7
 """Number of the present wording of cards. Count it up when the text of a page changes, and the words of an
 older card are not taken for an edit."""
 
@@ -49,6 +49,9 @@ SHORT_TABLE = 5
 
 SHEET = 6
 """The first wording that says how the samples of the sheet were drawn."""
+
+FEWER_COLUMNS = 7
+"""The first wording whose short table leaves precision and density to the folded one."""
 
 SHOWN_CLASSES = 100
 
@@ -163,7 +166,8 @@ def _pictures(contents: Contents, words: Wording, number: int) -> str:
 def _results(contents: Contents, number: int) -> str:
     if not contents.lines:
         return NOT_MEASURED
-    short = figures.short_table(contents.lines) if number >= SHORT_TABLE else ""
+    older = number < FEWER_COLUMNS
+    short = figures.short_table(contents.lines, older) if number >= SHORT_TABLE else ""
     every = figures.table(contents.lines, older=number < PLAIN_VALUES)
     return f"""{_SHORT.format(short=short, every=every) if short else every}
 
