@@ -1,6 +1,6 @@
 """The table of the exams in docs/metrics.md: `python benchmarks/exam_page.py outputs/exam-digits ...`.
 
-Each folder is one of `eval/exam.py`. Its exam.md is copied to results/. The table says where each measure
+Each folder is one of `eval/exam.py`. Its exam.md is copied to results/ under the name of the folder. The table says where each measure
 fails; it goes between the lines `<!-- exams -->` and `<!-- end of exams -->` of the page.
 """
 
@@ -39,8 +39,7 @@ def main(folders: list[str]) -> None:
     for folder in map(Path, folders):
         kept = read_json(folder / "exam.json")
         every += columns(kept)
-        name = Path(kept["settings"]["reference"]).name
-        write_text(RESULTS / f"exam-{name}.md", read_text(folder / "exam.md"))
+        write_text(RESULTS / f"{folder.name}.md", read_text(folder / "exam.md"))
     measures = list(dict.fromkeys(measure for _, of in every for measure in of))
     rows = [[f"`{measure}`", *(cell(of.get(measure)) for _, of in every)] for measure in measures]
     table = markdown(["measure", *(name for name, _ in every)], rows)

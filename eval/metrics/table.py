@@ -29,8 +29,9 @@ class Measure(NamedTuple):
     depends_on_n: whether its interval is for another number when n is another. (The value of a Frechet
         distance depends on n; its interval is debiased and does not.)
     of_split: it describes the images of a split, not samples; its display name includes the split.
-    shown: it has a column in the table of a sweep and in the short one of a card. compared: in that of `eval/compare.py`. charted: it has a
-        panel in the figure of a sweep; of images of a split only where they are held out.
+    shown: it has a column in the table of a sweep and in the short one of a card. compared: in that of
+        `eval/compare.py`. charted: it has a panel in the figure of a sweep; of images of a split only where
+        they are held out.
     sees: what it is meant to show, which `eval/exam.py` examines; if not given, look and kinds where one end
         is better, else nothing.
     """

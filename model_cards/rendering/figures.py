@@ -77,7 +77,8 @@ FORMERLY_SHOWN = ("precision", "density")
 def short_table(lines: Iterable[ResultLine], older: bool = False) -> str:
     """A row for each way to sample, a column for each measure that a table of a sweep or comparison has.
 
-    Empty without such a measure. older: with FORMERLY_SHOWN. The seconds of a way are the median of its lines.
+    Empty without such a measure. The seconds of a way are the median of its lines. older: with
+    FORMERLY_SHOWN.
     """
     rows: dict[tuple, dict[str, ResultLine]] = {}
     for line in lines:
