@@ -1,7 +1,8 @@
 """The table of the exams in docs/metrics.md: `python benchmarks/exam_page.py outputs/exam-digits ...`.
 
-Each folder is one of `eval/exam.py`. Its exam.md is copied to results/ under the name of the folder. The table says where each measure
-fails; it goes between the lines `<!-- exams -->` and `<!-- end of exams -->` of the page.
+Each folder is one of `eval/exam.py`. Its exam.md is copied to results/ under the name of the folder. The
+table says where each measure fails; it goes between the lines `<!-- exams -->` and `<!-- end of exams -->` of
+the page.
 """
 
 import sys
