@@ -55,8 +55,9 @@ def test_verdicts():
     assert verdict([1.0, 1.0], [2.0, 2.0], "lower")[1] == "better"
 
 
-def trained(tmp_path, name, value, **flags):
-    path = folder(tmp_path, name, [{**LINE, "value": value, "interval": [value - 0.1, value + 0.1]}])
+def trained(tmp_path, name, value, reference="fp", **flags):
+    line = {**LINE, "value": value, "interval": [value - 0.1, value + 0.1], "data_fingerprint": reference}
+    path = folder(tmp_path, name, [line])
     run = json.loads((tmp_path / name / "run.json").read_text()) | {"family": "unconditional"}
     (tmp_path / name / "run.json").write_text(json.dumps(run))
     (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"learning_rate": 1e-3, "seed": 0} | flags))
@@ -96,6 +97,21 @@ def test_a_copy_or_another_step_is_no_repetition(tmp_path):
     assert "| usual0 and 1 more | fd_classifier | 2 |" in text
     assert "| copy | fd_classifier | 1 | 3 |" in text
     assert "| early | fd_classifier | 1 | 5 |" in text
+
+
+def test_each_seed_may_hold_out_other_images(tmp_path):
+    """They are left out of the reference, too, which then has another fingerprint; other data have one, too."""
+
+    def compared(name, **flags):
+        values = {"a": 1.0, "b": 2.0}
+        return of([
+            trained(tmp_path, f"{name}{which}{k}", value + k / 10, f"{k}", seed=k, net=which, **flags)
+            for which, value in values.items() for k in range(3)
+        ])  # fmt: skip
+
+    assert "| better |" in compared("random", validation_size=64)
+    assert "| better |" not in compared("none", validation_size=0)
+    assert "| better |" not in compared("split", validation_size=64, validation_split="test")
 
 
 def test_without_a_repeated_training_nothing_is_said(tmp_path):
