@@ -100,7 +100,7 @@ def test_a_copy_or_another_step_is_no_repetition(tmp_path):
 
 
 def test_each_seed_may_hold_out_other_images(tmp_path):
-    """They are left out of the reference, too, which then has another fingerprint; other data have one, too."""
+    """They are then left out of the reference, whose fingerprint changes, as it does with other data."""
 
     def compared(name, **flags):
         values = {"a": 1.0, "b": 2.0}
