@@ -57,11 +57,11 @@ _SHORT = (("ancestral", 10), ("shortcut", 10))
 _ALL = (*_SHORT, ("ancestral", 200), ("shortcut", 200))
 RUNS = {
     "VDM": Run(f"--preset swirl {_LENGTH}", _ALL),
-    "K = 1": Run(f"--preset swirl-shortcut --shortcut_steps 1 {_LENGTH}", _SHORT),
     "K = 10": Run(f"--preset swirl-shortcut {_LENGTH}", _ALL),
+    "K = 200": Run(f"--preset swirl-shortcut --shortcut_steps 200 {_LENGTH}", _ALL),
     "K = 10, weight 0.1": Run(f"--preset swirl-shortcut --fidelity_weight 0.1 {_LENGTH}", _SHORT),
     "K = 10, weight 10": Run(f"--preset swirl-shortcut --fidelity_weight 10 {_LENGTH}", _SHORT),
-    "K = 200": Run(f"--preset swirl-shortcut --shortcut_steps 200 {_LENGTH}", _ALL),
+    "K = 1": Run(f"--preset swirl-shortcut --shortcut_steps 1 {_LENGTH}", _SHORT),
 }
 FRESH = "fresh points"
 
