@@ -62,6 +62,9 @@ RUNS = {
     "K = 10, weight 0.1": Run(f"--preset swirl-shortcut --fidelity_weight 0.1 {_LENGTH}", _SHORT),
     "K = 10, weight 10": Run(f"--preset swirl-shortcut --fidelity_weight 10 {_LENGTH}", _SHORT),
     "K = 1": Run(f"--preset swirl-shortcut --shortcut_steps 1 {_LENGTH}", _SHORT),
+    "K = 1, weight 10": Run(
+        f"--preset swirl-shortcut --shortcut_steps 1 --fidelity_weight 10 {_LENGTH}", _SHORT
+    ),
 }
 FRESH = "fresh points"
 
