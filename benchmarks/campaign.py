@@ -1,10 +1,10 @@
 """What the toolkit does with bad inputs, kills and full disks: `python benchmarks/campaign.py`.
 
 `--bad_inputs N` runs N commands on damaged pictures, tables, configurations, flags, results, statistics,
-model folders, caches, checkpoints, and against a Hub that fails. `--kills N` kills runs of every family N
-times at random moments and compares the end with an uncut run's, bit by bit. `--full_disks N` runs N commands
-on disks that are too small, and again when there is room. Everything follows from `--seed`, except the moment
-within a run that a kill meets, which depends on the machine.
+model folders, caches, checkpoints, and against a Hub that fails. `--kills N` kills runs of every family, or
+of `--families`, N times at random moments and compares the end with an uncut run's, bit by bit. `--full_disks
+N` runs N commands on disks that are too small, and again when there is room. Everything follows from
+`--seed`, except the moment within a run that a kill meets, which depends on the machine.
 
 Each trial ends as one of: right (the result that an undamaged input gives), refused (a message that names the
 thing, and nothing was changed), or wrong: traceback, hang, unnamed (a message that does not name the thing),
@@ -20,6 +20,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from hazards import disks, hub, inputs, kills
@@ -34,8 +35,8 @@ KINDS = {**inputs.KINDS, "answers of a Hub": (hub.answers, 4)}
 class Campaign:
     """The trials of one seed, in a folder."""
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, families: Collection[str]):
+        self.folder, self.seed, self.families = folder, seed, families
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "trials.jsonl"
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
@@ -54,8 +55,10 @@ class Campaign:
                 trial.end(made.what, verdict, word, outcome.output)
 
     def kill(self, number: int) -> None:
-        """One run that is killed, up to three times."""
+        """One run that is killed, up to three times, if its family is asked for."""
         family = sorted(names())[number % len(names())]
+        if family not in self.families:
+            return
         with self._trial(f"kill {number}", f"kills, {family}") as trial:
             if trial:
                 rng = random.Random(f"{self.seed} kill {number}")
@@ -137,11 +140,13 @@ def main() -> None:
     )
     parser.add_argument("--bad_inputs", type=int, default=1000, help="damaged inputs (default: 1000)")
     parser.add_argument("--kills", type=int, default=100, help="kills of running trainings (default: 100)")
+    parser.add_argument("--families", nargs="+", choices=names(), default=names(), help="(default: all)")
     parser.add_argument("--full_disks", type=int, default=50, help="commands on full disks (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/campaign"))
     arguments = parser.parse_args()
-    began, campaign = time.monotonic(), Campaign(arguments.output_dir.resolve(), arguments.seed)
+    began = time.monotonic()
+    campaign = Campaign(arguments.output_dir.resolve(), arguments.seed, arguments.families)
     for number in range(arguments.bad_inputs):
         campaign.bad_input(number)
     number = 0

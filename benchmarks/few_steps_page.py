@@ -1,8 +1,8 @@
 """Tables and figures of docs/few_steps.md: `python benchmarks/few_steps_page.py`.
 
 Between the lines `<!-- <data> -->` and `<!-- end -->` of the page stand the numbers of one data set; this
-script replaces what stands there by what results/few_steps.json has. Numbers are means over the training
-seeds, with the lowest and the highest seed in brackets.
+script replaces what stands there by what results/few_steps.json has, and results/points.json for the swirl.
+Numbers are means over the training seeds, with the lowest and the highest seed in brackets.
 """
 
 import json
@@ -13,6 +13,8 @@ from typing import Any
 
 from few_steps import AS_LONG_AS, CELLS, FAMILY, PARENT, RECIPES, RESULTS, ROOT
 from matplotlib.figure import Figure
+from points import FRESH, RUNS, SET_SIZE, SETS
+from points import RESULTS as OF_POINTS
 
 from trilemma.pipelines.files.writing import write_text, written
 
@@ -99,6 +101,27 @@ def section(name: str, kept: dict[str, Any]) -> str:
     return "\n".join([said, "", picture, "", *trainings(name, kept), "", *scores(kept)])
 
 
+def swirl(kept: dict[str, Any]) -> str:
+    """Text and tables of the shortcut chain."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {(FRESH, "", 0): []}
+    groups |= {(name, *chain): [] for name, run in RUNS.items() for chain in run.chains}
+    for cell in kept["cells"]:
+        groups[cell["model"], cell["chain"], cell["steps"]].append(cell)
+    rows = ["| model | flags |", "|---|---|", *(f"| {name} | `{run.flags}` |" for name, run in RUNS.items())]
+    rows += ["", "| model | training seeds | chain | energy distance | spread |", "|---|---|---|---|---|"]
+    for (model, chain, steps), cells in groups.items():
+        seeds = ", ".join(sorted(str(cell["seed"]) for cell in cells)) if chain else ""
+        numbers = ([cell[number] for cell in cells] for number in ("energy", "spread"))
+        columns = [_spread(values, ".2f") if values else "not run" for values in numbers]
+        how = f"{chain}, {steps} steps" if chain else ""
+        rows.append(f"| {model} | {seeds} | {how} | {' | '.join(columns)} |")
+    said = (
+        f"{SETS} sets of {SET_SIZE} points a number and a training seed; one thread of an "
+        f"{kept['hardware']['name']}, torch {kept['torch']}."
+    )
+    return "\n".join([said, "", *rows])
+
+
 def curves(name: str, kept: dict[str, Any]) -> Figure:
     """Distance over the floor against calls, a curve for each model and sampler, bars from seed to seed."""
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
@@ -125,14 +148,17 @@ def curves(name: str, kept: dict[str, Any]) -> Figure:
 def main() -> None:
     """Replace the numbers of the page."""
     page = PAGE.read_text(encoding="utf-8")
+    texts = {}
     for name, kept in json.loads(RESULTS.read_text(encoding="utf-8")).items():
+        texts[name] = section(name, kept)
+        with written(ROOT / "docs" / "images" / f"few-steps-{name}.png") as file:
+            curves(name, kept).savefig(file, format="png", dpi=110)
+    texts["swirl"] = swirl(json.loads(OF_POINTS.read_text(encoding="utf-8")))
+    for name, text in texts.items():
         between = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not between.search(page):
             raise SystemExit(f"{PAGE} has no lines <!-- {name} --> and <!-- end -->; add them")
-        text = section(name, kept)
         page = between.sub(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)
-        with written(ROOT / "docs" / "images" / f"few-steps-{name}.png") as file:
-            curves(name, kept).savefig(file, format="png", dpi=110)
     write_text(PAGE, page)
 
 

@@ -15,9 +15,8 @@ def scripts(monkeypatch):
     import few_steps_page
 
     yield few_steps, few_steps_page
-    for name in [
-        name for name in sys.modules if name.split(".")[0] in ("speed", "few_steps", "few_steps_page")
-    ]:
+    ours = ("speed", "few_steps", "few_steps_page", "points")
+    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
 
 
@@ -28,6 +27,20 @@ def cell(seed: int, calls: int, fd: float) -> dict:
     }  # fmt: skip
 
 
+def points_cell(model: str, seed: int, energy: float, spread: float) -> dict:
+    chain, steps = ("shortcut", 10) if model == "VDM" else ("", 0)
+    return {
+        "model": model, "seed": seed, "chain": chain, "steps": steps, "energy": energy, "spread": spread,
+    }  # fmt: skip
+
+
+POINTS = {
+    "hardware": {"name": "processor"},
+    "torch": "2",
+    "cells": [
+        points_cell("fresh points", 0, 0.1, 1), points_cell("VDM", 2, 4, 0.5), points_cell("VDM", 0, 2, 1)
+    ],
+}  # fmt: skip
 KEPT = {
     "n": 100,
     "seconds_per_step": {"unconditional": 0.04, "flow": 0.04, "consistency": 0.08, "ddgan": 0.2},
@@ -63,9 +76,13 @@ def test_the_page_has_means_and_ranges_over_seeds(scripts, tmp_path, monkeypatch
     page = scripts[1]
     (tmp_path / "docs" / "images").mkdir(parents=True)
     text = tmp_path / "docs" / "few_steps.md"
-    text.write_text("before\n<!-- digits -->\nold\n<!-- end -->\nafter\n")
+    text.write_text("before\n<!-- digits -->\nold\n<!-- end -->\n<!-- swirl -->\n<!-- end -->\nafter\n")
+    points = tmp_path / "points.json"
+    points.write_text(json.dumps(POINTS))
     study(scripts, tmp_path, monkeypatch)
-    for name, value in {"PAGE": text, "ROOT": tmp_path, "RESULTS": tmp_path / "few_steps.json"}.items():
+    results = tmp_path / "few_steps.json"
+    values = {"PAGE": text, "ROOT": tmp_path, "RESULTS": results, "OF_POINTS": points}
+    for name, value in values.items():
         monkeypatch.setattr(page, name, value)
     page.main()
     page.main()  # the same numbers give the same page
@@ -75,6 +92,9 @@ def test_the_page_has_means_and_ranges_over_seeds(scripts, tmp_path, monkeypatch
     assert "| DDPM | `ddim` | 50 | 1.25 (1.00..1.50) | 0.50 (0.50..0.50) | 0.75 (0.75..0.75) | 2 |" in lines
     assert "| DDPM | 0 | 7,800 | 249,600 | 312 | `--preset digits` |" in lines
     assert "| DDGAN | not run | | | | |" in lines
+    assert "| VDM | 0, 2 | shortcut, 10 steps | 3.00 (2.00..4.00) | 0.75 (0.50..1.00) |" in lines
+    assert "| fresh points |  |  | 0.10 | 1.00 |" in lines
+    assert "| K = 10 |  | shortcut, 200 steps | not run | not run |" in lines
     assert (tmp_path / "docs" / "images" / "few-steps-digits.png").stat().st_size > 1000
     text.write_text("no lines")
     with pytest.raises(SystemExit, match="<!-- digits -->"):

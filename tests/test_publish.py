@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from diffusers import DDPMScheduler
-from entry import ROOT
+from entry import ROOT, run
 from huggingface_hub import HfApi, constants, snapshot_download
 from loopback_hub import SILENT, LoopbackHub
 from safetensors.numpy import save
@@ -27,6 +27,7 @@ from trilemma.eval.evaluate import EvaluateConfig
 from trilemma.eval.metrics.sample_metric import Measurement
 from trilemma.eval.scoring import after_training as evaluation
 from trilemma.eval.scoring import yardsticks
+from trilemma.eval.scoring.model_images import load_model
 from trilemma.eval.scoring.results import REQUIRED, append, read
 from trilemma.model_cards.hub import recheck, upload
 from trilemma.model_cards.hub.bundle import save_bundle
@@ -164,6 +165,40 @@ def test_a_training_publishes_with_a_tag(hub, tmp_path, tiny):
     hub.python(code.format(words, "train_unconditional"), tmp_path / "home", token=hub.token)
     assert hub.repos[NAME].private
     assert "model_index.json" in hub.repos[NAME].files("v1")
+
+
+STOCK_STRANGER = """
+import sys
+sys.modules["trilemma"] = None
+import numpy as np, torch
+from diffusers import DDPMPipeline, DiffusionPipeline
+
+for family, scheduler in {families}.items():
+    pipe = DiffusionPipeline.from_pretrained("tester/" + family)
+    assert (type(pipe), type(pipe.scheduler).__name__) == (DDPMPipeline, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    drawn = pipe(2, generator=generators, num_inference_steps=4, output_type="np").images
+    np.testing.assert_allclose(drawn, np.load({folder!r} + "/" + family + ".npy"), atol=1e-5, rtol=0)
+"""
+
+
+@pytest.mark.long
+def test_a_stranger_draws_from_the_hub_what_we_draw_by_stock_diffusers_alone(hub, tmp_path, tiny):
+    """Trained models that are saved as stock pipelines, published without any code."""
+    families = {"flow": "FlowMatchEulerDiscreteScheduler", "consistency": "LCMScheduler"}
+    for family in families:
+        out = tmp_path / family
+        short = ["--max_train_steps", "2", "--eval_steps", "0", "--output_dir", str(out)]
+        run(f"training/train_{family}.py", *tiny, *short)
+        ours = load_model(str(out), "cpu")
+        ours.set_progress_bar_config(disable=True)
+        drawn = ours(seeds=[3, 4], num_inference_steps=4, output_type="np").images
+        assert drawn.std() > 0.01
+        np.save(tmp_path / f"{family}.npy", drawn)
+        publish(out, f"tester/{family}", allow_unevaluated=True)
+        assert not [name for name in hub.repos[f"tester/{family}"].files() if name.endswith(".py")]
+    hub.python(STOCK_STRANGER.format(families=families, folder=str(tmp_path)), tmp_path / "home")
 
 
 def test_a_name_without_a_user_goes_to_ones_own(hub, folder):
