@@ -25,6 +25,7 @@ from trilemma.eval.features.extractors import load_extractor
 from trilemma.eval.features.judge_files import (
     SHIPPED,
     JudgeChoice,
+    check_classes,
     find_judge,
     judge_names,
     keep_judges,
@@ -34,6 +35,7 @@ from trilemma.eval.features.judge_files import (
 from trilemma.eval.options import check_choices
 from trilemma.eval.scoring.after_training import evaluate
 from trilemma.eval.scoring.results import read
+from trilemma.eval.scoring.yardsticks import Reference, pick_extractor
 from trilemma.model_cards.hub import recheck
 from trilemma.model_cards.hub.sent import sent
 from trilemma.training.images.image_set import hold_out, load_images
@@ -176,13 +178,28 @@ def test_by_name_without_labels_or_images(untrained, tmp_path):
     [
         (Blobs(resolution=9, class_names=tuple("abcdefghij")), "blobs has 9x9 grey images of 10 classes"),
         (Blobs(channels=3, class_names=tuple("abcdefghij")), "blobs has 8x8 RGB images of 10 classes"),
-        (Blobs(class_names=("one",)), "blobs has 8x8 grey images of 1 class"),
+        (Blobs(class_names=("one", "two")), "blobs has 8x8 grey images of 2 classes"),
     ],
 )
 def test_by_name_on_images_of_another_shape_is_refused(blobs, has, tmp_path):
     words = f"--eval_judge digits takes 8x8 grey images of 10 classes; {has}"
     with pytest.raises(ValueError, match=words):
         find_judge(blobs, tmp_path, JudgeChoice("digits", option="--eval_judge"))
+
+
+def test_images_of_one_class_train_no_judge_and_may_be_a_part_of_anothers(tmp_path):
+    """A network that has one answer learns nothing, and features of it would measure nothing."""
+    one = Blobs(class_names=("one",))
+    one.labels = np.zeros_like(one.labels)
+    with pytest.raises(ValueError, match=r"blobs has one: name a judge .* --judge \(.*digits, mnist\)"):
+        find_judge(one, tmp_path)
+    assert find_judge(one, tmp_path, JudgeChoice("digits")) == shipped_judge("digits")
+    with pytest.raises(ValueError, match="the judge knows 10 classes, and blobs has 1"):
+        check_classes(one, 10, "class_accuracy")
+    check_classes(Blobs(class_names=tuple("abcdefghij")), 10, "class_accuracy")
+    one.points = False
+    with pytest.raises(ValueError, match="no labels of two classes or more"):
+        pick_extractor(Reference(one), tmp_path)
 
 
 def test_names_are_checked_when_parsed():

@@ -137,6 +137,12 @@ def find_judge(images: "Images | None", cache: Path, choice: JudgeChoice = BY_DA
     for file in (*of_model, *_shipped()):
         if read_trained(file).is_of(images):
             return file
+    if images.labels is not None and not has_classes(images):
+        raise ValueError(
+            f"--feature_extractor classifier learns to tell classes apart, and {images.name} has one: name a "
+            f"judge of images of this size with {choice.option} ({', '.join(judge_names())}), or choose "
+            "another of inception, dinov2, clip, pixels"
+        )
     for file in sorted(classifiers_folder(cache).glob(f"{cache_stem(images)}-*.safetensors")):
         if is_whole(file):
             return file
@@ -208,13 +214,29 @@ def count_classes(images: "Images") -> int:
     return len(images.class_names) if images.class_names else int(images.labels.max()) + 1
 
 
+def has_classes(images: "Images") -> bool:
+    """Whether a classifier has something to learn: two classes or more."""
+    return images.labels is not None and count_classes(images) > 1
+
+
+def check_classes(images: "Images", judged: int | None, metric: str) -> None:
+    """ValueError if a metric of classes would take the judge's for others; judged: number of the judge's."""
+    if images.labels is not None and count_classes(images) != judged:
+        own = count_classes(images)
+        raise ValueError(f"--metrics {metric}: the judge knows {judged} classes, and {images.name} has {own}")
+
+
 def _shipped() -> Iterator[Path]:
     return iter(sorted(SHIPPED.glob("*.safetensors")))
 
 
 def _check_shape(images: "Images", choice: JudgeChoice, judge: Trained) -> None:
-    """ValueError unless the images have the size, the channels and the number of classes of the judge."""
+    """ValueError unless the images have the size, the channels and the number of classes of the judge.
+
+    Images of one class may be a part of its data.
+    """
     classes = judge.num_classes if images.labels is None else count_classes(images)
+    classes = judge.num_classes if classes == 1 else classes
     shape = (images.resolution, images.channels, classes)
     if shape != (judge.resolution, judge.channels, judge.num_classes):
         takes = _describe(judge.resolution, judge.channels, judge.num_classes)

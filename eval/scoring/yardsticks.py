@@ -18,7 +18,7 @@ from torch import Tensor
 from trilemma.eval.features.classifier import judge_in_words
 from trilemma.eval.features.extractors import FeatureExtractor, load_extractor
 from trilemma.eval.features.inception import WEIGHTS_FILE, WEIGHTS_VARIABLE
-from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
+from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice, check_classes, has_classes
 from trilemma.eval.metrics.build import REMEDIES, build_metrics
 from trilemma.eval.metrics.sample_metric import FixedSubset, Measurement, SampleMetric
 from trilemma.eval.metrics.table import METRICS
@@ -94,6 +94,9 @@ def yardsticks(
             )
         if net.judge_accuracy is not None:
             accelerator.print(judge_in_words(net.judge_accuracy, net.num_classes), flush=True)
+        for name in names:
+            if METRICS[name].judge and "labels" in METRICS[name].needs and reference.images is not None:
+                check_classes(reference.images, net.num_classes, name)
         _check_equal([net.sha256], f"the {kind} extractor's weights")
         net = net.to(accelerator.device)
         if reference.statistics is not None and kind == extractor:
@@ -132,11 +135,11 @@ def pick_extractor(reference: Reference, cache: Path, judge: JudgeChoice = BY_DA
         return "pixels"
     if os.environ.get(WEIGHTS_VARIABLE) or (cache / WEIGHTS_FILE).is_file():
         return "inception"
-    if judge.name is not None or reference.images.labels is not None:
+    if judge.name is not None or has_classes(reference.images):
         return JUDGE
     raise ValueError(
         "name a feature extractor: there are no Inception weights on this machine, and the data have no "
-        "labels to train a classifier on"
+        "labels of two classes or more to train a classifier on"
     )
 
 
