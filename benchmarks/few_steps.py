@@ -28,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from speed.ours import OurLoop, fresh_state, quietly
 
+from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like, load_model
 from trilemma.eval.scoring.yardsticks import Reference, Yardstick, score, yardsticks
@@ -96,6 +97,9 @@ RECIPES: dict[str, dict[str, str]] = {
     },
 }
 """Flags of each model on each data set."""
+
+JUDGES = {"airplanes-16": JudgeChoice("cifar10-16")}
+"""Classifiers that score data of one class, which train none."""
 
 
 class Study:
@@ -236,7 +240,10 @@ def main() -> None:
     study = Study(options)
     data = parse("unconditional", "", study.flags("DDPM", 0, study.folder)).data
     images = load_images(data)
-    sticks = yardsticks(METRICS, "classifier", Reference(images), Accelerator(cpu=True), cache_folder(None))
+    judge, cache = JUDGES.get(options.data, BY_DATA), cache_folder(None)
+    sticks = yardsticks(
+        METRICS, "classifier", Reference(images), Accelerator(cpu=True), cache, judge=judge
+    )
     study.costs(options.seeds[0])
     for seed in options.seeds:
         for model in [name for name in study.recipes if name in options.models]:
