@@ -45,9 +45,10 @@ def table(models: Sequence[Model]) -> str:
     header = ["model", "sampling", "calls", f"`{DISTANCE}`", "recall", "an image takes", "trained on"]
     line = alike[0][1]
     said = (
-        f"{line.n} samples against the {line.reference_n:,} training images. Brackets: 95% interval of "
-        "sampling; other real images have about 0. *trained on*: images seen in training. One training each, "
-        "drawn with one thread of a CPU."
+        f"`{DISTANCE}`: Frechet distance of {line.n} samples to the {line.reference_n:,} training images; "
+        "lower is better, and other real images have about 0. In brackets: its 95% interval for other "
+        "samples of the same model. *recall*: variety, higher is better. A call is one run of the network; "
+        "times are of one thread of a CPU. *trained on*: images seen. One training each."
     )
     return f"{markdown(header, [cells(row, line) for row, line in alike])}\n{said}\n"
 

@@ -6,6 +6,7 @@ May look upward, since some choices are those of evaluation.
 import sys
 
 from trilemma.eval.options import check_choices
+from trilemma.training.images.folders import data_folder
 from trilemma.training.loop.stop import NOTICES, ending_quietly
 from trilemma.training.options.command_line import given, parse
 from trilemma.training.progress import loading_libraries
@@ -19,6 +20,11 @@ def main(family: str, description: str, plugin: str | None = None) -> None:
     argv = [*sys.argv[1:], *(["--plugin", plugin] if plugin else [])]
     with ending_quietly(NOTICES, NOTHING_KEPT):  # until training begins, when a signal leads to a checkpoint
         config = parse(family, description, argv, check)
+        if config.data.train_data_dir is not None:  # a mistyped one need not wait for the libraries
+            try:
+                data_folder(config.data.train_data_dir, "--train_data_dir")
+            except ValueError as error:
+                raise SystemExit(f"error: {error}") from None
 
         with loading_libraries():
             from trilemma.training.run import run

@@ -62,6 +62,15 @@ def existing_folder(place: str) -> Path:
     return literal if literal.exists() else Path(os.path.expanduser(place))
 
 
+def data_folder(place: str, option: str) -> Path:
+    """The folder of this name; ValueError, which names the option, if there is none."""
+    folder = existing_folder(place)
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"{option} '{folder}' {what}; pass a folder of images or parquet files")
+    return folder
+
+
 def walk(folder: Path) -> list[str]:
     """Paths of all files that may be data, relative to the folder, with / and in order.
 

@@ -21,7 +21,7 @@ from trilemma.training.images.folders import (
     Listing,
     check_all_in_splits,
     classes_of,
-    existing_folder,
+    data_folder,
     list_folder,
     splits_of,
 )
@@ -173,11 +173,8 @@ def _hub(config: DataConfig, split: str) -> Source:
 
 
 def _folder(place: str, option: str, config: DataConfig, split: str) -> Source:
-    folder = existing_folder(place)
+    folder = data_folder(place, option)
     where = f"{option} '{folder}'"
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"{where} {what}; pass a folder of images or parquet files")
     listing = list_folder(folder)
     if not (listing.images or listing.tables):
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"

@@ -27,6 +27,9 @@ from trilemma.training.progress import Progress, in_minutes
 ENOUGH = 60_000
 """Images that a network should see. A rule of thumb: 82,592 gave clear shapes of 16x16 pixels."""
 
+NOISE = ENOUGH // 20
+"""Fewer images give little but noise."""
+
 RATES = ((1_000_000, 2e-3), (5_000_000, 1e-3))
 """Networks of at most this many parameters, and their learning rate; LARGE_RATE for larger ones."""
 LARGE_RATE = 2e-4
@@ -179,6 +182,7 @@ def say(config: Any, minutes: float, images: Images, accelerator: Accelerator) -
     )
     if seen < ENOUGH and not config.run.init_from:
         accelerator.print(
-            f"That is less than the {ENOUGH:,} images after which shapes are usually clear: give more "
+            f"That is less than the {ENOUGH:,} images after which shapes are usually clear"
+            f"{', and so few give little but noise' if seen < NOISE else ''}: give more "
             "--minutes, or a smaller --resolution."
         )
