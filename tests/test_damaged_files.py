@@ -7,6 +7,7 @@ import shutil
 import struct
 import time
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -363,11 +364,12 @@ def test_a_damaged_judge_in_the_cache_is_named_and_trained_again(tmp_path, monke
     folder.mkdir()
     kept = folder / f"v1-x-10-{JUDGE.stem.rpartition('-')[2]}.safetensors"
     shutil.copy(JUDGE, kept)
-    assert find_judge(object(), tmp_path) == kept
+    images = SimpleNamespace(labels=None)
+    assert find_judge(images, tmp_path) == kept
     content = bytearray(kept.read_bytes())
     content[-1] ^= 1
     kept.write_bytes(content)
-    assert find_judge(object(), tmp_path) is None
+    assert find_judge(images, tmp_path) is None
     assert str(kept) in caplog.text
     assert not kept.exists()
 
