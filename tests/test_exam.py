@@ -130,6 +130,15 @@ def test_kinds_of_images_without_labels_are_cells(digits):
     assert np.mean(purity) > 0.5  # a random partition of ten classes would have about 0.2
 
 
+def test_labels_of_one_class_are_none(digits):
+    """No judge can learn from them, and no label is wrong."""
+    pixels, labels = digits.__getitems__(range(len(digits)))
+    one = images_of(pixels.numpy(), np.zeros(len(labels), int), ["digit"], "one class")
+    reference, draws = split(one, 100, 0)
+    assert reference.images.labels is reference.held_out.labels is draws[0].pool.labels is None
+    assert torch.equal(draws[0].pool.pixels, split(digits, 100, 0)[1][0].pool.pixels)
+
+
 def digits_of(digits, pixels: Tensor) -> Tensor:
     known = digits.__getitems__(range(len(digits)))
     label = {image.numpy().tobytes(): int(one) for image, one in zip(*known, strict=True)}

@@ -4,12 +4,14 @@ All come from one split, at random, so that the samples of the perfect model hav
 the training images.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trilemma.eval.features.judge_files import has_classes
 from trilemma.eval.metrics.kept.copies import cell_centres
 from trilemma.eval.metrics.pairwise import squared_distances
 from trilemma.eval.scoring.yardsticks import Reference
@@ -70,6 +72,8 @@ def split(images: Images, n: int, seed: int) -> tuple[Reference, list[Draw]]:
 
     ValueError for too few images. The roles depend only on the seed.
     """
+    if not has_classes(images):  # labels of one class tell nothing apart
+        images = replace(images, labels=None, class_names=None)
     parts = TRAINING + 1 + REPEATS
     n = min(n, len(images) // parts)
     if n < LEAST:
