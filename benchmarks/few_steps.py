@@ -99,7 +99,7 @@ RECIPES: dict[str, dict[str, str]] = {
 """Flags of each model on each data set."""
 
 JUDGES = {"airplanes-16": JudgeChoice("cifar10-16")}
-"""Classifiers that score data of one class, which train none."""
+"""The judge of data that have only one class, on which no classifier can be trained."""
 
 
 class Study:
@@ -241,9 +241,7 @@ def main() -> None:
     data = parse("unconditional", "", study.flags("DDPM", 0, study.folder)).data
     images = load_images(data)
     judge, cache = JUDGES.get(options.data, BY_DATA), cache_folder(None)
-    sticks = yardsticks(
-        METRICS, "classifier", Reference(images), Accelerator(cpu=True), cache, judge=judge
-    )
+    sticks = yardsticks(METRICS, "classifier", Reference(images), Accelerator(cpu=True), cache, judge=judge)
     study.costs(options.seeds[0])
     for seed in options.seeds:
         for model in [name for name in study.recipes if name in options.models]:

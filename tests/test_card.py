@@ -441,6 +441,8 @@ def test_the_samples_say_how_they_were_drawn(folder, saved):
     fill(folder, "unconditional", "--sampler", "ddim", "--ddpm_num_inference_steps", "10")
     shown = write_card(folder).read_text()
     assert "(samples.png)\n\nDrawn with `ddim` in 10 steps; the first seeds, not selected.\n" in shown
+    fill(folder, "consistency", "--ddpm_num_inference_steps", "1")
+    assert "\nDrawn with `lcm` in 1 step; the first seeds" in write_card(folder).read_text()
     (folder / "samples.png").unlink()
     assert "Drawn with" not in write_card(folder).read_text()
     classes = (saved / "classes" / "README.md").read_text()

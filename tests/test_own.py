@@ -1,6 +1,7 @@
 """`--preset own --minutes N`: what is chosen for pictures of one's own, and that it stays on a resume."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from entry import run
 from PIL import Image
 
+from trilemma.training import entry as entry_point
 from trilemma.training.families import family
 from trilemma.training.images.image_set import load_images
 from trilemma.training.networks import own
@@ -151,6 +153,13 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
+def test_a_folder_that_does_not_exist_is_refused_before_the_libraries_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--train_data_dir", str(tmp_path / "phtos")])
+    monkeypatch.setattr(entry_point, "loading_libraries", lambda: pytest.fail("it loads the libraries"))
+    with pytest.raises(SystemExit, match=r"^error: --train_data_dir '.*phtos' does not exist; pass a folder"):
+        entry_point.main("unconditional", "")
+
+
 def test_a_run_of_a_few_seconds_keeps_its_settings_and_its_own_flags(tmp_path, pictures):
     out, cache = tmp_path / "out", tmp_path / "cache"
     flags = ["--preset", "own", "--train_data_dir", str(pictures), "--output_dir", str(out)]
@@ -159,6 +168,7 @@ def test_a_run_of_a_few_seconds_keeps_its_settings_and_its_own_flags(tmp_path, p
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert f"--net unet_8 --max_train_steps {config['max_train_steps']}" in first.output
     assert "less than the 60,000 images" in first.output
+    assert "so few give little but noise" in first.output
     expected = {"net": "unet_8", "learning_rate": 1e-3, "prediction_type": "v_prediction", "minutes": None}
     assert expected.items() <= config.items()
     again = run(SCRIPT, *flags, "--minutes", "0.02")

@@ -220,9 +220,12 @@ def has_classes(images: "Images") -> bool:
 
 
 def check_classes(images: "Images", judged: int | None, metric: str) -> None:
-    """ValueError if a metric of classes would take the judge's for others; judged: number of the judge's."""
-    if images.labels is not None and count_classes(images) != judged:
-        own = count_classes(images)
+    """ValueError unless the data have as many classes as the judge; judged: number of the judge's.
+
+    Else the first class of the data would be taken for the judge's first, whatever that is.
+    """
+    own = judged if images.labels is None else count_classes(images)
+    if own != judged:
         raise ValueError(f"--metrics {metric}: the judge knows {judged} classes, and {images.name} has {own}")
 
 
@@ -235,8 +238,7 @@ def _check_shape(images: "Images", choice: JudgeChoice, judge: Trained) -> None:
 
     Images of one class may be a part of its data.
     """
-    classes = judge.num_classes if images.labels is None else count_classes(images)
-    classes = judge.num_classes if classes == 1 else classes
+    classes = count_classes(images) if has_classes(images) else judge.num_classes
     shape = (images.resolution, images.channels, classes)
     if shape != (judge.resolution, judge.channels, judge.num_classes):
         takes = _describe(judge.resolution, judge.channels, judge.num_classes)

@@ -25,6 +25,7 @@ from trilemma.model_cards.wording import Wording, wording
 from trilemma.pipelines.files.writing import write_text
 from trilemma.training.options.flags import HUB_ID, public_name
 from trilemma.training.output_folder import OutputFolder, own_sampling
+from trilemma.training.progress import counted
 
 TEMPLATE = Path(__file__).with_name("template.md")
 WORDS = 7
@@ -156,7 +157,7 @@ def _pictures(contents: Contents, words: Wording, number: int) -> str:
     shown = [f"![{caption}]({name})" for name, caption in present.items()]
     sampler, steps = own_sampling(contents.config)
     if sampler and number >= SHEET and folder.samples.name in present:
-        length = f" in {steps} steps" if steps else ""
+        length = f" in {counted(steps, 'step')}" if steps else ""
         guidable = contents.saved.class_names and "p_uncond" in contents.config
         without = ", without guidance" if guidable else ""
         shown.insert(1, f"Drawn with `{sampler}`{length}{without}; the first seeds, not selected.")

@@ -67,7 +67,10 @@ def data_folder(place: str, option: str) -> Path:
     folder = existing_folder(place)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"{option} '{folder}' {what}; pass a folder of images or parquet files")
+        raise ValueError(
+            f"{option} '{folder}' {what}; pass a folder of images, of parquet files, or, with "
+            "--streaming, of WebDataset archives (.tar)"
+        )
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trilemma.training.images.columns import image_column, label_column
-from trilemma.training.images.folders import existing_folder, list_folder, splits_of, suffix_of
+from trilemma.training.images.folders import data_folder, list_folder, splits_of, suffix_of
 from trilemma.training.images.sources import EMBEDDED, Source, check_split, open_source, table_source
 from trilemma.training.images.tables import ARCHIVE, declared, innermost, load_hub, load_tables
 from trilemma.training.options.groups import DataConfig
@@ -126,10 +126,8 @@ def _tables(config: DataConfig) -> tuple[Any, str]:
 
 
 def _of_folder(place: str, option: str, config: DataConfig) -> tuple[Any, str]:
-    folder = existing_folder(place)
+    folder = data_folder(place, option)
     where = f"{option} '{folder}'"
-    if not folder.is_dir():
-        raise ValueError(f"{where} is no folder; pass one of parquet files or WebDataset archives (.tar)")
     listing = list_folder(folder)
     archives = [path for path in listing.archives if suffix_of(path) == ARCHIVE]
     if listing.tables and archives:
