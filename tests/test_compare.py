@@ -105,6 +105,19 @@ def test_what_was_measured_otherwise_is_marked_and_left_out_of_the_charts(tmp_pa
     assert axis.get_legend_handles_labels()[1] == ["usual", "third", "floor"]
 
 
+def test_the_chart_of_speed_has_one_line_a_model_with_the_calls_at_its_points(tmp_path):
+    slow = {**LINE, "num_inference_steps": 50, "nfe": 99, "seconds_per_image": 0.02, "value": 2.0}
+    fast = {**LINE, "num_inference_steps": 5, "nfe": 5, "seconds_per_image": 0.001, "value": 3.0}
+    models = read_models([folder(tmp_path, "two ways", [slow, fast]), folder(tmp_path, "one way", [fast])])
+    axis = figures(models, standard_protocols(models))["fd_classifier-speed"].axes[0]
+    two, one, _ = axis.lines  # and the floor
+    assert (list(two.get_xdata()), list(two.get_ydata())) == ([0.001, 0.02], [3.0, 2.0])
+    assert (two.get_label(), one.get_label()) == ("two ways", "one way")
+    assert [(text.get_text(), text.xy) for text in axis.texts] == [
+        ("5", (0.001, 3.0)), ("99", (0.02, 2.0)), ("5", (0.001, 3.0))
+    ]  # fmt: skip
+
+
 def test_the_line_of_the_standard_protocol_wins_over_newer_ones_and_the_newest_of_equals(tmp_path):
     lines = [LINE, {**LINE, "value": 3.5}, {**LINE, "n": 100, "value": 9.0}]
     models = read_models([folder(tmp_path, "one", lines), folder(tmp_path, "two", [LINE])])
