@@ -8,7 +8,6 @@ numbers that were measured alike are shown. The table goes between the lines `<!
 from collections.abc import Sequence
 from pathlib import Path
 
-from trilemma.eval.plots.axes import plain
 from trilemma.eval.report.words import in_units
 from trilemma.eval.scoring.results import PROTOCOL, ResultLine
 from trilemma.eval.studies.model_table import TableRow, figures, standard_protocols, table_rows
@@ -30,7 +29,7 @@ def cells(row: TableRow, distance: ResultLine) -> list[str]:
     low, high = distance.interval
     return [
         f"[{name}](model_cards/zoo/{name}/README.md)", row.sampling, str(distance.nfe),
-        f"{distance.estimate:.2f} [{plain(round(low, 2))}, {plain(round(high, 2))}]",
+        f"{distance.estimate:.2f} [{low:.2f}, {high:.2f}]",
         f"{variety.estimate:.2f}" if variety else "", in_units(distance.seconds_per_image),
         f"{row.model.run['images_seen']:,}",
     ]  # fmt: skip

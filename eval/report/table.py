@@ -36,7 +36,8 @@ def results(groups: Sequence[Group], families: Mapping[str, str], places: Mappin
         '<div class="wide" role="region" tabindex="0" aria-labelledby="caption"><table id="results">'
         '<caption id="caption">Each model, in each way that it was sampled and measured. Small: the 95% '
         "interval; <i>plain</i>: the value of these n samples, as in published tables; <i>floor</i>: "
-        f"the plain value of as many real images.</caption>{_head(groups, columns)}<tbody>\n{body}</tbody>"
+        "the plain value that the same number of real images would have.</caption>"
+        f"{_head(groups, columns)}<tbody>\n{body}</tbody>"
         "</table></div>" + _notes(marks.remarks)
     )
 
