@@ -27,7 +27,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from trilemma.eval.bounds.precise import precise_bpd
-from trilemma.eval.metrics.pairwise import kernel_distance, negative_distance
+from trilemma.eval.metrics.pairwise import NEGATIVE_DISTANCE, kernel_distance
 from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE
 from trilemma.eval.plots.points import chain, fields, scatters, ways
 from trilemma.eval.scoring.model_images import load_model
@@ -82,7 +82,7 @@ def train(folder: Path, flags: str) -> DiffusionPipeline:
 def energy(points: Tensor, law: Tensor) -> float:
     """Energy distance to `law`, mean over SETS consecutive sets in `points`."""
     member = torch.eye(SETS).repeat_interleave(len(points) // SETS, 0)
-    of_sets = kernel_distance(law.flatten(1), points.flatten(1), member, negative_distance)
+    of_sets = kernel_distance(law.flatten(1), points.flatten(1), member, NEGATIVE_DISTANCE)
     return sum(of_sets(one) for one in torch.eye(SETS)) / SETS
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from trilemma.eval.metrics.frechet import BLOCKS, block_of
 from trilemma.eval.metrics.pairwise import (
+    CUBIC,
+    GAUSSIAN,
+    NEGATIVE_DISTANCE,
     Kernel,
     check_neighbours,
-    cubic,
-    gaussian,
     kernel_distance,
     manifolds,
     nearest,
-    negative_distance,
     sum_within,
 )
 from trilemma.eval.metrics.sample_metric import (
@@ -32,6 +32,7 @@ from trilemma.eval.metrics.sample_metric import (
 )
 from trilemma.eval.metrics.table import NEAREST_QUANTILES, PAIR_IMAGES
 from trilemma.eval.scoring.reference import ReferenceStatistics
+from trilemma.training.devices.precision import plain_float32
 
 
 class KeptRows(SampleMetric):
@@ -60,7 +61,9 @@ class KeptRows(SampleMetric):
 
     def compute(self) -> dict[str, Measurement]:
         self.check_complete(self.rows)
-        return self.measure(self.rows, block_of(self.subset.members, self.num_samples), self.reference)
+        block = block_of(self.subset.members, self.num_samples)
+        with plain_float32(self.rows.device):
+            return self.measure(self.rows, block, self.reference)
 
 
 def at_this_n(
@@ -89,7 +92,7 @@ def measure_kid(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> 
 
     The literature's mean over 100 subsets of 1,000 estimates the same number, with more noise.
     """
-    return {"kid": _kernel_measurement(cubic, rows, block, reference)}
+    return {"kid": _kernel_measurement(CUBIC, rows, block, reference)}
 
 
 def measure_energy(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
@@ -98,7 +101,7 @@ def measure_energy(rows: Tensor, block: Tensor, reference: ReferenceStatistics) 
     Unbiased, from all pairs, and so below 0 at times. It is 0 for equal laws alone, with no Gaussian and no
     bandwidth to choose: the metric for features of few dimensions, such as points of the plane.
     """
-    return {"energy": _kernel_measurement(negative_distance, rows, block, reference)}
+    return {"energy": _kernel_measurement(NEGATIVE_DISTANCE, rows, block, reference)}
 
 
 def measure_cmmd(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:
@@ -107,7 +110,7 @@ def measure_cmmd(rows: Tensor, block: Tensor, reference: ReferenceStatistics) ->
     1000 times the squared maximum mean discrepancy with a Gaussian kernel of width 10, of features scaled to
     length 1, as the paper scales CLIP's. Unbiased, from all pairs, so it can be below 0.
     """
-    return {"cmmd": _kernel_measurement(gaussian, rows, block, reference)}
+    return {"cmmd": _kernel_measurement(GAUSSIAN, rows, block, reference)}
 
 
 def _kernel_measurement(
@@ -115,10 +118,10 @@ def _kernel_measurement(
 ) -> Measurement:
     real = reference.features[:PAIR_IMAGES].to(rows.device)
     member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device)
-    sums, name = reference.sums_within, kernel.__name__
-    if name not in sums:  # a third of the work, and the same in each evaluation of a training
-        sums[name] = sum_within(real, kernel)
-    distance = kernel_distance(real, rows, member, kernel, sums[name])
+    sums = reference.sums_within
+    if kernel.name not in sums:  # a third of the work, and the same in each evaluation of a training
+        sums[kernel.name] = sum_within(real, kernel)
+    distance = kernel_distance(real, rows, member, kernel, sums[kernel.name])
     sizes = member.sum(0).to(rows)
     value = distance(torch.ones_like(sizes))
     return Measurement(value, len(rows), block_interval(value, sizes, distance), 0.0)

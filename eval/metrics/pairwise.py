@@ -1,7 +1,7 @@
 """Metrics that compare samples one with another: what sums over the samples cannot give.
 
-All take two sets of features (N, D) and (M, D) and work in float64, in chunks of CHUNK rows: memory grows
-with N + M.
+All take two sets of features (N, D) and (M, D) and work in float64 (CUBIC says where not), in chunks of
+CHUNK rows: memory grows with N + M.
 """
 
 from collections.abc import Callable, Iterator
@@ -101,64 +101,95 @@ def manifolds(real: Tensor, fake: Tensor, member: Tensor) -> Manifolds:
     return Manifolds(precise, torch.cat(recalled), around, torch.cat(covered))
 
 
-Kernel = Callable[[Tensor, Tensor], Tensor]
-"""x (N, D) and y (M, D), float64 -> the kernel of all pairs, (N, M)."""
+Rows = tuple[Tensor, ...]
+"""What a kernel takes from N rows of features: tensors with N rows each."""
 
 
-def cubic(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / D + 1)^3, the kernel of KID (Binkowski et al. 2018)."""
-    return (x @ y.T).div_(x.shape[1]).add_(1).pow_(3)
+class Kernel(NamedTuple):
+    """A symmetric kernel of two rows of features."""
+
+    name: str
+    prepare: Callable[[Tensor, Tensor], Rows]
+    """features (N, D) and an origin (D,) near them -> what `pairs` takes of each row."""
+    pairs: Callable[[Rows, Rows], Tensor]
+    """The kernel of all pairs of N and M rows, (N, M) float64."""
 
 
-def negative_distance(x: Tensor, y: Tensor) -> Tensor:
-    """-|x - y|: with it the kernel distance is the energy distance (Sejdinovic et al. 2013)."""
-    return torch.cdist(x, y).neg_()
+def _linear(x: Tensor, origin: Tensor) -> Rows:
+    return x - origin, (x.double() @ origin.double() - origin.double().square().sum() / 2) / x.shape[1]
 
 
-def gaussian(x: Tensor, y: Tensor) -> Tensor:
-    """1000 exp(-|u - v|^2 / 200) of the directions u and v of x and y: the kernel of CMMD."""
-    u, v = F.normalize(x, dim=1), F.normalize(y, dim=1)
-    squared = torch.addmm(v.square().sum(1), u, v.T, alpha=-2).add_(u.square().sum(1)[:, None])
+def _cubic(x: Rows, y: Rows) -> Tensor:
+    products = (x[0] @ y[0].T).double().div_(x[0].shape[1])
+    return products.add_(x[1][:, None]).add_(y[1] + 1).pow_(3)
+
+
+def _directions(x: Tensor, _origin: Tensor) -> Rows:
+    u = F.normalize(x.double(), dim=1)
+    return u, u.square().sum(1)
+
+
+def _gaussian(x: Rows, y: Rows) -> Tensor:
+    squared = torch.addmm(y[1], x[0], y[0].T, alpha=-2).add_(x[1][:, None])
     return squared.div_(-200).exp_().mul_(1000)
 
 
+CUBIC = Kernel("cubic", _linear, _cubic)
+"""(x.y / D + 1)^3, the kernel of KID (Binkowski et al. 2018).
+
+x.y = (x - c).(y - c) + x.c + y.c - c.c. The first product, nearly all of the work, has the precision of the
+features: in float32 its errors are small beside their spread, and average out over the pairs.
+"""
+NEGATIVE_DISTANCE = Kernel(
+    "negative_distance", lambda x, _origin: (x.double(),), lambda x, y: torch.cdist(x[0], y[0]).neg_()
+)
+"""-|x - y|: with it the kernel distance is the energy distance (Sejdinovic et al. 2013)."""
+GAUSSIAN = Kernel("gaussian", _directions, _gaussian)
+"""1000 exp(-|u - v|^2 / 200) of the directions u and v of x and y: the kernel of CMMD."""
+
+
 def kernel_distance(
-    real: Tensor, fake: Tensor, member: Tensor, kernel: Kernel = cubic, within_real: float | None = None
+    real: Tensor, fake: Tensor, member: Tensor, kernel: Kernel = CUBIC, within_real: float | None = None
 ) -> Callable[[Tensor], float]:
     """Squared maximum mean discrepancy, E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased, over all pairs.
 
     member (N, BLOCKS) is 1 where a row of `fake` is of a block, else 0; returned is the value as a function
     of the blocks that are kept, (BLOCKS,) of ones and zeros. within_real: `sum_within(real)`, if it is known.
     """
-    real, fake, member = real.double(), fake.double(), member.double()
-    m = len(real)
+    m, member, origin = len(real), member.double(), real.mean(0)
     within_real = sum_within(real, kernel) if within_real is None else within_real
-    across = member.T @ torch.cat([kernel(part, real).sum(1) for part in fake.split(CHUNK)])
-    within = _within(kernel, fake, member)
+    reals, fakes = kernel.prepare(real, origin), kernel.prepare(fake, origin)
+    across = member.T @ torch.cat([kernel.pairs(part, reals).sum(1) for part in _chunks(fakes)])
+    within = _within(kernel, fakes, member)
 
     def value(kept: Tensor) -> float:
         kept = kept.double()
         n = kept @ member.sum(0)
-        fakes = kept @ within @ kept / (n * (n - 1))
-        return float(fakes + within_real / (m * (m - 1)) - 2 * (kept @ across) / (n * m))
+        among_fakes = kept @ within @ kept / (n * (n - 1))
+        return float(among_fakes + within_real / (m * (m - 1)) - 2 * (kept @ across) / (n * m))
 
     return value
 
 
-def sum_within(x: Tensor, kernel: Kernel = cubic) -> float:
+def sum_within(x: Tensor, kernel: Kernel = CUBIC) -> float:
     """Sum of the kernel over all pairs of two different rows of x (N, D)."""
-    return float(_within(kernel, x.double(), torch.ones(len(x), 1).to(x).double()))
+    return float(_within(kernel, kernel.prepare(x, x.mean(0)), x.new_ones(len(x), 1).double()))
 
 
-def _within(kernel: Kernel, x: Tensor, member: Tensor) -> Tensor:
-    """Sums (G, G) of the kernel over pairs of two different rows of x (N, D), by their groups, member (N, G).
+def _within(kernel: Kernel, rows: Rows, member: Tensor) -> Tensor:
+    """Sums (G, G) of the kernel over pairs of two different rows of N, by their groups, member (N, G).
 
     Each pair of chunks once: the kernel is symmetric.
     """
-    sums = x.new_zeros(member.shape[1], member.shape[1])
-    for start in range(0, len(x), CHUNK):
-        part, group, end = x[start : start + CHUNK], member[start : start + CHUNK], start + CHUNK
-        sums += group.T @ kernel(part, part).fill_diagonal_(0) @ group
-        later = group.T @ (kernel(part, x[end:]) @ member[end:])
+    sums = member.new_zeros(member.shape[1], member.shape[1])
+    groups, end = member.split(CHUNK), 0
+    for part, group in zip(_chunks(rows), groups, strict=True):
+        end += len(group)
+        sums += group.T @ kernel.pairs(part, part).fill_diagonal_(0) @ group
+        later = group.T @ (kernel.pairs(part, tuple(each[end:] for each in rows)) @ member[end:])
         sums += later + later.T
     return sums
+
+
+def _chunks(rows: Rows) -> Iterator[Rows]:
+    return zip(*(each.split(CHUNK) for each in rows), strict=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trilemma.eval.metrics.frechet import BLOCKS, block_of
-from trilemma.eval.metrics.pairwise import kernel_distance, negative_distance
+from trilemma.eval.metrics.pairwise import NEGATIVE_DISTANCE, kernel_distance
 from trilemma.eval.metrics.sample_metric import (
     FixedSubset,
     Measurement,
@@ -62,7 +62,7 @@ def measure_class_energy(
         if min(len(fake), len(same)) < 2:
             continue
         member = torch.nn.functional.one_hot(torch.arange(len(fake)) % BLOCKS, BLOCKS).to(rows.device)
-        distances[k] = kernel_distance(same, fake, member, negative_distance)
+        distances[k] = kernel_distance(same, fake, member, NEGATIVE_DISTANCE)
         sizes[k] = member.sum(0).double()
     if not distances:
         raise ValueError(
