@@ -66,7 +66,9 @@ def one_case(setting: Setting, full: bool, folder: Path) -> Case:
     rows = {BASELINE: None, "ours": ours("no", "--mixed_precision", "no")}
     rows["ours, bf16"] = ours("bf16", "--mixed_precision", "bf16")
     if full and setting.net != "unet_cifar10":
-        rows["ours, compiled"] = ours("compiled", "--mixed_precision", "no", "--compile")
+        for precision in ("no", "bf16"):
+            name = "ours, compiled" if precision == "no" else "ours, bf16, compiled"
+            rows[name] = ours(f"compiled-{precision}", "--mixed_precision", precision, "--compile")
     net = _same_net(flags, folder)
     set_seed(0)
     fresh_state()
