@@ -25,6 +25,7 @@ GROUPS: dict[str, Callable[[bool, Path], Iterator[Case | Skipped]]] = {
     "startup": processes.startup,
     "memory": processes.memory,
     "two_processes": processes.two_processes,
+    "busy_core": processes.busy_core,
 }
 
 

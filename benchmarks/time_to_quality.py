@@ -28,21 +28,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from speed.diffusers_example import DiffusersLoop, as_dataset, as_pil
 from speed.harness import machine
+from speed.judge import Judge
 from speed.ours import OurLoop, fresh_state, quietly
 
-from trilemma.eval.options import SamplingConfig
-from trilemma.eval.scoring.model_images import Drawing
-from trilemma.eval.scoring.yardsticks import Reference, score, yardsticks
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.files.writing import write_json, write_text
 from trilemma.training.devices.chosen import has_bf16
-from trilemma.training.images.image_set import Images, cache_folder, load_images
+from trilemma.training.images.image_set import Images, load_images
 from trilemma.training.loop.loop import published
 from trilemma.training.networks.build import make_net
 from trilemma.training.options.command_line import parse
@@ -80,22 +76,6 @@ SETTINGS = {
 
 ROUNDS, WARM, STEPS = 9, 2, 10
 """Rounds that are timed, rounds before them that are not timed, and steps in a round."""
-
-
-class Judge:
-    """Frechet distance of samples to the images under the classifier that comes with trilemma."""
-
-    def __init__(self, images: Images, samples: int):
-        self.accelerator, self.samples = Accelerator(cpu=True), samples
-        reference = Reference(images)
-        self.sticks = yardsticks(("fd",), "classifier", reference, self.accelerator, cache_folder(None))
-
-    def __call__(self, pipeline: DiffusionPipeline, steps: int) -> float:
-        pipeline.set_progress_bar_config(disable=True)
-        sampling = SamplingConfig(num_samples=self.samples, num_inference_steps=steps)
-        drawing = Drawing(pipeline, "model", sampling, 250, self.accelerator)
-        scores = score(self.sticks, drawing, self.samples, self.accelerator, force=True)
-        return next(iter(scores.values()))["fd"].value
 
 
 def theirs(seed: int, setting: Setting, flags: list[str], all_calls: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from speed.harness import machine
 from speed.processes import steps_in, torchrun
+from speed.steps import SETTINGS
 
 from cost.model import STEP_FORWARDS, Work, buckets, ring_volume
 from trilemma.training.images.pixels import open_picture, to_pixels
@@ -36,7 +37,7 @@ RUNS = (
     Run("large", 1, 1, 4), Run("large", 1, 2, 4),
 )  # fmt: skip
 """The first run of a network gives the FLOP/s of all others."""
-SHAPES = {"digits": ("unet_8", 8, 1), "large": ("unet_cifar10", 32, 3)}
+SHAPES = {name: SETTINGS[name][:3] for name in ("digits", "large")}
 """What `speed/steps.py` trains: row of `NETS`, side, channels."""
 SIDE, PICTURES = 64, 300
 

@@ -9,6 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from speed.harness import Case, Skipped, run_python
+from speed.steps import SETTINGS, Setting
+from trilemma.training.devices.chosen import ONE_THREAD, work
+from trilemma.training.networks.build import build_network
+from trilemma.training.networks.rows import NETS
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "training" / "train_unconditional.py")
@@ -67,6 +71,42 @@ def two_processes(full: bool, _folder: Path) -> Iterator[Case | Skipped]:
     yield Case(
         group, "digits, 64 images a step, wall time of 100 steps", rows, 5 if full else 2, "reported", 0
     )
+
+
+def busy_core(full: bool, _folder: Path) -> Iterator[Case | Skipped]:
+    """The speed that is left while another program uses a core; needs a machine where nothing else runs."""
+    group = "another program uses a core"
+    if (os.cpu_count() or 1) < 2:
+        yield Skipped(group, "all cases", "this machine has one core")
+        return
+    for network, steps in {"digits": 200, "small": 20, **({"large": 4} if full else {})}.items():
+        setting = SETTINGS[network]
+        threads = threads_chosen(setting)
+        rows = {
+            f"idle, {threads} of {os.cpu_count()} threads": partial(
+                steps_in, 1, threads, setting.batch, steps, network
+            ),
+            "one core busy": partial(beside_a_busy_core, threads, setting.batch, steps, network),
+        }
+        title = f"{setting.net}, {setting.side}x{setting.side}, batch {setting.batch}, wall time of a step"
+        yield Case(group, title, rows, 5 if full else 3, "reported", 0)
+
+
+def threads_chosen(setting: Setting) -> int:
+    """What a training without --cpu_threads takes on this machine."""
+    network = build_network(NETS[setting.net], channels=setting.channels, resolution=setting.side)
+    small = work(network, setting.side**2) * setting.batch < ONE_THREAD
+    return 1 if small else os.cpu_count() or 1
+
+
+def beside_a_busy_core(threads: int, batch: int, steps: int, network: str) -> float:
+    """`steps_in` beside a program that never waits."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        return steps_in(1, threads, batch, steps, network)
+    finally:
+        other.kill()
+        other.wait()
 
 
 def steps_in(

@@ -1,14 +1,29 @@
-"""A process that trains a few steps: `python -m speed.steps ours|theirs <steps> digits|large [batch]`."""
+"""A process that trains: `python -m speed.steps ours|theirs <steps> digits|small|large [batch]`."""
 
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-NETS = {"digits": ("unet_8", 32), "large": ("unet_cifar10", 8)}
+
+class Setting(NamedTuple):
+    """A network, the side and channels of its images, images in a batch."""
+
+    net: str
+    side: int
+    channels: int
+    batch: int
+
+
+SETTINGS = {
+    "digits": Setting("unet_8", 8, 1, 32),
+    "small": Setting("unet_28_small", 28, 1, 32),
+    "large": Setting("unet_cifar10", 32, 3, 8),
+}
 
 
 def main(whose: str, steps: int, network: str, batch: int | None = None) -> None:
@@ -25,9 +40,10 @@ def timed(whose: str, steps: int, network: str, batch: int | None) -> float:
     """Seconds of all steps but the first."""
     threads = int(os.environ.get("CPU_THREADS", 1))
     torch.set_num_threads(threads)
-    net, usual = NETS[network]
+    setting = SETTINGS[network]
+    setting = setting._replace(batch=batch or setting.batch)
     with tempfile.TemporaryDirectory() as folder:
-        loop = (ours if whose == "ours" else theirs)(net, batch or usual, Path(folder), threads)
+        loop = (ours if whose == "ours" else theirs)(setting, Path(folder), threads)
         loop.step()
         began = time.perf_counter()
         for _ in range(steps - 1):
@@ -35,27 +51,29 @@ def timed(whose: str, steps: int, network: str, batch: int | None) -> float:
         return time.perf_counter() - began
 
 
-def ours(net: str, batch: int, folder: Path, threads: int):
+def ours(setting: Setting, folder: Path, threads: int):
     """Our training, over the digits."""
     from speed.ours import OurLoop
 
-    data = [] if net == "unet_8" else ["--dataset_name", "digits", "--resolution", "32", "--channels", "3"]
-    flags = ["--dataset_name", "digits", "--net", net, "--train_batch_size", str(batch), *data]
-    return OurLoop([*flags, "--max_train_steps", "10000"], folder, threads=threads)
+    flags = {
+        "dataset_name": "digits", "net": setting.net, "resolution": setting.side, "max_train_steps": 10_000,
+        "channels": setting.channels, "train_batch_size": setting.batch,
+    }  # fmt: skip
+    return OurLoop([f"--{name}={value}" for name, value in flags.items()], folder, threads=threads)
 
 
-def theirs(net: str, batch: int, folder: Path, _threads: int):
+def theirs(setting: Setting, folder: Path, _threads: int):
     """diffusers' example, over the same images."""
     from diffusers import UNet2DModel
 
     from speed.diffusers_example import DiffusersLoop, as_dataset
     from speed.pictures import enlarged
-    from trilemma.training.networks.rows import NETS as ROWS
+    from trilemma.training.networks.rows import NETS
 
-    side, mode, channels = (8, "L", 1) if net == "unet_8" else (32, "RGB", 3)
-    config = {key: value for key, value in ROWS[net].items() if key != "_class_name"}
+    net, side, channels, batch = setting
+    config = {key: value for key, value in NETS[net].items() if key != "_class_name"}
     model = UNet2DModel(sample_size=side, in_channels=channels, out_channels=channels, **config)
-    return DiffusersLoop(model, as_dataset(enlarged(side, mode)), folder, batch=batch)
+    return DiffusersLoop(model, as_dataset(enlarged(side, "RGB" if channels == 3 else "L")), folder, batch)
 
 
 if __name__ == "__main__":
