@@ -1,6 +1,6 @@
-"""A network whose forward pass is compiled while many images are drawn."""
+"""Networks whose forward pass is compiled, while they learn or while many images are drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -9,25 +9,18 @@ import torch
 from torch import Tensor, nn
 
 
-@contextmanager
-def compiled(wanted: bool, network: nn.Module) -> Iterator[None]:
-    """Inside the block the forward pass is compiled for the shape of its first call; others run as ever.
+def compiled_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass, compiled for the shape of its first call with gradients and of its first without.
 
-    Another shape, such as the last batch, would have to be compiled again, which takes longer than to compute
-    it. ValueError where compiling fails, and at the end of a block in which the network was never called: a
-    VAE draws by its decoder.
+    Other shapes run as ever. To compile for each, such as the last batch, takes longer than to compute it;
+    and for shapes that are not known beforehand PyTorch 2.13 cannot compile some of diffusers' networks.
+    ValueError where compiling fails.
     """
-    if not wanted:
-        yield
-        return
-    plain, shapes = network.forward, []
-    fast = torch.compile(plain, dynamic=False)
+    fast, shapes = torch.compile(plain, dynamic=False), {}
 
     @wraps(plain)
     def forward(sample: Tensor, *arguments: Any, **options: Any) -> Any:
-        if not shapes:
-            shapes.append(sample.shape)
-        if sample.shape != shapes[0]:
+        if shapes.setdefault(torch.is_grad_enabled(), sample.shape) != sample.shape:
             return plain(sample, *arguments, **options)
         try:
             return fast(sample, *arguments, **options)
@@ -35,12 +28,25 @@ def compiled(wanted: bool, network: nn.Module) -> Iterator[None]:
             reason = str(problem).split("\n")[0]
             raise ValueError(f"--compile is not possible here: {reason}; leave it out") from problem
 
-    network.forward = forward
+    forward.shapes = shapes
+    return forward
+
+
+@contextmanager
+def compiled(wanted: bool, network: nn.Module) -> Iterator[None]:
+    """Inside the block the network's forward pass is compiled.
+
+    ValueError at the end of a block in which the network was never called: a VAE draws by its decoder.
+    """
+    if not wanted:
+        yield
+        return
+    network.forward = forward = compiled_forward(network.forward)
     try:
         yield
     finally:
         del network.forward
-    if not shapes:
+    if not forward.shapes:
         raise ValueError(
             "--compile has no effect on this model: its images are not drawn by calls of the whole "
             f"{type(network).__name__}; leave it out"

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from trilemma.pipelines.consistency import ConsistencyPipeline
 from trilemma.pipelines.samplers import KNOWN_TO_ALL
+from trilemma.training.devices.compiled import compiled_forward
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
 from trilemma.training.diffusion.process import (
@@ -201,7 +202,7 @@ class Consistency(Objective):
 
     def compile(self) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
-        self.denoise = torch.compile(self.net.forward)
+        self.denoise = compiled_forward(self.net.forward)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.pipelines.ddgan import DDGANPipeline
+from trilemma.training.devices.compiled import compiled_forward
 from trilemma.training.devices.memory import forward_in_parts
 from trilemma.training.devices.precision import Updates
 from trilemma.training.diffusion.few_steps import Pairs, few_step_scheduler, vp_process
@@ -172,7 +173,7 @@ class DDGAN:
 
     def compile(self) -> None:
         """Compile the generator's forward pass; compiled code cannot be differentiated twice, as R1 needs."""
-        self.pairs.denoise = torch.compile(self.net.forward)
+        self.pairs.denoise = compiled_forward(self.net.forward)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
         """The discriminator's updates, then the generator's, each with its own times and noise."""

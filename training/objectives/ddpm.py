@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
 from trilemma.pipelines.samplers import KNOWN_TO_ALL
+from trilemma.training.devices.compiled import compiled_forward
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import (
     LOSSES,
@@ -123,7 +124,7 @@ class DDPM(Objective):
 
     def compile(self) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
-        self.denoise = torch.compile(self.net.forward)
+        self.denoise = compiled_forward(self.net.forward)
 
 
 def output_channels(config: DDPMConfig, channels: int) -> int:

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from trilemma.pipelines.flow import ClassConditionalFlowPipeline, FlowPipeline
+from trilemma.training.devices.compiled import compiled_forward
 from trilemma.training.diffusion.flow import TIME_DENSITIES, TIME_STEPS, between, coupled
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
@@ -67,7 +68,7 @@ class Flow(Objective):
 
     def compile(self) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
-        self.velocity = torch.compile(self.net.forward)
+        self.velocity = compiled_forward(self.net.forward)
 
 
 def require_flow(source: str) -> None:

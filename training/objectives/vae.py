@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from trilemma.pipelines.networks.vae_model import VAEModel
 from trilemma.pipelines.vae import VAEPipeline
+from trilemma.training.devices.compiled import compiled_forward
 from trilemma.training.diffusion.losses import gaussian_kl
 from trilemma.training.families.vae import VAEConfig
 from trilemma.training.loop.method import Logs, Objective
@@ -98,4 +99,4 @@ class VAE(Objective):
 
     def compile(self) -> None:
         """Compile the two halves' forward passes: `net` stays as it is for sampling and saving."""
-        self.encode, self.decode = torch.compile(self.net.encode), torch.compile(self.net.decode)
+        self.encode, self.decode = compiled_forward(self.net.encode), compiled_forward(self.net.decode)

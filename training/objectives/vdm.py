@@ -14,6 +14,7 @@ from torch import Tensor
 from trilemma.pipelines.networks.vdm_model import VDMModel, exact
 from trilemma.pipelines.shared import exact_device
 from trilemma.pipelines.vdm import VDMPipeline, alpha_sigma, denoised, shortcut_step
+from trilemma.training.devices.compiled import compiled_forward
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
 from trilemma.training.diffusion.process import normal_like
@@ -109,7 +110,7 @@ class VDM(Objective):
 
     def compile(self) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
-        self.denoise = torch.compile(self.net.forward)
+        self.denoise = compiled_forward(self.net.forward)
 
 
 def _lessen_variance(levels: Levels, diffusion: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""`--compile` of drawing: one shape is compiled, the images are those of the network as it is."""
+"""`--compile`: one shape is compiled, and results are those of the network as it is, up to rounding."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from trilemma.eval.scoring.model_images import Drawing
 from trilemma.pipelines.networks.vae_model import VAEModel
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.pipelines.vae import VAEPipeline
+from trilemma.training.devices.compiled import compiled_forward
 
 
 def small() -> UNet2DModel:
@@ -26,19 +27,54 @@ def drawn(pipeline, compiled: bool, batch: int = 2) -> torch.Tensor:
     return torch.cat([images for _, images, _ in drawing])
 
 
-def test_the_shape_of_the_first_call_is_compiled_and_the_last_batch_is_not(monkeypatch):
-    shapes = []
+@pytest.fixture
+def shapes(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of the calls of what was compiled; nothing is."""
+    called = []
 
     def compile_nothing(forward, dynamic):
         assert dynamic is False
 
         def call(sample, *arguments, **options):
-            shapes.append(tuple(sample.shape))
+            called.append(tuple(sample.shape))
             return forward(sample, *arguments, **options)
 
         return call
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
+    return called
+
+
+def test_training_and_validation_compile_a_shape_each(shapes):
+    net = small()
+    forward = compiled_forward(net.forward)
+    steps = [(True, 4), (True, 4), (False, 6), (False, 2), (True, 3), (False, 6)]
+    for learns, batch in steps:
+        x = torch.randn(batch, 1, 8, 8)
+        with torch.set_grad_enabled(learns):
+            assert torch.equal(forward(x, torch.tensor(5)).sample, net(x, torch.tensor(5)).sample)
+    assert [shape[0] for shape in shapes] == [4, 4, 6, 6]
+
+
+@pytest.mark.slow
+def test_networks_of_several_sizes_learn_compiled_in_one_process():
+    """PyTorch compiles the second for any shape, unless told not to, and failed for this one."""
+    for side, channels in ((8, (8, 8)), (28, (8, 8, 8))):
+        config = dict(small().config) | {"sample_size": side, "block_out_channels": channels}
+        config |= {"down_block_types": ("DownBlock2D",) * len(channels)}
+        net = UNet2DModel.from_config(config | {"up_block_types": ("UpBlock2D",) * len(channels)})
+        x = torch.randn(4, 1, side, side)
+        gradients = []
+        for forward in (net.forward, compiled_forward(net.forward)):
+            net.zero_grad()
+            forward(x, torch.tensor(5)).sample.square().mean().backward()
+            gradients.append(torch.cat([each.grad.flatten() for each in net.parameters()]))
+        assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[
+            0
+        ].norm()  # float32, some hundred roundings
+
+
+def test_the_shape_of_the_first_call_is_compiled_and_the_last_batch_is_not(shapes):
     pipeline = UnconditionalPipeline(small(), DDPMScheduler(1000)).with_sampler("dpmsolver++")
     assert torch.equal(drawn(pipeline, True), drawn(pipeline, False))
     assert shapes == [(2, 1, 8, 8)] * 4 * 2
