@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 from diffusers.utils.logging import disable_progress_bar
-from speed import evaluation, processes, reading, sampling, training
+from speed import evaluation, operations, processes, reading, sampling, training
 from speed.harness import Case, Skipped, Table, chosen, in_words, machine, run_cases, write
 
 GROUPS: dict[str, Callable[[bool, Path], Iterator[Case | Skipped]]] = {
     "training": training.cases,
+    "operations": operations.cases,
     "sampling": sampling.cases,
     "evaluation": evaluation.cases,
     "reading": reading.cases,

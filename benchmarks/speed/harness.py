@@ -36,8 +36,8 @@ class Case:
     """Several ways to do the same work.
 
     rows: what each of them is called -> one measurement's work; the first is the baseline. clock: cpu, wall,
-    children (CPU of the processes that it starts), or memory (MB) and reported (seconds), which the work
-    returns. warm: untimed calls of each row.
+    children (CPU of the processes that it starts), or what the work returns: memory (MB), reported (seconds),
+    operations. warm: untimed calls of each row.
     """
 
     group: str
@@ -129,8 +129,12 @@ CLOCKS: dict[str, Callable[[Callable[[], object]], float]] = {
     "children": _clocked(_children),
     "memory": lambda work: work(),
     "reported": lambda work: work(),
+    "operations": lambda work: work(),
 }
-UNITS = {"cpu": "s CPU", "wall": "s wall", "children": "s CPU", "memory": "MB", "reported": "s wall"}
+UNITS = {
+    "cpu": "s CPU", "wall": "s wall", "children": "s CPU", "memory": "MB", "reported": "s wall",
+    "operations": "operations",
+}  # fmt: skip
 
 
 def run_python(*arguments: str, expected: int = 0) -> float:
