@@ -145,7 +145,7 @@ def run_python(*arguments: str, expected: int = 0) -> float:
     process = subprocess.Popen(
         [sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    _, errors = process.stderr.read(), None  # read to its end first: the pipe may be full
+    errors = process.stderr.read().decode()  # to its end first: the pipe may be full
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != expected:

@@ -73,7 +73,8 @@ def theirs(setting: Setting, folder: Path, _threads: int):
     net, side, channels, batch = setting
     config = {key: value for key, value in NETS[net].items() if key != "_class_name"}
     model = UNet2DModel(sample_size=side, in_channels=channels, out_channels=channels, **config)
-    return DiffusersLoop(model, as_dataset(enlarged(side, "RGB" if channels == 3 else "L")), folder, batch)
+    pictures = enlarged(side, "RGB" if channels == 3 else "L")
+    return DiffusersLoop(model, as_dataset(pictures), folder, batch=batch)
 
 
 if __name__ == "__main__":
