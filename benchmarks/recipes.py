@@ -6,9 +6,10 @@
 
 Every variation trains the network of the base for the same CPU seconds: its steps are those seconds over the
 CPU time of its own step, which is the median of rounds in which the base and the variation take their turn,
-in one process and one thread. Its end is scored by `fd_classifier` (plain value) of samples of seeds 0, 1,
-..., drawn with its family's best few-step sampler. The verdict compares its trainings with those of the base
-(Welch's t, 95%).
+in one process and one thread. The trained model is scored by `fd_classifier` (plain value) of samples of
+seeds 0, 1, ..., drawn with its family's best few-step sampler (so "flow" changes two things). The verdict
+compares its trainings with those of the base (Welch's t, 95%, for each pair alone: of 14, one may be by
+chance).
 
 Each number is kept in benchmarks/results/recipes.json as soon as it is there, and is not measured again; the
 table beside it is written from that file.
@@ -166,6 +167,11 @@ def measure(study: dict[str, Any], setting: Setting, options: argparse.Namespace
             yield
 
 
+def all_kept() -> dict[str, Any]:
+    """What is kept of every data set."""
+    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+
+
 def table(kept: dict[str, Any]) -> str:
     """Markdown of all that is kept, the best first."""
     parts = []
@@ -208,10 +214,11 @@ def main() -> None:
         parser.error(str(problem))
     torch.set_num_threads(1)
     disable_progress_bar()
-    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    kept = all_kept()
     study = kept.setdefault(options.data, {"machine": machine(), "variations": {}})
     with quietly():
         for _ in measure(study, SETTINGS[options.data], options):
+            kept = {**all_kept(), options.data: study}  # another data set may be measured at the same time
             write_json(KEPT, kept)
             write_text(KEPT.with_suffix(".md"), table(kept))
     print(table(kept))

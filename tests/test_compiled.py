@@ -5,7 +5,9 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from safetensors.torch import load_file
 
+from trilemma import train
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing
 from trilemma.pipelines.networks.vae_model import VAEModel
@@ -59,7 +61,8 @@ def test_training_and_validation_compile_a_shape_each(shapes):
     assert [shape[0] for shape in shapes] == [4, 4, 4, 6, 6]
 
 
-def test_wrong_gradients_end_the_run(monkeypatch):
+@pytest.mark.parametrize("wrong", [0.3, float("nan")])
+def test_wrong_gradients_end_the_run(monkeypatch, wrong):
     """As PyTorch 2.13 had them for networks of 8 or 24 channels; those of a few roundings do not."""
 
     def wrong_by(share):
@@ -75,11 +78,31 @@ def test_wrong_gradients_end_the_run(monkeypatch):
     net, x = small(), torch.randn(2, 1, 8, 8)
     monkeypatch.setattr(torch, "compile", wrong_by(1e-5))
     compiled_forward(net.forward)(x, torch.tensor(5))
-    monkeypatch.setattr(torch, "compile", wrong_by(0.3))
+    monkeypatch.setattr(torch, "compile", wrong_by(wrong))
     with torch.no_grad():
         compiled_forward(net.forward)(x, torch.tensor(5))
-    with pytest.raises(ValueError, match=r"--compile: PyTorch .* its gradients are off by 30%; leave it out"):
+    with pytest.raises(ValueError, match=r"--compile: PyTorch .* compiles this network wrongly"):
         compiled_forward(net.forward)(x, torch.tensor(5))
+
+
+def test_frozen_networks_have_nothing_to_compare(shapes):
+    net = small().requires_grad_(False)
+    assert compiled_forward(net.forward)(torch.randn(2, 1, 8, 8), torch.tensor(5)).sample.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["unconditional", "class_conditional", "flow", "vdm", "vae", "ddgan"])
+def test_every_family_trains_as_without(shapes, tmp_path, family):
+    """Steps with gradients into the arguments of the network, as a learned gamma and a latent vector have."""
+    short = dict(preset="digits", max_train_steps=2, train_batch_size=4, max_train_images=64, cpu_threads=1)
+    short |= dict(eval_steps=0, validation_size=4, mixed_precision="no")
+    weights = []
+    for compile_it in (False, True):
+        folder = tmp_path / str(compile_it)
+        train(family=family, output_dir=str(folder), compile=compile_it, **short)
+        (file,) = folder.glob("*/diffusion_pytorch_model.safetensors")
+        weights.append(load_file(file))
+    assert shapes
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
 
 
 def test_the_first_step_draws_no_other_noise(shapes):
