@@ -22,7 +22,8 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from tqdm.auto import tqdm
 
-from trilemma.training.images.image_set import Images
+from trilemma.training.images.image_set import Images, load_images
+from trilemma.training.options.groups import DataConfig
 
 BATCH, EPOCHS, RATE, WARMUP = 16, 100, 1e-4, 500
 
@@ -32,6 +33,20 @@ def as_pil(images: Images) -> list[Image.Image]:
     pixels, _ = images.__getitems__(range(len(images)))
     arrays = pixels.permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in arrays]
+
+
+def enlarged(side: int, mode: str = "L") -> list[Image.Image]:
+    """Pictures of any size that need no download: the 1,797 digits at this size, grey ("L") or RGB."""
+    digits = as_pil(load_images(DataConfig(dataset_name="digits")))
+    return [each.resize((side, side), Image.Resampling.BILINEAR).convert(mode) for each in digits]
+
+
+def folder_of(pictures: list[Image.Image], folder: Path) -> Path:
+    """Write them as PNGs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number:05d}.png")
+    return folder
 
 
 def as_dataset(pictures: list[Image.Image]) -> Dataset:

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from datasets import disable_progress_bars, load_dataset
 
-from speed.diffusers_example import transformed
+from speed.diffusers_example import enlarged, folder_of, transformed
 from speed.harness import Case
-from speed.pictures import enlarged, folder_of
 from trilemma.training.images.batches import Order, batches
 from trilemma.training.images.image_set import Images, load_images
 from trilemma.training.options.groups import DataConfig

@@ -66,8 +66,7 @@ def theirs(setting: Setting, folder: Path, _threads: int):
     """diffusers' example, over the same images."""
     from diffusers import UNet2DModel
 
-    from speed.diffusers_example import DiffusersLoop, as_dataset
-    from speed.pictures import enlarged
+    from speed.diffusers_example import DiffusersLoop, as_dataset, enlarged
     from trilemma.training.networks.rows import NETS
 
     net, side, channels, batch = setting

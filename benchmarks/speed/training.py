@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from accelerate.utils import set_seed
 
-from speed.diffusers_example import DiffusersLoop, as_dataset
+from speed.diffusers_example import DiffusersLoop, as_dataset, enlarged, folder_of
 from speed.harness import Case, Skipped
 from speed.lucidrains import NAME, SMALLEST_BATCH, LucidrainsLoop
 from speed.ours import OurLoop, fresh_state, quietly
-from speed.pictures import enlarged, folder_of
 from trilemma.training.networks.build import make_net
 from trilemma.training.options.command_line import parse
 
