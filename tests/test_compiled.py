@@ -128,9 +128,8 @@ def test_networks_of_several_sizes_learn_compiled_in_one_process():
             net.zero_grad()
             forward(x, torch.tensor(5)).sample.square().mean().backward()
             gradients.append(torch.cat([each.grad.flatten() for each in net.parameters()]))
-        assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[
-            0
-        ].norm()  # float32, some hundred roundings
+        # In float32, after some hundred roundings.
+        assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
 def test_the_shape_of_the_first_call_is_compiled_and_the_last_batch_is_not(shapes):
