@@ -3,7 +3,8 @@
 Each case runs in one process, the ways in turn, the order reversed every round. A ratio is the baseline's
 time over ours, so above 1 ours is faster; the table has its median and range over rounds, and how far the
 baseline lies from itself (A/A): a ratio inside that range is a tie. Times are CPU time with one thread
-unless the row says wall. Results go to benchmarks/results/bench.json and bench.md.
+unless the row says wall. Results go to benchmarks/results/bench.json and bench.md, a table for each group; a
+group that is not measured again keeps its table.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from diffusers.utils.logging import disable_progress_bar
 from speed import evaluation, operations, processes, reading, sampling, training
-from speed.harness import Case, Skipped, Table, chosen, in_words, machine, run_cases, write
+from speed.harness import Case, Skipped, Table, chosen, in_words, machine, read, run_cases, write
 
 GROUPS: dict[str, Callable[[bool, Path], Iterator[Case | Skipped]]] = {
     "training": training.cases,
@@ -50,15 +51,16 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    command = " ".join(["python benchmarks/bench.py", "--full" if options.full else "--quick"])
-    command += f" --only {' '.join(names)}" if options.only else ""
-    table = Table(machine())
+    size = "--full" if options.full else "--quick"
+    tables = read(Path(options.output))
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             (Path(folder) / name).mkdir()
+            table = Table(f"python benchmarks/bench.py {size} --only {name}", machine())
             for row in run_cases(GROUPS[name](options.full, Path(folder) / name), table):
                 print(in_words(row), flush=True)
-            write(table, Path(options.output), command)
+            tables[name] = table
+            write({each: tables[each] for each in GROUPS if each in tables}, Path(options.output))
 
 
 if __name__ == "__main__":

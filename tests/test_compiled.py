@@ -90,11 +90,15 @@ def test_frozen_networks_have_nothing_to_compare(shapes):
     assert compiled_forward(net.forward)(torch.randn(2, 1, 8, 8), torch.tensor(5)).sample.isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["unconditional", "class_conditional", "flow", "vdm", "vae", "ddgan"])
+@pytest.mark.parametrize(
+    "family", ["unconditional", "class_conditional", "flow", "consistency", "vdm", "vae", "ddgan"]
+)
 def test_every_family_trains_as_without(shapes, tmp_path, family):
     """Steps with gradients into the arguments of the network, as a learned gamma and a latent vector have."""
     short = dict(preset="digits", max_train_steps=2, train_batch_size=4, max_train_images=64, cpu_threads=1)
     short |= dict(eval_steps=0, validation_size=4, mixed_precision="no")
+    if family == "consistency":
+        short |= dict(distil=False, dropout=0.0)
     weights = []
     for compile_it in (False, True):
         folder = tmp_path / str(compile_it)
@@ -116,16 +120,22 @@ def test_the_first_step_draws_no_other_noise(shapes):
 
 
 @pytest.mark.slow
-def test_networks_of_several_sizes_learn_compiled_in_one_process():
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_networks_of_several_sizes_learn_compiled_in_one_process(dropout):
     """PyTorch compiles the second for any shape, unless told not to, and failed for this one."""
     for side, channels in ((8, (8, 8)), (28, (8, 8, 8))):
-        config = dict(small().config) | {"sample_size": side, "block_out_channels": channels}
+        config = dict(small().config) | {
+            "sample_size": side,
+            "block_out_channels": channels,
+            "dropout": dropout,
+        }
         config |= {"down_block_types": ("DownBlock2D",) * len(channels)}
         net = UNet2DModel.from_config(config | {"up_block_types": ("UpBlock2D",) * len(channels)})
         x = torch.randn(4, 1, side, side)
         gradients = []
         for forward in (net.forward, compiled_forward(net.forward)):
             net.zero_grad()
+            torch.manual_seed(7)  # which units are dropped
             forward(x, torch.tensor(5)).sample.square().mean().backward()
             gradients.append(torch.cat([each.grad.flatten() for each in net.parameters()]))
         # In float32, after some hundred roundings.

@@ -6,6 +6,7 @@ shows which ratios are a tie. A ratio is that of one round, so what slows the ma
 """
 
 import gc
+import json
 import os
 import platform
 import resource
@@ -77,8 +78,9 @@ class Skipped:
 
 @dataclass
 class Table:
-    """All that was measured."""
+    """All that was measured of one group, by a command on a machine."""
 
+    command: str
     machine: dict[str, object]
     rows: list[Row] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -192,12 +194,12 @@ def in_words(row: Row | Skipped) -> str:
     )
 
 
-def markdown(table: Table, command: str) -> str:
+def markdown(table: Table) -> str:
     """The table as docs show it."""
     facts = {**table.machine, **table.machine["versions"]}
     facts.pop("versions")
     lines = [
-        f"`{command}`. " + "; ".join(f"{name} {value}" for name, value in facts.items()) + ".",
+        f"`{table.command}`. " + "; ".join(f"{name} {value}" for name, value in facts.items()) + ".",
         "",
         "| case | what | against | ratio | range | A/A: a tie | value | baseline | rounds |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -223,11 +225,28 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def write(table: Table, folder: Path, command: str) -> None:
-    """bench.json and bench.md."""
+def read(folder: Path) -> dict[str, Table]:
+    """The tables of bench.json by group; none where there is no file."""
+    file = folder / "bench.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {
+        name: Table(
+            one["command"],
+            one["machine"],
+            [Row(**{**row, "tie": tuple(row["tie"])}) for row in one["rows"]],
+            [Skipped(**each) for each in one["skipped"]],
+        )
+        for name, one in kept.items()
+    }
+
+
+def write(tables: Mapping[str, Table], folder: Path) -> None:
+    """bench.json and bench.md: a table for each group."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "bench.json", {"command": command, **asdict(table)})
-    write_text(folder / "bench.md", markdown(table, command))
+    write_json(folder / "bench.json", {name: asdict(table) for name, table in tables.items()})
+    write_text(
+        folder / "bench.md", "\n".join(f"## {name}\n\n{markdown(one)}" for name, one in tables.items())
+    )
 
 
 def chosen(groups: Sequence[str], only: Sequence[str] | None) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from speed.harness import Case, Skipped, run_python
 from speed.steps import SETTINGS, Setting
-from trilemma.training.devices.chosen import ONE_THREAD, work
+from trilemma.training.devices.chosen import threads_for, work
 from trilemma.training.networks.build import build_network
 from trilemma.training.networks.rows import NETS
 
@@ -95,8 +95,7 @@ def busy_core(full: bool, _folder: Path) -> Iterator[Case | Skipped]:
 def threads_chosen(setting: Setting) -> int:
     """What a training without --cpu_threads takes on this machine."""
     network = build_network(NETS[setting.net], channels=setting.channels, resolution=setting.side)
-    small = work(network, setting.side**2) * setting.batch < ONE_THREAD
-    return 1 if small else os.cpu_count() or 1
+    return threads_for(work(network, setting.side**2) * setting.batch, os.cpu_count() or 1)
 
 
 def beside_a_busy_core(threads: int, batch: int, steps: int, network: str) -> float:

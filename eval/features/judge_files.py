@@ -220,9 +220,9 @@ def has_classes(images: "Images") -> bool:
 
 
 def check_classes(images: "Images", judged: int | None, metric: str) -> None:
-    """ValueError unless the data have as many classes as the judge; judged: number of the judge's.
+    """ValueError unless the data have `judged` classes, which is the number that the judge knows.
 
-    Else the first class of the data would be taken for the judge's first, whatever that is.
+    With another number, class 0 of the data need not be class 0 of the judge.
     """
     own = judged if images.labels is None else count_classes(images)
     if own != judged:

@@ -36,6 +36,11 @@ def work(net: nn.Module, pixels: int) -> int:
     return sum(p.numel() for p in net.parameters()) * pixels
 
 
+def threads_for(work_per_batch: int, share: int) -> int:
+    """Threads of a process that has `share` cores; work_per_batch: of a micro-batch."""
+    return 1 if work_per_batch < ONE_THREAD else share
+
+
 def settle(config: C, accelerator: Accelerator, folder: OutputFolder, work_per_image: int, bf16: bool) -> C:
     """The configuration with its precision, which the accelerator then has, as this process has its threads.
 
@@ -52,8 +57,8 @@ def settle(config: C, accelerator: Accelerator, folder: OutputFolder, work_per_i
     share = torch.get_num_threads()
     if accelerator.device.type == "cpu" and not config.run.cpu_threads and share > 1:
         threads = before.get("threads", share)
-        if not before and work_per_image * config.optim.train_batch_size < ONE_THREAD:
-            threads = 1
+        if not before:
+            threads = threads_for(work_per_image * config.optim.train_batch_size, share)
         torch.set_num_threads(max(1, min(share, threads)))
         lines.append(
             f"one thread, to which others add little here (--cpu_threads {share}: all of them)"

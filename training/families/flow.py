@@ -76,7 +76,7 @@ PRESETS = {
         for name, source in {
             "digits": "the recipe of the unconditional digits, with the velocity of a flow",
             "own": unconditional.PRESETS["own"].source,
-            "mnist-cpu": "the images of the unconditional recipe; not measured",
+            "mnist-cpu": "the images of the unconditional recipe; docs/recipes.md",
             "airplanes-16": "our own small network: the airplanes of CIFAR-10 at 16x16",
         }.items()
     },

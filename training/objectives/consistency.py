@@ -14,8 +14,6 @@ x0_hat follows from the network's output by the target, and is clipped to [-1, 1
 level, c_skip is 1 and c_out is 0.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from trilemma.pipelines.consistency import ConsistencyPipeline
 from trilemma.pipelines.samplers import KNOWN_TO_ALL
 from trilemma.training.devices.compiled import compiled_forward
+from trilemma.training.devices.randomness import randomness_kept
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
 from trilemma.training.diffusion.process import (
@@ -203,16 +202,6 @@ class Consistency(Objective):
     def compile(self) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
         self.denoise = compiled_forward(self.net.forward)
-
-
-@contextmanager
-def randomness_kept(device: torch.device) -> Iterator[None]:
-    """After the block, random numbers are those of before it again, so that both ends drop the same units."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type):
-        yield
-    # Autocast keeps the weights that it has cast, here without a gradient, for the pass that needs one.
-    torch.clear_autocast_cache()
 
 
 _GENTLER = "lower --learning_rate, or raise --stage_steps, --train_batch_size or --ema_max_decay"
