@@ -63,13 +63,13 @@ COMMON = (
     "--train_batch_size", "32",
 )  # fmt: skip
 DDPM = ("--prediction_type", "v_prediction", "--ddpm_beta_schedule", "squaredcos_cap_v2")
-SMALL = (*COMMON, "--net", "unet_28_small", "--learning_rate", "2e-3", "--mixed_precision", "bf16")
+SMALL = (*COMMON, "--net", "unet_28_small", "--learning_rate", "2e-3", "--mixed_precision", "no")
 AIRPLANES = ("--classes", "airplane", "--resolution", "16", "--random_flip")
 SETTINGS = {
     "digits": Setting(
         ("--dataset_name", "digits", *COMMON, "--net", "unet_8", "--learning_rate", "4e-3"), 40, 1000
     ),
-    "mnist": Setting(SMALL, 80, 500),
+    "mnist": Setting(SMALL, 100, 500),
     "airplanes-16": Setting((*SMALL, *AIRPLANES), 60, 500, "cifar10-16"),
 }
 VARIATIONS = {

@@ -1,4 +1,4 @@
-"""Threads and precision where the flags leave them open."""
+"""Threads, precision and compiling where the flags leave them open."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training import entry
 from trilemma.training.devices import chosen
-from trilemma.training.devices.chosen import settle, use_bf16, with_all_threads, work
+from trilemma.training.devices.chosen import COMPILED, Size, settle, use_bf16, with_all_threads, work
 from trilemma.training.loop.method import GradientDescent
 from trilemma.training.networks.build import build_network
 from trilemma.training.networks.rows import NETS
@@ -45,14 +45,18 @@ def accelerator(precision: str = "no") -> Accelerator:
     return Accelerator(cpu=True, mixed_precision=precision)
 
 
-def settled(folder, size: float, *flags: str, launched: str = "no", bf16: bool = True) -> tuple:
-    """Precision and threads of a run of this work an image with a batch of 32."""
+def settled(
+    folder, size: float, *flags: str, launched: str = "no", faster: bool = True, images: int = 1
+) -> tuple:
+    """Precision and threads of a run of this work an image with a batch of 32, and whether it is compiled."""
     config = parse("unconditional", "", ["--preset", "digits", "--output_dir", str(folder), *flags])
     torch.set_num_threads(2)
     one = accelerator(config.run.mixed_precision or launched)
-    config = settle(config, one, OutputFolder(folder), size, bf16)
+    method = mock.Mock()
+    asked, config = config, settle(config, one, OutputFolder(folder), Size(size, images), faster, method)
     assert config.run.mixed_precision == one.mixed_precision
-    return one.mixed_precision, torch.get_num_threads()
+    assert method.compile.called == (config.run.compile and not asked.run.compile)
+    return one.mixed_precision, torch.get_num_threads(), config.run.compile
 
 
 def size_of(name: str) -> int:
@@ -62,22 +66,22 @@ def size_of(name: str) -> int:
 
 
 def test_the_digits_have_one_thread_in_float32_and_larger_networks_all_in_bf16(tmp_path, capsys):
-    assert settled(tmp_path, size_of("unet_8")) == ("no", 1)
+    assert settled(tmp_path, size_of("unet_8")) == ("no", 1, False)
     assert "--cpu_threads 2" in capsys.readouterr().out
     for name in ("unet_28_small", "unet_16", "unet_cifar10"):
-        assert settled(tmp_path, size_of(name)) == ("bf16", 2), name
+        assert settled(tmp_path, size_of(name)) == ("bf16", 2, False), name
         assert "--mixed_precision no" in capsys.readouterr().out
 
 
 def test_what_was_asked_for_stays(tmp_path, capsys):
     large = size_of("unet_28_small")
-    assert settled(tmp_path, large, "--mixed_precision", "no") == ("no", 2)
-    assert settled(tmp_path, 1.0, "--mixed_precision", "bf16") == ("bf16", 1)
-    assert settled(tmp_path, 1.0, launched="bf16") == ("bf16", 1)
-    assert settled(tmp_path, large, bf16=False) == ("no", 2)  # a family that does not let it
-    assert settled(tmp_path, 1.0, "--cpu_threads", "2") == ("no", 2)
+    assert settled(tmp_path, large, "--mixed_precision", "no") == ("no", 2, False)
+    assert settled(tmp_path, 1.0, "--mixed_precision", "bf16") == ("bf16", 1, False)
+    assert settled(tmp_path, 1.0, launched="bf16") == ("bf16", 1, False)
+    assert settled(tmp_path, large, faster=False) == ("no", 2, False)  # a family that does not let it
+    assert settled(tmp_path, 1.0, "--cpu_threads", "2") == ("no", 2, False)
     with mock.patch.object(chosen, "has_bf16", return_value=False):
-        assert settled(tmp_path, large) == ("no", 2)
+        assert settled(tmp_path, large) == ("no", 2, False)
 
 
 @pytest.mark.parametrize("before", [("no", 2), ("bf16", 1), ("no", 64)])
@@ -87,7 +91,36 @@ def test_a_run_that_is_resumed_keeps_both(tmp_path, before):
     hardware = {"device": "cpu", "processes": 1, "threads": threads, "mixed_precision": precision}
     (tmp_path / "run.json").write_text(json.dumps({"hardware": hardware}))
     for size in (1.0, size_of("unet_28_small")):
-        assert settled(tmp_path, size) == (precision, min(threads, 2))
+        assert settled(tmp_path, size) == (precision, min(threads, 2), False)
+
+
+def test_a_run_of_hours_on_a_cpu_is_compiled(tmp_path, capsys):
+    size, long = COMPILED / 1e6, {"images": 1_000_000}
+    assert settled(tmp_path, size, **long)[2] is True
+    assert "--no-compile" in capsys.readouterr().out
+    assert settled(tmp_path, size, images=999_999)[2] is False
+    assert settled(tmp_path, size, **long, faster=False)[2] is False  # a family that does not let it
+    assert settled(tmp_path, size, "--no-compile", **long)[2] is False
+    assert settled(tmp_path, 1.0, "--compile")[2] is True
+    chosen.has_bf16.return_value = False
+    with mock.patch.object(Accelerator, "device", SimpleNamespace(type="cuda")):
+        assert settled(tmp_path, size, **long)[2] is False
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_that_is_resumed_is_compiled_if_it_was(tmp_path, before):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"compile": before}))
+    for images in (1, 1_000_000):
+        assert settled(tmp_path, COMPILED / 1e6, images=images)[2] is before
+    assert settled(tmp_path, 1.0, "--no-compile")[2] is False
+
+
+@pytest.mark.parametrize("kept", ["", "no yaml: ["])
+def test_a_run_whose_config_is_lost_or_damaged_follows_the_rule(tmp_path, kept):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(kept)
+    assert [settled(tmp_path, COMPILED, images=images)[2] for images in (0, 1)] == [False, True]
 
 
 def test_an_evaluation_has_its_own_threads():
@@ -120,11 +153,11 @@ def test_a_precision_chosen_late_trains_as_one_chosen_early():
     assert not torch.equal(plain[1], late[1])  # at first the network answers 0 in any precision
 
 
-@pytest.mark.long
-def test_a_run_in_the_chosen_precision_resumes_in_it(tmp_path, tiny, monkeypatch, capsys):
-    """Cut and resumed without the flag, also on hardware without bf16, as with the flag and uncut."""
+@pytest.fixture
+def train(tmp_path, tiny, monkeypatch):
+    """Weights after training by the entry point into this folder, for these steps, with these flags."""
 
-    def train(name: str, steps: int, *flags: str) -> dict[str, torch.Tensor]:
+    def trained(name: str, steps: int, *flags: str) -> dict[str, torch.Tensor]:
         AcceleratorState._reset_state(True)
         places = ["--output_dir", str(tmp_path / name), "--cpu_threads", "1", "--max_train_steps", str(steps)]
         places += ["--lr_scheduler", "constant_with_warmup"]  # its rates are the same for any length
@@ -136,6 +169,36 @@ def test_a_run_in_the_chosen_precision_resumes_in_it(tmp_path, tiny, monkeypatch
             signal.signal(signal.SIGINT, before)
         return load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors")
 
+    return trained
+
+
+@pytest.mark.long
+def test_a_run_that_chose_to_compile_resumes_compiled(tmp_path, train, monkeypatch, capsys):
+    """Cut and resumed without the flag, as with the flag and uncut."""
+    calls = []
+
+    def compile_nothing(forward, **options):
+        return lambda *arguments, **more: calls.append(1) or forward(*arguments, **more)
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(chosen, "COMPILED", 1)
+    train("cut", 2)
+    assert "the network compiled" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "cut" / "config.yaml").read_text())["compile"] is True
+    monkeypatch.setattr(chosen, "COMPILED", 1e30)
+    calls.clear()
+    cut = train("cut", 4)
+    assert calls
+    uncut = train("uncut", 4, "--compile")
+    assert all(torch.equal(cut[name], uncut[name]) for name in uncut)
+    calls.clear()
+    train("plain", 2)
+    assert not calls
+
+
+@pytest.mark.long
+def test_a_run_in_the_chosen_precision_resumes_in_it(tmp_path, train, monkeypatch, capsys):
+    """Cut and resumed without the flag, also on hardware without bf16, as with the flag and uncut."""
     monkeypatch.setattr(chosen, "BFLOAT16", 1)
     train("cut", 2)
     assert "precision bf16" in capsys.readouterr().out

@@ -85,6 +85,29 @@ def test_wrong_gradients_end_the_run(monkeypatch, wrong):
         compiled_forward(net.forward)(x, torch.tensor(5))
 
 
+def test_what_was_chosen_by_rule_goes_on_without_compiling(monkeypatch, caplog):
+    """Without a compiler, and where gradients are wrong: one warning, and the network as it is."""
+
+    def missing_compiler(forward, **options):
+        def call(*arguments):
+            raise torch._dynamo.exc.BackendCompilerFailed(call, RuntimeError("no g++"), None)
+
+        return call
+
+    def wrong(forward, **options):
+        return lambda *arguments: UNet2DOutput(forward(*arguments).sample * 2)
+
+    net, x = small(), torch.randn(2, 1, 8, 8)
+    for fault, said in ((missing_compiler, "not possible here"), (wrong, "compiles this network wrongly")):
+        monkeypatch.setattr(torch, "compile", fault)
+        caplog.clear()
+        forward = compiled_forward(net.forward, required=False)
+        for _ in range(2):
+            assert torch.equal(forward(x, torch.tensor(5)).sample, net(x, torch.tensor(5)).sample)
+        assert len(caplog.records) == 1
+        assert said in caplog.text
+
+
 def test_frozen_networks_have_nothing_to_compare(shapes):
     net = small().requires_grad_(False)
     assert compiled_forward(net.forward)(torch.randn(2, 1, 8, 8), torch.tensor(5)).sample.isfinite().all()

@@ -33,7 +33,7 @@ OF_ALL_STEPS = ("family", "hardware", "versions", "commit")
 ABOUT = dict.fromkeys(("description", "data_source", "license", "licence"), str)
 ABOUT |= {"language": str | tuple[str, ...], "intended_use": str, "contact": str}
 CONFIG = dict.fromkeys((*PLACES, "hub_model_id"), str | None) | get_type_hints(DataConfig)
-CONFIG |= {"seed": int, "logging_dir": str, "sampler": str | None}
+CONFIG |= {"seed": int, "logging_dir": str, "sampler": str | None, "compile": bool | None}
 CONFIG |= dict.fromkeys(
     ("lr_warmup_steps", "max_train_steps", "num_epochs", "ddpm_num_inference_steps"), int | None
 )

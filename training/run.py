@@ -27,7 +27,7 @@ from trilemma.model_cards.rendering.differences import to_measure
 from trilemma.model_cards.rendering.render import write_card
 from trilemma.pipelines.files.writing import written
 from trilemma.training import families
-from trilemma.training.devices.chosen import settle, with_all_threads, with_warmup, work
+from trilemma.training.devices.chosen import Size, settle, with_all_threads, with_warmup, work
 from trilemma.training.devices.memory import OutOfMemory, saying_what_to_lower
 from trilemma.training.devices.ranks import (
     agreement,
@@ -94,16 +94,15 @@ def train_and_save(
         config = row.complete(config, given, images, accelerator, folder, row.build)
         config = with_validation_size(config, held_out)
         if config.hub.push_to_hub and not config.evaluation.eval_steps:
-            accelerator.print(
-                "--push_to_hub without --eval_steps: the card will say that nothing is measured."
-            )
+            accelerator.print("--push_to_hub without --eval_steps: the card will have no measurements.")
         budget = budget_of(config, images, accelerator)
         config = with_warmup(config, budget.total, folder, accelerator)
 
         set_seed(config.run.seed)
         method = row.build(config, images, accelerator, budget.total)
         seed_noise(config.run.seed, accelerator.process_index)
-        config = settle(config, accelerator, folder, work(method.net, images.resolution**2), row.bf16(config))
+        size = Size(work(method.net, images.resolution**2), budget.total * budget.per_step)
+        config = settle(config, accelerator, folder, size, row.faster(config), method)
         accelerator.print(first_line(config, images, method, budget, accelerator), flush=True)
 
         def save(pipeline: DiffusionPipeline, where: Path = folder.path) -> None:

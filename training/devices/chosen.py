@@ -1,13 +1,13 @@
-"""Threads, precision and warm-up where the flags leave them open: by rules, the same each time.
+"""Threads, precision, compiling and warm-up where the flags leave them open: by rules, the same each time.
 
-Threads and precision change the last bits of a training, so nothing here is timed, and a run that is resumed
-keeps what its run.json says. docs/speed.md has the measurements behind the two limits.
+They change the last bits of a training, so nothing here is timed, and a run that is resumed keeps what its
+run.json and config.yaml say. docs/speed.md has the measurements behind the limits.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from trilemma.pipelines.files.reading import FileError
 from trilemma.training.devices.ranks import decided
 from trilemma.training.loop.learning_rate import warmup_remark, warmup_steps
 from trilemma.training.loop.machine import set_cpu_threads
+from trilemma.training.loop.method import Method
 from trilemma.training.options.flags import Config
 from trilemma.training.output_folder import OutputFolder
 
@@ -29,6 +30,15 @@ ONE_THREAD = 5e9
 """Weights x pixels x images of a micro-batch, below which a training on a CPU has one thread."""
 BFLOAT16 = 1.2e8
 """Weights x pixels of an image, from which on bf16 pays."""
+COMPILED = 2.5e14
+"""Weights x pixels x images of a process, from which on compiling pays on a CPU: hours of a small network."""
+
+
+class Size(NamedTuple):
+    """How much a run computes: weights x pixels of an image, and images of all steps and processes."""
+
+    work_per_image: float
+    images: int
 
 
 def work(net: nn.Module, pixels: int) -> int:
@@ -41,16 +51,19 @@ def threads_for(work_per_batch: int, share: int) -> int:
     return 1 if work_per_batch < ONE_THREAD else share
 
 
-def settle(config: C, accelerator: Accelerator, folder: OutputFolder, work_per_image: int, bf16: bool) -> C:
-    """The configuration with its precision, which the accelerator then has, as this process has its threads.
+def settle(
+    config: C, accelerator: Accelerator, folder: OutputFolder, size: Size, faster: bool, method: Method
+) -> C:
+    """The configuration with its precision, and whether the network is compiled; accelerator and method then
+    have them, and this process its threads.
 
-    bf16: whether the family lets a run choose it. Collective.
+    faster: whether the family lets a run choose bf16, and to compile. Collective.
     """
     before = decided(accelerator, lambda: hardware_before(folder))
     lines = []
     if config.run.mixed_precision is None and accelerator.mixed_precision == "no":
         able = all(gather_object([has_bf16(accelerator.device)]))
-        pays = bf16 and able and work_per_image >= BFLOAT16
+        pays = faster and able and size.work_per_image >= BFLOAT16
         if before.get("mixed_precision") == "bf16" if before else pays:
             use_bf16(accelerator)
             lines.append("precision bf16, where this network trains faster (--mixed_precision no: float32)")
@@ -58,16 +71,26 @@ def settle(config: C, accelerator: Accelerator, folder: OutputFolder, work_per_i
     if accelerator.device.type == "cpu" and not config.run.cpu_threads and share > 1:
         threads = before.get("threads", share)
         if not before:
-            threads = threads_for(work_per_image * config.optim.train_batch_size, share)
+            threads = threads_for(size.work_per_image * config.optim.train_batch_size, share)
         torch.set_num_threads(max(1, min(share, threads)))
         lines.append(
             f"one thread, to which others add little here (--cpu_threads {share}: all of them)"
             if threads == 1
             else f"{threads} threads (--cpu_threads 1: one, where other programs use the processor)"
         )
+    compiles = config.run.compile
+    if compiles is None:
+        compiles = decided(accelerator, lambda: compiled_before(folder))
+        if compiles is None:
+            long = size.work_per_image * size.images / accelerator.num_processes >= COMPILED
+            compiles = faster and long and accelerator.device.type == "cpu"
+        if compiles:
+            method.compile(required=False)
+            lines.append("the network compiled, which pays in a run this long (--no-compile: as it is)")
     if lines:
         accelerator.print(f"Chosen: {'; '.join(lines)}.")
-    return replace(config, run=replace(config.run, mixed_precision=accelerator.mixed_precision))
+    run = replace(config.run, mixed_precision=accelerator.mixed_precision, compile=compiles)
+    return replace(config, run=run)
 
 
 def hardware_before(folder: OutputFolder) -> dict[str, Any]:
@@ -76,6 +99,14 @@ def hardware_before(folder: OutputFolder) -> dict[str, Any]:
         return folder.read_run().get("hardware", {}) if folder.checkpoints.is_dir() else {}
     except FileError:
         return {}
+
+
+def compiled_before(folder: OutputFolder) -> bool | None:
+    """Whether the run to resume compiled its network; None where there is none, or where nothing says so."""
+    try:
+        return folder.read_config().get("compile") if folder.checkpoints.is_dir() else None
+    except FileError:
+        return None
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -1,5 +1,6 @@
 """Networks whose forward pass is compiled, while they learn or while many images are drawn."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,19 +13,27 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from trilemma.training.devices.randomness import randomness_kept
 
+logger = logging.getLogger(__name__)
+
 LARGEST_ERROR, LARGEST_ROUNDING = 1e-3, 0.2
 """How far compiling may change gradients, relative to their length: in float32 on a CPU, where 1e-6 was
 measured, and elsewhere (half precision, TF32), where 0.01 was measured in bf16 on a CPU."""
 
 
-def compiled_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
+class NotCompiled(ValueError):
+    """Compiling failed, or what came of it is wrong."""
+
+
+def compiled_forward(plain: Callable[..., Any], required: bool = True) -> Callable[..., Any]:
     """A network's method, compiled for the shape of its first call with gradients and of its first without.
 
     Other shapes run as ever. To compile for each, such as the last batch, takes longer than to compute it;
     and for shapes that are not known beforehand PyTorch 2.13 cannot compile some of diffusers' networks.
-    ValueError where compiling fails, and where compiled gradients are not those of the network.
+    Where compiling fails, and where compiled gradients are not those of the network: NotCompiled, or, if it
+    is not required, a warning, and the method runs as ever.
     """
     shapes: dict[bool, torch.Size] = {}
+    problems: list[NotCompiled] = []
 
     @cache
     def fast(device_type: str) -> Callable[..., Any]:
@@ -37,7 +46,7 @@ def compiled_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
     def forward(sample: Tensor, *arguments: Any, **options: Any) -> Any:
         learns = torch.is_grad_enabled()
         first = learns not in shapes
-        if shapes.setdefault(learns, sample.shape) != sample.shape:
+        if problems or shapes.setdefault(learns, sample.shape) != sample.shape:
             return plain(sample, *arguments, **options)
         compiled = fast(sample.device.type)
         try:
@@ -46,7 +55,13 @@ def compiled_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
             return compiled(sample, *arguments, **options)
         except torch._dynamo.exc.TorchDynamoException as problem:  # such as a missing C++ compiler
             reason = str(problem).split("\n")[0]
-            raise ValueError(f"--compile is not possible here: {reason}; leave it out") from problem
+            problems.append(NotCompiled(f"--compile is not possible here: {reason}; leave it out"))
+        except NotCompiled as problem:
+            problems.append(problem)
+        if required:
+            raise problems[0]
+        logger.warning("The network is not compiled, and trains as it is. %s", problems[0])
+        return plain(sample, *arguments, **options)
 
     forward.shapes = shapes
     return forward
@@ -55,7 +70,7 @@ def compiled_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
 def require_same_gradients(
     plain: Callable[..., Any], fast: Callable[..., Any], *arguments: Any, **options: Any
 ) -> None:
-    """ValueError unless a method and its compiled form have the same gradients by the network's weights."""
+    """NotCompiled unless a method and its compiled form have the same gradients by the network's weights."""
     weights = [each for each in plain.__self__.parameters() if each.requires_grad]
     if not weights:
         return
@@ -74,7 +89,7 @@ def require_same_gradients(
     length, error = (float(each.norm()) for each in (found[0], found[0] - found[1]))
     exact = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     if math.isfinite(length) and not error <= (LARGEST_ERROR if exact else LARGEST_ROUNDING) * length:
-        raise ValueError(
+        raise NotCompiled(
             f"--compile: PyTorch {torch.__version__} compiles this network wrongly: the error of its "
             f"gradients is {error:.2g}, their length {length:.2g}; leave it out"
         )

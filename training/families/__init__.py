@@ -68,7 +68,7 @@ class Family(NamedTuple):
     whether a model of these options has this sampler. inherited: flags that the weights have learned, which
     a run from --init_from takes over. complete(config, given, images, accelerator, folder, build): the
     configuration with the options that depend on the data; those in `given` were typed and stay.
-    bf16(config): whether a run of these options may choose bf16 by itself.
+    faster(config): whether a run of these options may choose bf16, or to compile, by itself.
     """
 
     config: type
@@ -79,7 +79,7 @@ class Family(NamedTuple):
     can_sample: Callable[[Any, str], bool] = always
     inherited: tuple[str, ...] = ()
     complete: Callable[..., Any] = as_given
-    bf16: Callable[[Any], bool] = never
+    faster: Callable[[Any], bool] = never
 
     def samplers_for(self, config: Any) -> tuple[str, ...]:
         """The samplers of a model of these options."""

@@ -12,7 +12,7 @@ from trilemma.training.options.ddpm import (
     can_sample,
     check_sampler,
     choose_by_minutes,
-    may_choose_bf16,
+    may_be_faster,
 )
 from trilemma.training.options.groups import (
     DataConfig,
@@ -177,5 +177,5 @@ FAMILY = Family(
     can_sample=can_sample,
     inherited=tuple(IN_SCHEDULER),
     complete=choose_by_minutes,
-    bf16=may_choose_bf16,
+    faster=may_be_faster,
 )

@@ -53,8 +53,11 @@ class Objective(nn.Module, ABC):
         """A pipeline that samples from `net`."""
 
     @abstractmethod
-    def compile(self) -> None:
-        """Compile the network's forward pass; names in the state dict stay as they are."""
+    def compile(self, required: bool = True) -> None:
+        """Compile the network's forward pass; names in the state dict stay as they are.
+
+        required: whether it is an error where that fails.
+        """
 
 
 class Method(Protocol):
@@ -68,6 +71,9 @@ class Method(Protocol):
 
     def validate(self, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Logs:
         """Logs on held-out images, with t and noise from the generator and no gradients."""
+
+    def compile(self, required: bool = True) -> None:
+        """Compile the network's forward pass; required: whether it is an error where that fails."""
 
     def healthy(self) -> bool:
         """Whether these weights are worth a checkpoint; the same on every rank."""
@@ -126,6 +132,10 @@ class GradientDescent:
             losses, logs = self.objective(x0, labels, generator)
         self.objective.train()
         return {"loss": losses, **logs}
+
+    def compile(self, required: bool = True) -> None:
+        """Compile the objective."""
+        self.objective.compile(required)
 
     def healthy(self) -> bool:
         """Always: the loop itself checks that the loss is finite."""

@@ -199,9 +199,9 @@ class Consistency(Objective):
         """A pipeline that samples from `net` in few steps."""
         return ConsistencyPipeline(net, self.scheduler, self.class_names)
 
-    def compile(self) -> None:
+    def compile(self, required: bool = True) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
-        self.denoise = compiled_forward(self.net.forward)
+        self.denoise = compiled_forward(self.net.forward, required)
 
 
 _GENTLER = "lower --learning_rate, or raise --stage_steps, --train_batch_size or --ema_max_decay"

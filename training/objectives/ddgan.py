@@ -171,9 +171,9 @@ class DDGAN:
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
         self.updates = [Updates(optimizer, accelerator.scaler) for optimizer in self.optimizers]
 
-    def compile(self) -> None:
+    def compile(self, required: bool = True) -> None:
         """Compile the generator's forward pass; compiled code cannot be differentiated twice, as R1 needs."""
-        self.pairs.denoise = compiled_forward(self.net.forward)
+        self.pairs.denoise = compiled_forward(self.net.forward, required)
 
     def step(self, x0: Tensor, labels: Tensor | None) -> Logs:
         """The discriminator's updates, then the generator's, each with its own times and noise."""

@@ -122,9 +122,9 @@ class DDPM(Objective):
         """A pipeline whose saved scheduler carries this objective's schedule and target."""
         return self.make_pipeline(net, self.scheduler)
 
-    def compile(self) -> None:
+    def compile(self, required: bool = True) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
-        self.denoise = compiled_forward(self.net.forward)
+        self.denoise = compiled_forward(self.net.forward, required)
 
 
 def output_channels(config: DDPMConfig, channels: int) -> int:

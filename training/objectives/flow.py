@@ -66,9 +66,9 @@ class Flow(Objective):
             return ClassConditionalFlowPipeline(net, scheduler, class_names=self.class_names)
         return FlowPipeline(net, scheduler)
 
-    def compile(self) -> None:
+    def compile(self, required: bool = True) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
-        self.velocity = compiled_forward(self.net.forward)
+        self.velocity = compiled_forward(self.net.forward, required)
 
 
 def require_flow(source: str) -> None:

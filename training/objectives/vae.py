@@ -97,6 +97,7 @@ class VAE(Objective):
         """A pipeline that decodes z ~ N(0, I)."""
         return VAEPipeline(net)
 
-    def compile(self) -> None:
+    def compile(self, required: bool = True) -> None:
         """Compile the two halves' forward passes: `net` stays as it is for sampling and saving."""
-        self.encode, self.decode = compiled_forward(self.net.encode), compiled_forward(self.net.decode)
+        self.encode = compiled_forward(self.net.encode, required)
+        self.decode = compiled_forward(self.net.decode, required)

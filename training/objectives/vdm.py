@@ -108,9 +108,9 @@ class VDM(Objective):
         chain = "shortcut" if self.shortcut_steps else "ancestral"
         return VDMPipeline(net, self.class_names, chain=chain, timesteps=self.timesteps)
 
-    def compile(self) -> None:
+    def compile(self, required: bool = True) -> None:
         """Compile the forward pass alone: `net` stays as it is for sampling and saving."""
-        self.denoise = compiled_forward(self.net.forward)
+        self.denoise = compiled_forward(self.net.forward, required)
 
 
 def _lessen_variance(levels: Levels, diffusion: Tensor) -> None:

@@ -106,8 +106,8 @@ def check_sampler(config) -> None:
         )
 
 
-def may_choose_bf16(config) -> bool:
-    """Whether a run of these options may choose bf16 by itself: its loss is no likelihood.
+def may_be_faster(config) -> bool:
+    """Whether a run of these options may choose bf16, or to compile, by itself: its loss is no likelihood.
 
     The last digits of a learned variance count in bits per dimension. docs/speed.md says what is known.
     """

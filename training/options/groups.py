@@ -176,11 +176,11 @@ class RunConfig:
     num_epochs: int = option(100, "passes over the data, unless --max_train_steps is given", low=1)
     max_train_steps: int | None = option(None, "optimizer steps; replaces --num_epochs", low=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None,
-        "if not given, accelerate's own setting, or bf16 for DDPMs that train faster in it (docs/speed.md)",
-        usual="no",
+        None, "if not given, accelerate's own setting, or bf16 for DDPMs that gain from it", usual="no"
     )
-    compile: bool = option(False, "compile the network with torch.compile")
+    compile: bool | None = option(
+        None, "compile the network; if not given, only DDPMs that train for hours on a CPU", usual=False
+    )
     cpu_threads: int = option(
         0, "CPU threads of a process, whatever OMP_NUM_THREADS says; 0 for an equal share of the cores, "
         "or one for a small network",
