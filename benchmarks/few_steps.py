@@ -60,19 +60,22 @@ CELLS = (
     Cell("flow", "heun", (5,)),  # 9 calls
     Cell("flow", "dpmsolver++", (10,)),
     Cell("flow", "shifted-dpmsolver++", (1, 2, 4, 8, 10, 16)),
+    Cell("flow-logit-normal", "shifted-dpmsolver++", (4, 8, 10, 16)),
     Cell("consistency", "lcm", (1, 2, 4, 8, 16)),
     Cell("consistency-even", "lcm", (1, 2, 4)),
     Cell("DDGAN", "ddpm", (4,)),
 )
 
 FAMILY = {
-    "DDPM": "unconditional", "flow": "flow", "consistency": "consistency", "consistency-even": "consistency",
-    "DDGAN": "ddgan",
+    "DDPM": "unconditional", "flow": "flow", "flow-logit-normal": "flow", "consistency": "consistency",
+    "consistency-even": "consistency", "DDGAN": "ddgan",
 }  # fmt: skip
 PARENT = {"consistency": "DDPM", "consistency-even": "DDPM"}
 AS_LONG_AS = {"DDGAN": ("DDPM", "consistency")}
 """A model whose number of steps follows from its budget: the seconds of these trainings."""
 
+_LOGIT = "--time_density logit_normal"
+_SHORT = "--preset digits --max_train_steps 3000"
 _MNIST = "--preset mnist-cpu --mixed_precision bf16 --train_batch_size 64"
 _PLANES = "--preset airplanes-16 --mixed_precision bf16 --train_batch_size 64"
 _EVEN = "--spacing even --first_stage 3 --stages 5 --learning_rate 1e-3"
@@ -80,9 +83,13 @@ _RATES = "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max
 RECIPES: dict[str, dict[str, str]] = {
     "digits": {
         **dict.fromkeys(FAMILY, "--preset digits"),
+        "flow-logit-normal": f"--preset digits {_LOGIT}",
         "consistency-even": f"--preset digits {_EVEN} --huber_c 0.1",
     },
-    "digits-short": dict.fromkeys(("DDPM", "flow"), "--preset digits --max_train_steps 3000"),
+    "digits-short": {
+        **dict.fromkeys(("DDPM", "flow"), _SHORT),
+        "flow-logit-normal": f"{_SHORT} {_LOGIT}",
+    },
     "mnist": {
         "DDPM": "--preset mnist-cpu --mixed_precision bf16",
         "flow": "--preset mnist-cpu --mixed_precision bf16",
