@@ -25,20 +25,24 @@ def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 # Clipped density and coverage
 
 
-@pytest.mark.parametrize("m", [70, 71])
+@pytest.mark.parametrize("m", [70, 71, 90, 131])
 def test_clipped_shares_are_their_definitions(m):
-    real, fake = normal(m, 3, seed=1).numpy(), normal(90, 3, seed=2).numpy() * 1.3 + 0.2
+    reference = reference_of(normal(m, 3, seed=1))
+    real, fake = reference.features.double().numpy(), normal(90, 3, seed=2).numpy() * 1.3 + 0.2
     within, across = distances(real, real), distances(real, fake)
     radius = np.sort(within, axis=1)[:, 5]
     clipped = np.minimum(radius, np.median(radius))
     usual = np.minimum(((within <= clipped[:, None]).sum(0) - 1) / 5, 1).mean()
     density = np.minimum((across <= clipped[:, None]).sum(0) / 5, 1).mean() / usual
-    covered = np.minimum((across <= radius[:, None]).sum(1) / 5, 1).mean()
-    result = score(reference_of(torch.from_numpy(real)), torch.from_numpy(fake), ("clipped",))
+    some = min(m, 90)  # no more real images than samples; with fewer of them, more samples fill a ball
+    full = {70: 6, 71: 6}.get(m, 5)
+    radius = np.sort(within[:some, :some], axis=1)[:, 5]
+    covered = np.minimum((across[:some] <= radius[:, None]).sum(1) / full, 1).mean()
+    result = score(reference, torch.from_numpy(fake), ("clipped",))
     assert result["clipped_density"].value == pytest.approx(density, abs=1e-12)
-    chance = [scipy.stats.betabinom(k, 5, m - 5).pmf(range(k + 1)) for k in range(91)]
-    expected = [(np.minimum(range(k + 1), 5) * chance[k]).sum() / 5 for k in range(91)]
-    assert_close(expected_coverage(m, 90).numpy(), np.array(expected), rtol=0, atol=1e-12)
+    chance = [scipy.stats.betabinom(k, 5, some - 5).pmf(range(k + 1)) for k in range(91)]
+    expected = [(np.minimum(range(k + 1), full) * chance[k]).sum() / full for k in range(91)]
+    assert_close(expected_coverage(some, 90, full).numpy(), np.array(expected), rtol=0, atol=1e-12)
     share = np.interp(covered, expected, np.arange(91) / 90)
     assert result["clipped_coverage"].value == pytest.approx(share, abs=1e-10)
 
@@ -83,6 +87,31 @@ def test_intervals_hold_what_other_samples_score(name):
     assert held >= 51 / REPETITIONS
     widths = np.mean([(one.interval[1] - one.interval[0]) / 2 for one in measured])
     assert widths <= 3 * np.std([one.value for one in measured])
+
+
+@pytest.mark.parametrize(("images", "samples"), [(3000, 300), (600, 600), (150, 600)])
+def test_half_of_the_kinds_missing_shows_with_any_number_of_images(images, samples):
+    """Two kinds, and samples of one: 0.5, up to three standard deviations of the kinds of 150 images."""
+    real = normal(images, 4, seed=1)
+    real[::2] += 20
+    measured = score(reference_of(real), normal(samples, 4, seed=2), ("clipped",))
+    assert measured["clipped_coverage"].value == pytest.approx(0.5, abs=0.12)
+    assert measured["clipped_density"].value > 0.9
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.8])
+def test_intervals_of_good_models_have_a_width(scale):
+    """Samples of the law itself, and of a narrower one: the value is cut at 1, and the spread is not. One end
+    is then certain, so all but 2.5% may miss: of 40, four do in one case of a hundred.
+    """
+    reference = reference_of(normal(300, 4, seed=1))
+    sets = [scale * normal(200, 4, seed=seed) for seed in range(10, 50)]
+    measured = [score(reference, samples, ("clipped",)) for samples in sets]
+    for name in ("clipped_density", "clipped_coverage"):
+        truth = np.mean([one[name].value for one in measured])
+        ends = [one[name].interval for one in measured]
+        assert all(high - low > 0.02 for low, high in ends)
+        assert sum(not low <= truth <= high for low, high in ends) <= 4
 
 
 def test_clipped_shares_of_few_or_equal_images():

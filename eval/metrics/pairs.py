@@ -73,18 +73,23 @@ def at_this_n(
     lowest: float = 0.0,
     highest: float = float("inf"),
     floor: float | None = None,
+    scale: Callable[[float], float] = float,
 ) -> Measurement:
     """A number with its interval for other sets of n samples, where more samples would give another number.
 
     sizes (BLOCKS,) are the blocks' numbers of samples; `value_of` computes the value from the blocks that are
-    kept, (BLOCKS,) of ones and zeros; it lies in lowest..highest.
+    kept, (BLOCKS,) of ones and zeros. What chance takes beyond lowest..highest counts in the spread, and is
+    cut off afterwards: values that are cut before they are compared would all be equal. scale: a rising
+    function; the number and the ends of its interval are those of the values.
     """
     n, value = round(float(sizes.sum())), value_of(torch.ones_like(sizes))
     interval = block_interval(value, sizes, value_of)
+    value = min(highest, max(lowest, value))
     if interval is None or interval[0] == interval[1]:  # a spread of 0 says nothing of other samples
-        return Measurement(value, n, floor=floor)
+        return Measurement(scale(value), n, floor=floor)
     half = (interval[1] - interval[0]) / 2
-    return Measurement(value, n, (max(lowest, value - half), min(highest, value + half)), floor)
+    ends = max(lowest, value - half), min(highest, value + half)
+    return Measurement(scale(value), n, (scale(ends[0]), scale(ends[1])), floor)
 
 
 def measure_kid(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> dict[str, Measurement]:

@@ -5,6 +5,8 @@ for more than 1, and both numbers are scaled so that a perfect model scores abou
 samples lowers them by about that share.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -30,40 +32,51 @@ def measure_clipped(rows: Tensor, block: Tensor, reference: ReferenceStatistics)
     Density: a ball's radius is at most the median radius. A sample scores min(balls that hold it / K, 1); the
     mean over the samples is divided by the mean over the real images, whose own balls do not count.
     Coverage: a ball scores min(samples in it / K, 1). The mean over the balls is turned into the share of the
-    samples that, if drawn from the data, would be expected to score as much (`expected_coverage`).
+    samples that, if drawn from the data, would be expected to score as much (`expected_coverage`). It is
+    taken of at most n real images, and with fewer of them K n / M samples fill a ball: else nearly no ball
+    would be full, or all of them, and missing kinds of images would not show.
     The intervals are for other sets of n samples.
     """
     real = reference.features[:PAIR_IMAGES].to(rows.device)
     member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device, torch.float64)
-    scores, inside = _in_balls(real, rows, member)
-    n, sizes, by_block = len(rows), member.sum(0), member.T @ scores
-    expected = expected_coverage(len(real), n)
+    n, sizes, by_block = len(rows), member.sum(0), member.T @ _scores(real, rows)
+    some = real[:n]
+    full = max(K, round(K * n / len(some)))
+    inside = _inside(some, rows, member)
+    expected = expected_coverage(len(some), n, full)
 
     def density(kept: Tensor) -> float:
-        return min(1.0, float(kept @ by_block / (kept @ sizes)))
+        return float(kept @ by_block / (kept @ sizes))
 
-    def coverage(kept: Tensor) -> float:
-        covered = float((inside @ kept).clamp_max(K).mean()) / K
-        return inverse(expected[: round(float(kept @ sizes)) + 1], covered)
+    def covered(kept: Tensor) -> float:
+        return float((inside @ kept).clamp_max(full).mean()) / full
 
+    highest, share = float(expected[-1]), partial(inverse, expected)
     return {
         "clipped_density": at_this_n(density, sizes, highest=1.0, floor=1.0),
-        "clipped_coverage": at_this_n(coverage, sizes, highest=1.0, floor=1.0),
+        "clipped_coverage": at_this_n(covered, sizes, highest=highest, floor=1.0, scale=share),
     }
 
 
-def _in_balls(real: Tensor, fake: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (N,) of clipped density, and how many samples of each block each ball holds, (M, BLOCKS)."""
+def _scores(real: Tensor, fake: Tensor) -> Tensor:
+    """Scores (N,) of clipped density."""
     (radius,) = squared_radii(real, (K,))
     clipped = radius.clamp_max(_median(radius))
-    around_real, around_fake, inside = 0, 0, []
-    for rows, squared in squared_distances(real, real):
-        around_real += (squared <= clipped[rows, None]).sum(0)
-    for rows, squared in squared_distances(real, fake):
-        around_fake += (squared <= clipped[rows, None]).sum(0)
-        inside.append((squared <= radius[rows, None]).to(member) @ member)
+    around_real, around_fake = (
+        sum((squared <= clipped[rows, None]).sum(0) for rows, squared in squared_distances(real, images))
+        for images in (real, fake)
+    )
     usual = ((around_real - 1).clamp(0, K).double() / K).mean()  # less its own ball
-    return (around_fake.clamp_max(K).double() / K) / usual, torch.cat(inside)
+    return (around_fake.clamp_max(K).double() / K) / usual
+
+
+def _inside(real: Tensor, fake: Tensor, member: Tensor) -> Tensor:
+    """How many samples of each block each ball holds, (M, BLOCKS)."""
+    (radius,) = squared_radii(real, (K,))
+    held = [
+        (squared <= radius[rows, None]).to(member) @ member for rows, squared in squared_distances(real, fake)
+    ]
+    return torch.cat(held)
 
 
 def _median(squared: Tensor) -> Tensor:
@@ -73,20 +86,20 @@ def _median(squared: Tensor) -> Tensor:
     return low if low == high else ((low.sqrt() + high.sqrt()) / 2).square()
 
 
-def expected_coverage(real: int, samples: int) -> Tensor:
-    """f (samples + 1,): the mean over balls of min(samples in it / K, 1) to expect of m samples of the data.
+def expected_coverage(real: int, samples: int, full: int = K) -> Tensor:
+    """f (samples + 1,): the mean of min(samples in a ball / full, 1) to expect of m samples of the data.
 
     The share of the data that a ball to the K-th of `real` - 1 neighbours holds is Beta(K, real - K), so the
-    number J of m samples in it is beta-binomial, and E min(J, K) = K - sum_{j < K} (K - j) P(J = j), with
-    P(J = j) = C(m, j) B(K + j, real + m - K - j) / B(K, real - K).
+    number J of m samples in it is beta-binomial, and E min(J, full) = full - sum_{j < full} (full - j)
+    P(J = j), with P(J = j) = C(m, j) B(K + j, real + m - K - j) / B(K, real - K).
     """
     m = torch.arange(samples + 1, dtype=torch.float64)
-    j = torch.arange(K, dtype=torch.float64)[:, None]
+    j = torch.arange(full, dtype=torch.float64)[:, None]
     a, b = torch.tensor(float(K)).double(), torch.tensor(float(real - K)).double()
     choose = torch.lgamma(m + 1) - torch.lgamma(j + 1) - torch.lgamma((m - j).clamp_min(0) + 1)
     beta = torch.lgamma(a + j) + torch.lgamma((b + m - j).clamp_min(1)) - torch.lgamma(a + b + m)
     chance = (choose + beta - torch.lgamma(a) - torch.lgamma(b) + torch.lgamma(a + b)).exp()
-    return 1 - torch.where(j <= m, (K - j) * chance, 0.0).sum(0) / K
+    return 1 - torch.where(j <= m, (full - j) * chance, 0.0).sum(0) / full
 
 
 def inverse(expected: Tensor, covered: float) -> float:
