@@ -2,7 +2,8 @@
 
 Each folder is one of `eval/exam.py`. Its exam.md is copied to results/ under the name of the folder. The
 table says where each measure fails; it goes between the lines `<!-- exams -->` and `<!-- end of exams -->` of
-the page.
+the page. Cells that the folders do not have stay as they are: after a change of one measure, an exam of it
+alone (`--metrics`) is enough.
 """
 
 import sys
@@ -34,19 +35,32 @@ def columns(kept: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{data}, {group}", of | judged) for group, of in verdicts.items()]
 
 
+def cells_of(table: str) -> dict[str, dict[str, str]]:
+    """Column -> measure -> cell of a table in Markdown; nothing of a text that has none."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    if not lines:
+        return {}
+    names = lines[0][1:]
+    cells: dict[str, dict[str, str]] = {name: {} for name in names}
+    for measure, *row in lines[2:]:
+        for name, value in zip(names, row, strict=False):
+            cells[name][measure.strip("`")] = value.strip()
+    return cells
+
+
 def main(folders: list[str]) -> None:
     """Copy the pages, and write the table."""
-    every = []
-    for folder in map(Path, folders):
-        kept = read_json(folder / "exam.json")
-        every += columns(kept)
-        write_text(RESULTS / f"{folder.name}.md", read_text(folder / "exam.md"))
-    measures = list(dict.fromkeys(measure for _, of in every for measure in of))
-    rows = [[f"`{measure}`", *(cell(of.get(measure)) for _, of in every)] for measure in measures]
-    table = markdown(["measure", *(name for name, _ in every)], rows)
     before, rest = read_text(PAGE).split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    write_text(PAGE, f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+    table, after = rest.split(MARKS[1])
+    every = cells_of(table)
+    for folder in map(Path, folders):
+        for name, verdicts in columns(read_json(folder / "exam.json")):
+            found = {measure: cell(one) for measure, one in verdicts.items()}
+            every[name] = every.get(name, {}) | found
+        write_text(RESULTS / f"{folder.name}.md", read_text(folder / "exam.md"))
+    measures = list(dict.fromkeys(measure for of in every.values() for measure in of))
+    rows = [[f"`{measure}`", *(of.get(measure, "") for of in every.values())] for measure in measures]
+    write_text(PAGE, f"{before}{MARKS[0]}\n{markdown(['measure', *every], rows)}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ PARENT = {"consistency": "DDPM", "consistency-even": "DDPM"}
 AS_LONG_AS = {"DDGAN": ("DDPM", "consistency")}
 """A model whose number of steps follows from its budget: the seconds of these trainings."""
 
-_LOGIT = "--time_density logit_normal"
+_UNIFORM, _LOGIT = "--time_density uniform", "--time_density logit_normal"
 _SHORT = "--preset digits --max_train_steps 3000"
 _MNIST = "--preset mnist-cpu --mixed_precision bf16 --train_batch_size 64"
 _PLANES = "--preset airplanes-16 --mixed_precision bf16 --train_batch_size 64"
@@ -83,11 +83,13 @@ _RATES = "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max
 RECIPES: dict[str, dict[str, str]] = {
     "digits": {
         **dict.fromkeys(FAMILY, "--preset digits"),
+        "flow": f"--preset digits {_UNIFORM}",
         "flow-logit-normal": f"--preset digits {_LOGIT}",
         "consistency-even": f"--preset digits {_EVEN} --huber_c 0.1",
     },
     "digits-short": {
-        **dict.fromkeys(("DDPM", "flow"), _SHORT),
+        "DDPM": _SHORT,
+        "flow": f"{_SHORT} {_UNIFORM}",
         "flow-logit-normal": f"{_SHORT} {_LOGIT}",
     },
     "mnist": {

@@ -305,7 +305,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, tiny):
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--time_density", "logitnormal"], "--time_density must be one of uniform, logit_normal, cosmap"),
-    (["--logit_std", "0.5"], "--logit_std has no effect"),
+    (["--time_density", "uniform", "--logit_std", "0.5"], "--logit_std has no effect"),
     (["--time_density", "logit_normal", "--logit_std", "0"], "--logit_std must be greater than 0"),
     (["--coupling", "ot"], "--coupling must be one of independent, optimal; got 'ot'"),
     (["--p_uncond", "0.2"], "--p_uncond has no effect"),
