@@ -33,7 +33,7 @@ from trilemma.eval.scoring.protocol import ReferenceProtocol
 from trilemma.eval.scoring.reference import ReferenceCollector, ReferenceStatistics
 from trilemma.training.loop.machine import closing_groups
 
-D, K = 6, 4
+D, K, HELDOUT = 6, 4, 160
 Results = dict[str, Measurement]
 OF_SAMPLES = tuple(name for name, row in METRICS.items() if row.needs != ("model",))
 
@@ -71,7 +71,8 @@ def reference_of(features: torch.Tensor, heldout: torch.Tensor | None = None) ->
 
 
 def toy_reference() -> ReferenceStatistics:
-    return reference_of(normal(300, D, seed=1).float(), heldout=normal(80, D, seed=2).float())
+    """With held-out images for three cells of `ct`."""
+    return reference_of(normal(300, D, seed=1).float(), heldout=normal(HELDOUT, D, seed=2).float())
 
 
 def toy_samples(n: int = 101) -> torch.Tensor:
@@ -94,13 +95,17 @@ def score(reference: ReferenceStatistics, samples: torch.Tensor, names=OF_SAMPLE
 
 
 def assert_same(actual: Results, expected: Results) -> None:
+    """The same measures and terms, and all fields of each: n, value, interval, floor and debiased value."""
     assert actual.keys() == expected.keys()
     for name, theirs in expected.items():
-        ours = actual[name]
-        assert (ours.n, ours.interval is None) == (theirs.n, theirs.interval is None)
-        pairs = [(ours.value, theirs.value), *zip(ours.interval or (), theirs.interval or (), strict=True)]
-        for a, b in pairs:
-            assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        assert actual[name].n == theirs.n
+        for field, ours, other in zip(theirs._fields, actual[name], theirs, strict=True):
+            assert (ours is None) == (other is None), f"{name}: {field}"
+            if other is not None:
+                where = f"{field} of {name}"
+                assert_close(
+                    ours, other, rtol=1e-9, atol=1e-9, msg=lambda text, where=where: f"{where}: {text}"
+                )
 
 
 # The Frechet distance
@@ -491,14 +496,24 @@ def test_worse_images_score_worse():
 
 # Counting samples
 
+SHARDED = 211
+
 
 @pytest.fixture(scope="module")
 def whole() -> Results:
-    return score(toy_reference(), toy_samples())
+    """Enough samples for an interval of each class, and for more than one cell."""
+    return score(toy_reference(), toy_samples(SHARDED))
+
+
+def test_the_sharded_set_has_cells_and_intervals_of_classes(whole):
+    assert whole["ct"].value != pytest.approx(whole["ct_worst"].value)
+    assert all(whole[f"{k}_class_energy"].interval for k in range(K))
+    assert whole["class_energy"].interval
+    assert whole["fd"].floor and whole["fd"].debiased  # fields that are compared, too
 
 
 def test_order_and_batches_change_nothing(whole):
-    samples = toy_samples()
+    samples = toy_samples(SHARDED)
     metrics = build_metrics(OF_SAMPLES, toy_reference(), len(samples))
     order = torch.randperm(len(samples), generator=rng(3))
     feed(metrics, samples, [order[:1], order[1:1], order[1:50], order[50:]])
@@ -510,8 +525,9 @@ def test_order_and_batches_change_nothing(whole):
 
 
 SHARDS = {
-    2: [torch.arange(0, 60), torch.arange(60, 101)],
-    3: [torch.arange(0, 101, 2), torch.arange(1, 101, 2), torch.arange(0)],
+    1: [torch.arange(SHARDED)],
+    2: [torch.arange(0, 130), torch.arange(130, SHARDED)],
+    3: [torch.arange(0, SHARDED, 2), torch.arange(1, SHARDED, 2), torch.arange(0)],
 }
 
 
@@ -524,8 +540,8 @@ def score_shards(rank: int, folder: str) -> None:
 def _score_shards(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
-    groups = {2: dist.new_group([0, 1]), 3: dist.group.WORLD}
-    reference, samples = toy_reference_sharded(rank), toy_samples()
+    groups = {1: dist.new_group([0]), 2: dist.new_group([0, 1]), 3: dist.group.WORLD}
+    reference, samples = toy_reference_sharded(rank), toy_samples(SHARDED)
     for world, shards in SHARDS.items():
         if rank < world:
             metrics = build_metrics(OF_SAMPLES, reference, len(samples))
@@ -550,7 +566,7 @@ def _score_shards(rank: int, folder: str) -> None:
 
 
 def toy_reference_sharded(rank: int) -> ReferenceStatistics:
-    features, heldout = normal(300, D, seed=1).float(), normal(80, D, seed=2).float()
+    features, heldout = normal(300, D, seed=1).float(), normal(HELDOUT, D, seed=2).float()
     collector = ReferenceCollector(300, D, K, keep=ALL_IMAGES)
     index = torch.arange(rank, 300, 3)
     collector.update(index, features[index], logits_of(features[index]))
@@ -561,7 +577,7 @@ def toy_reference_sharded(rank: int) -> ReferenceStatistics:
 
 @pytest.mark.distributed
 def test_shards_change_nothing(tmp_path, whole):
-    """Two and three processes, uneven, the last with nothing; a sample that two scored is an error."""
+    """One to three processes, uneven, the last with nothing; a sample that two scored is an error."""
     torch.multiprocessing.spawn(score_shards, (str(tmp_path),), nprocs=3)
     for world in SHARDS:
         for rank in range(world):
