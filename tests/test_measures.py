@@ -329,11 +329,3 @@ def test_vendi_score_counts_different_images_of_each_class():
     assert with_zeros.value == pytest.approx(result.value, rel=1e-6)
     same = score(toy_reference(), torch.ones(240, 6), ("class_vendi",))["class_vendi"]
     assert same.value == pytest.approx(1)
-
-
-def test_interval_of_the_vendi_score_holds_what_other_samples_score():
-    reference = toy_reference()
-    sets = [normal(200, 6, seed=seed).float() + 0.5 for seed in range(10, 10 + REPETITIONS)]
-    measured = [score(reference, samples, ("class_vendi",))["class_vendi"] for samples in sets]
-    truth = np.mean([one.value for one in measured])
-    assert np.mean([one.interval[0] <= truth <= one.interval[1] for one in measured]) >= 51 / REPETITIONS
