@@ -10,8 +10,9 @@ from test_compare import LINE, folder
 
 from trilemma.eval.studies.model_table import repeated, standard_protocols
 from trilemma.eval.studies.models import read_models
-from trilemma.eval.studies.repeats import mean_interval, section, t_quantile, verdict, welch
+from trilemma.eval.studies.repeats import Row, mean_interval, section, t_quantile, tables, verdict, welch
 
+VALUES = {"low": (0.1, 0.12, 0.11), "high": (0.7, 0.72, 0.69)}
 REPETITIONS = 1000
 SLACK = 3 * (0.95 * 0.05 / REPETITIONS) ** 0.5
 """Three standard deviations of a share of 95% in so many repetitions."""
@@ -78,8 +79,8 @@ def test_models_that_differ_in_the_seed_alone_are_one_training(tmp_path):
     mean = f"3.1 ({3.1 - half:.4g} .. {3.1 + half:.4g}) | {0.1 / 3**0.5:.4g}"
     assert f"| usual0 and 2 more | fd_classifier | 3 | {mean} |" in text
     wide = stats.t.ppf(0.975, 4) * (0.02 / 3) ** 0.5  # equal spreads: four degrees of freedom
-    pair = f"usual0 and 2 more against fast0 and 2 more | 2 ({2 - wide:.4g} .. {2 + wide:.4g})"
-    assert f"| fd_classifier | {pair} | worse |" in text
+    pair = f"fast0 and 2 more against usual0 and 2 more | -2 ({-2 - wide:.4g} .. {-2 + wide:.4g})"
+    assert f"| fd_classifier | {pair} | better |" in text
     assert "| fd_classifier | fast0 and 2 more against once | -0.9 | one training only |" in text
     odd = trained(tmp_path, "odd", 3.05, seed=9, net="unet_8")
     assert of([*usual, odd]).count("| one training only |") == 1
@@ -114,8 +115,37 @@ def test_each_seed_may_hold_out_other_images(tmp_path):
     assert "| better |" not in compared("split", validation_size=64, validation_split="test")
 
 
-def test_without_a_repeated_training_nothing_is_said(tmp_path):
-    assert of([trained(tmp_path, "a", 1.0), trained(tmp_path, "b", 2.0, net="unet_8")]) == ""
-    (tmp_path / "a" / "config.yaml").unlink()
-    (tmp_path / "b" / "config.yaml").unlink()
-    assert of([str(tmp_path / "a"), str(tmp_path / "b")]) == ""
+@pytest.mark.parametrize("known", [True, False])
+def test_two_single_trainings_have_no_verdict(tmp_path, known):
+    """Also without config.yaml. The better value stands first, whichever is named first."""
+    paths = [trained(tmp_path, "a", 2.0), trained(tmp_path, "b", 1.0, net="unet_8")]
+    if not known:
+        for name in "ab":
+            (tmp_path / name / "config.yaml").unlink()
+    text = of(paths)
+    assert "| fd_classifier | b against a | -1 | one training only |" in text
+    assert "No model here was trained again" in text
+    assert "| seeds |" not in text
+
+
+def test_of_many_single_trainings_one_sentence_says_it(tmp_path):
+    paths = [trained(tmp_path, f"m{k}", 1.0 + k, net=f"net{k}") for k in range(4)]
+    text = of(paths)
+    assert "the verdict on each pair is *one training only*" in text
+    assert "|" not in text
+    again = of([*paths, trained(tmp_path, "m0 again", 1.1, net="net0", seed=1)])
+    assert again.count("| one training only |") == 3  # the pairs of the repeated training
+    assert "Pairs that are not listed: *one training only* of both." in again
+
+
+def test_without_two_trainings_nothing_is_said(tmp_path):
+    assert of([trained(tmp_path, "a", 1.0)]) == ""
+    odd = trained(tmp_path, "b", 2.0, "another reference", net="unet_8")
+    assert of([str(tmp_path / "a"), odd]) == ""
+
+
+def test_higher_is_better_first():
+    rows = [Row(name, name, "recall", values, "higher") for name, values in VALUES.items()]
+    (_, means), (_, pairs) = tables(rows)
+    assert [row[0] for row in means] == ["low", "high"]
+    assert [(row[1], row[3]) for row in pairs] == [("high against low", "better")]

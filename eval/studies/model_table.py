@@ -116,14 +116,18 @@ def repeated(models: Sequence[Model], standards: Mapping[str, tuple]) -> list[re
         for training in repeats.trainings(models):
             every = dict.fromkeys(way for model in training.models for way in ways(model))
             for way in every:
-                picked = [pick(model, metric, way, standards[metric]) for model in training.models]
-                pairs = [(model, line) for model, line in zip(training.models, picked, strict=True) if line]
-                lines = [line for model, line in pairs if measured_alike(model, line, standards[metric])]
+                lines = lines_of(training, metric, way, standards[metric])
                 if lines and (lines[0].sampler or way == next(iter(every))):  # likelihoods once
                     name = training.name if len(every) == 1 else f"{training.name}, {_way(way)}"
                     estimates, row = tuple(line.estimate for line in lines), measure_row(lines[0].measure)
                     rows.append(repeats.Row(training.name, name, metric, estimates, row.better))
     return rows
+
+
+def lines_of(training: repeats.Training, metric: str, way: tuple, standard: tuple) -> list[ResultLine]:
+    """A metric's lines of a training's models in one way to sample them, those of the standard protocol."""
+    picked = [(model, pick(model, metric, way, standard)) for model in training.models]
+    return [line for model, line in picked if line and measured_alike(model, line, standard)]
 
 
 def measured_alike(model: Model, line: ResultLine, standard: tuple) -> bool:

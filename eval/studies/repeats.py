@@ -27,6 +27,12 @@ RULE = (
     "interval of its difference contains 0; of many equal pairs, about one in twenty gets another verdict by "
     "chance. *One training only*: train it again with another seed to compare it."
 )
+ONCE = (
+    "No model here was trained again with another seed, so the verdict on each pair is *one training "
+    "only*. The 95% intervals cover other samples of the same weights; another training seed can move a "
+    "number further. To compare recipes, train each of them again with another `--seed` and name all folders."
+)
+TITLE = "Which training is better?"
 GRID = 20_000
 """Points of the integral in `t_quantile`: its relative error is below 1e-5 up to 200 degrees of freedom."""
 
@@ -124,23 +130,55 @@ def verdict(a: Sequence[float], b: Sequence[float], better: str) -> tuple[str, s
 
 
 def section(rows: Sequence[Row]) -> str:
-    """Means over repeated trainings and the verdicts on pairs, '' where no training was repeated."""
+    """Means over repeated trainings and the verdicts on pairs, '' where there is neither."""
     parts = [markdown(header, body) for header, body in tables(rows)]
-    return "\n".join(["## Trainings that were repeated\n", *parts, RULE]) if parts else ""
+    said = remark(rows)
+    return "\n".join([f"## {TITLE}\n", *parts, said]) if said else ""
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Header and rows of the means and of the pairs, [] where no training was repeated."""
-    if all(len(row.estimates) < 2 for row in rows):
-        return []
-    means = [[row.name, row.metric, *_mean_cells(row.estimates)] for row in rows]
+    """Header and rows of the means, if a training was repeated, and of the pairs that are listed."""
+    means = [[row.name, row.metric, *_mean_cells(row.estimates)] for row in rows] if repeated(rows) else []
     pairs = [
         [one.metric, f"{one.name} against {other.name}", *verdict(one.estimates, other.estimates, one.better)]
-        for one, other in combinations(rows, 2)
-        if one.metric == other.metric and one.training != other.training and one.better
+        for one, other in _pairs(rows)[0]
     ]
-    of_means = ["training", "metric", "seeds", "mean", "standard error"], means
-    return [of_means, (["metric", "pair", "difference", "verdict"], pairs)] if pairs else [of_means]
+    both = (
+        (["training", "metric", "seeds", "mean", "standard error"], means),
+        (["metric", "pair", "difference", "verdict"], pairs),
+    )
+    return [(header, body) for header, body in both if body]
+
+
+def remark(rows: Sequence[Row]) -> str:
+    """What the verdicts mean, and that on the pairs that are not listed; '' where there is nothing to say."""
+    listed, others = _pairs(rows)
+    first = ["The better mean of each pair stands first."] if listed else []
+    if not repeated(rows):
+        return " ".join([ONCE, *first]) if listed or others else ""
+    rest = ["Pairs that are not listed: *one training only* of both."] if others else []
+    return " ".join([RULE, *first, *rest])
+
+
+def repeated(rows: Sequence[Row]) -> bool:
+    """Whether a training was repeated."""
+    return any(len(row.estimates) > 1 for row in rows)
+
+
+def _pairs(rows: Sequence[Row]) -> tuple[list[tuple[Row, Row]], list[tuple[Row, Row]]]:
+    """The pairs of trainings that are listed, and the others; in each pair the better mean stands first.
+
+    Two trainings without a repetition get no row, unless they are a metric's only pair: for ten models there
+    would be 45 rows of every metric that all say the same.
+    """
+    listed, others = [], []
+    for metric in dict.fromkeys(row.metric for row in rows if row.better):
+        same = [row for row in rows if row.metric == metric]
+        same.sort(key=lambda row: statistics.fmean(row.estimates), reverse=same[0].better == "higher")
+        pairs = [pair for pair in combinations(same, 2) if pair[0].training != pair[1].training]
+        for pair in pairs:
+            (listed if len(pairs) == 1 or repeated(pair) else others).append(pair)
+    return listed, others
 
 
 def _mean_cells(estimates: Sequence[float]) -> list[str]:
