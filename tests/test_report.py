@@ -27,7 +27,7 @@ from trilemma.eval.report.drawing import draw
 from trilemma.eval.report.groups import data_of, groups
 from trilemma.eval.report.page import html_page
 from trilemma.eval.report.pictures import Drawn, Frames
-from trilemma.eval.report.table import verdict
+from trilemma.eval.report.verdicts import verdict
 from trilemma.eval.report.words import count, figure, in_units, shown
 from trilemma.eval.studies.models import read_models
 from trilemma.pipelines import as_ours
@@ -206,16 +206,50 @@ def test_models_of_other_data_are_not_compared_and_have_a_best_each(tmp_path):
     ]
     digits, mnist = groups(read_models(paths))
     assert (digits.data, mnist.data) == ("digits", "mnist")
-    assert [verdict(digits, row)[1] for row in digits.rows] == ["best", "worse"]
-    said = [verdict(mnist, row)[1] for row in mnist.rows]
-    assert said == ["only one", "not comparable", "not measured"]
+    assert said_of(digits) == [("best value", ""), ("one training only", "samples score worse")]
+    assert said_of(mnist) == [("only one", ""), ("not comparable", ""), ("not measured", "")]
     assert mnist.remark(mnist.rows[1].picked["fd_classifier"]) == "n 500, not 2,000"
 
 
-def test_intervals_that_overlap_are_no_clear_difference(tmp_path):
+def said_of(group):
+    return [verdict(group, row)[1:] for row in group.rows]
+
+
+def seeds_of(tmp_path, name, values, **flags):
+    """Folders of one training with the seeds 0, 1, 2, ... whose intervals over samples are narrow."""
+    lines = [{**LINE, "value": value, "interval": [value - 0.01, value + 0.01]} for value in values]
+    places = [Path(folder(tmp_path, f"{name}{k}", [line])) for k, line in enumerate(lines)]
+    return [with_family(place, seed=k, **flags) for k, place in enumerate(places)]
+
+
+def test_single_trainings_are_never_worse(tmp_path):
+    """Their samples may be; and one of the two that was repeated is not enough."""
     other = {**LINE, "value": 3.2, "interval": [3.1, 3.3]}
-    (group,) = groups(models_of(tmp_path, a=[LINE], b=[other]))
-    assert [verdict(group, row)[1] for row in group.rows] == ["best", "no clear difference"]
+    (group,) = groups(models_of(tmp_path, a=[LINE], b=[other], c=[{**LINE, "value": 4, "interval": None}]))
+    small = ["samples: no clear difference", "samples: behind, no interval"]
+    assert said_of(group) == [("best value", ""), *(("one training only", words) for words in small)]
+    twice = seeds_of(tmp_path, "twice", [1.0, 1.1], learning_rate=1e-2)
+    once = seeds_of(tmp_path, "once", [2.0], learning_rate=1e-3)
+    (group,) = groups(read_models([*twice, *once]))
+    assert said_of(group)[2] == ("one training only", "samples score worse")
+    assert 'class="verdict worse"' not in html_of(group.models)
+
+
+def test_repeated_trainings_have_the_verdict_over_seeds(tmp_path):
+    best = seeds_of(tmp_path, "best", [1.0, 1.1, 0.9], learning_rate=1e-2)
+    near = seeds_of(tmp_path, "near", [1.0, 1.2, 1.1], learning_rate=1e-3)
+    far = seeds_of(tmp_path, "far", [2.0, 2.1, 1.9], learning_rate=1e-4)
+    (group,) = groups(read_models([*best, *near, *far]))
+    said = said_of(group)
+    assert said[:3] == [("same training", "samples score worse")] * 2 + [("best value", "")]
+    assert said[3:] == [("inconclusive", "")] * 3 + [("worse", "")] * 3
+
+
+def test_the_best_value_may_be_of_the_worse_training(tmp_path):
+    lucky = seeds_of(tmp_path, "lucky", [0.9, *[3.0] * 8], learning_rate=1e-2)
+    steady = seeds_of(tmp_path, "steady", [1.0] * 9, learning_rate=1e-3)
+    (group,) = groups(read_models([*lucky, *steady]))
+    assert {each[0] for each in said_of(group)[9:]} == {"better"}
 
 
 def test_what_was_left_of_the_data_is_another_data_set(tmp_path):
@@ -240,7 +274,8 @@ def test_targets_and_repeated_trainings_are_on_the_page(tmp_path):
     paths = [with_family(Path(folder(tmp_path, f"seed{k}", curve)), seed=k) for k in range(2)]
     text = html_of(read_models(paths), goals=[("fd_classifier", 2.0)])
     assert "Images seen to reach fd_classifier = 2" in text
-    assert "Trainings that were repeated" in text
+    assert "Which training is better?" in text
+    assert "Which training is better?" not in html_of(read_models(paths[:1]))
     (group,) = json.loads(re.findall(r'id="numbers">(.*?)</script>', text, re.DOTALL)[0])
     assert [len(one["points"]) for one in group["curves"]] == [3, 3]
 

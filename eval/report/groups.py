@@ -18,6 +18,7 @@ from trilemma.eval.studies.model_table import (
     table_rows,
 )
 from trilemma.eval.studies.models import Model
+from trilemma.eval.studies.repeats import Training, trainings
 from trilemma.training.options.flags import public_name
 
 EXPLAINED = {
@@ -61,6 +62,11 @@ class Group:
     def rows(self) -> list[TableRow]:
         """Each model in each way to sample it."""
         return table_rows(self.models, self.standards)
+
+    @cached_property
+    def trainings(self) -> dict[str, Training]:
+        """Name of a model -> its training, with the models that it gave with other seeds."""
+        return {model.name: one for one in trainings(self.models) for model in one.models}
 
     @cached_property
     def metrics(self) -> list[str]:

@@ -214,16 +214,15 @@ def _explained() -> str:
 
 
 def _repeated(by_data: Sequence[Group]) -> str:
+    """Means and verdicts of the data sets with repeated trainings; the table has those of the others."""
     parts = []
     for group in by_data:
-        tables = repeats.tables(repeated(group.models, group.standards))
-        parts += [table(header, rows, f"Repeated trainings on {group.data}") for header, rows in tables]
-    rule = repeats.RULE.replace("*", "")
-    return (
-        f"<section><h2>Trainings that were repeated</h2>{''.join(parts)}<p>{shown(rule)}</p></section>"
-        if parts
-        else ""
-    )
+        rows = repeated(group.models, group.standards)
+        if repeats.repeated(rows):
+            title = f"Repeated trainings on {group.data}"
+            parts += [table(header, body, title) for header, body in repeats.tables(rows)]
+            parts.append(f"<p>{shown(repeats.remark(rows).replace('*', ''))}</p>")
+    return f"<section><h2>{repeats.TITLE}</h2>{''.join(parts)}</section>" if parts else ""
 
 
 def _target(models: Sequence[Model], metric: str, value: float) -> str:

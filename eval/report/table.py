@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from trilemma.eval.metrics.table import measure_row
 from trilemma.eval.report.groups import EXPLAINED, Group, word
+from trilemma.eval.report.verdicts import verdict
 from trilemma.eval.report.words import count, figure, in_units, interval, shown
 from trilemma.eval.scoring.results import ResultLine
 from trilemma.eval.studies.model_table import TableRow, elsewhere, other_machine
@@ -64,29 +65,6 @@ def _is_of(name: str, part: str) -> bool:
     return max(words, key=len, default=None) == name
 
 
-def verdict(group: Group, row: TableRow) -> tuple[int, str]:
-    """A rank to sort by, and the verdict of a row against the best of its data set by the main metric.
-
-    Each value has its 95% interval. Two values differ with over 95% confidence if these do not overlap.
-    """
-    line = row.picked.get(group.main) if group.main else None
-    if line is None:
-        return 4, "not measured"
-    if group.remark(line):
-        return 3, "not comparable"
-    lines = [one for each in group.rows if (one := each.picked[group.main]) and not group.remark(one)]
-    if len(lines) == 1:
-        return 0, "only one"
-    lower = measure_row(line.measure).better == "lower"
-    best = (min if lower else max)(lines, key=lambda one: one.estimate)
-    if line is best:
-        return 0, "best"
-    if not (line.interval and best.interval):
-        return 2, "behind, no interval"
-    apart = line.interval[0] > best.interval[1] if lower else line.interval[1] < best.interval[0]
-    return (2, "worse") if apart else (1, "no clear difference")
-
-
 def _metrics(groups: Sequence[Group], axis: str) -> list[str]:
     return list(dict.fromkeys(name for group in groups for name in group.metrics if group.axis(name) == axis))
 
@@ -122,10 +100,10 @@ def _row(
     group: Group, row: TableRow, columns: Mapping[str, Sequence[str]], family: str, place: str, marks: Marks
 ) -> str:
     model, drawn = row.model, row.drawn
-    rank, words = verdict(group, row)
-    kind = words.split(",")[0].replace(" ", "-")
+    rank, said, samples = verdict(group, row)
+    kind, small = said.replace(" ", "-"), f"<small>{shown(samples)}</small>" if samples else ""
     cells = [
-        f'<td data-value="{rank}"><span class="verdict {kind}">{shown(words)}</span></td>',
+        f'<td data-value="{rank}"><span class="verdict {kind}">{shown(said)}</span>{small}</td>',
         f'<td><span class="family" data-family="{shown(family)}">{shown(family)}</span></td>',
         f"<td>{shown(group.data)}</td>",
         f"<td>{shown(row.sampling or 'not sampled')}</td>",
