@@ -69,9 +69,12 @@ def spoiled(images: Images, spoil: Spoil):
 
 
 def _cell(measurement) -> str:
-    text = f"{measurement.value:.4g}"
+    """The estimate with its interval, the plain value where it is another one, and the floor."""
+    text = f"{measurement.estimate:.4g}"
     if measurement.interval:
         text += f" [{measurement.interval[0]:.3g}, {measurement.interval[1]:.3g}]"
+    if measurement.estimate != measurement.value:
+        text += f", plain {measurement.value:.4g}"
     return text + (f", floor {measurement.floor:.3g}" if measurement.floor is not None else "")
 
 

@@ -31,6 +31,12 @@ from trilemma.training.progress import duration
 MORE_COLUMNS = ("nfe", "seconds_per_image", "training_seconds", "images_seen")
 """Columns of the table after the metrics, by the name of the entry of a line."""
 
+PLAIN = (
+    " The table has debiased estimates with their intervals. The plain values of these samples, as in "
+    "published tables, are the entries `value` of `results.jsonl`."
+)
+"""Said where the two differ."""
+
 
 def sweep(config, own: Sequence[str], training: Sequence[str]) -> None:
     """Do what the flags of `eval/sweep.py` ask for: `own` before and `training` after the `--`."""
@@ -150,7 +156,8 @@ def report(name: str, row: Sweep, jobs: Sequence[Job], folder: Path) -> None:
     ]
     table = markdown(["point", *columns, *MORE_COLUMNS], rows)
     page, figure = folder / f"{name}.md", folder / f"{name}.png"
-    text = f"{table}\n{protocol(done[0][1])}\n"
+    biased = any(line.plain is not None for _, lines in done for line in lines.values())
+    text = f"{table}\n{protocol(done[0][1])}{PLAIN if biased else ''}\n"
     text += f"\n{said}\n" if (said := repeats.section(repeated(done, list(columns)))) else ""
     write_text(page, f"# {row.about}\n\n{text}")
     panels = [column for column, charted in columns.items() if charted] or list(columns)[:1]
