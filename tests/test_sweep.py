@@ -102,10 +102,11 @@ def line(value):
     }  # fmt: skip
 
 
-def job(folder, name, *, train="pass", value=1.0, metrics=("fd_pixels",), **settings):
+def job(folder, name, *, train="pass", value=1.0, debiased=None, metrics=("fd_pixels",), **settings):
     """A point whose commands are this Python: `train`, then lines in its results and a mark that it ran."""
     place = folder / name
-    told = "".join(json.dumps(line(value) | {"metric": metric}) + "\n" for metric in metrics)
+    lines = [line(value) | {"debiased": debiased, "metric": metric} for metric in metrics]
+    told = "".join(json.dumps(each) + "\n" for each in lines)
     score = f"""
 import pathlib
 place = pathlib.Path({str(place)!r})
@@ -376,6 +377,19 @@ def test_repeated_points_get_an_interval_and_a_verdict(tmp_path, capsys):
     assert f"| loss_type=l2 | fd | 3 | {interval} | {number(error)} |" in page
     assert page.count("| loss_type=l2,seed=") == 3
     assert "| better |" in capsys.readouterr().out
+
+
+def test_the_page_says_where_plain_values_are(tmp_path):
+    row = own_sweep(["loss_type=l2,l1"], "unconditional")
+    for debiased in (None, 0.5):
+        folder = tmp_path / str(debiased)
+        folder.mkdir()
+        jobs = [job(folder, point.name, debiased=debiased, setting=point.name) for point in row.points()]
+        jobs = [replace(one, point=point) for one, point in zip(jobs, row.points(), strict=True)]
+        assert make_all(jobs, folder) == []
+        grid.report("loss", row, jobs, folder)
+        said = (folder / "loss.md").read_text()
+        assert ("`value` of `results.jsonl`" in said) == (debiased is not None)
 
 
 def test_a_sampler_that_the_model_does_not_take_is_refused(tmp_path, capsys):
