@@ -38,6 +38,10 @@ WIDE = (
     "too wide. The jackknife overstates the spread of a number that is not a mean over samples (Efron & "
     "Stein 1981): leaving a block out changes it more than drawing another block would."
 )
+CUT = (
+    "too wide. The number is cut off at 1, so that the upper end of the interval misses nothing; the lower "
+    "one is counted from the cut number."
+)
 FEW = (
     "too wide or too narrow. Spreads of two or three numbers vary a lot, and so do the degrees of freedom "
     "that Welch's interval estimates from them."
@@ -46,6 +50,8 @@ WHY = {
     "kid": "For the worse model, most intervals that miss the truth are below it: sets without samples far "
     "out, where the cubic kernel is large, score low and have short intervals. For the perfect model it is "
     "too wide: the number is then only noise between pairs, which the jackknife overstates.",
+    "clipped_density": CUT,
+    "clipped_coverage": CUT,
     "coverage": WIDE,
     "class_vendi": WIDE,
     "fld": WIDE,
