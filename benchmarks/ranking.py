@@ -6,7 +6,8 @@
 Trains twice on the digits, with the flags of TRAININGS, and draws samples every few steps. The distance of
 REFERENCE samples under the classifier says which checkpoint is better. Each measure, with each number of
 samples in SIZES, is compared with it by Spearman's rank correlation over all checkpoints. Its samples are not
-those of the distance; they are cut into sets of each size, and the correlation is the mean over the sets.
+those of the distance; they are cut into sets of each size, and the correlation is the mean over the sets. The
+last columns are of the checkpoints of each training alone, with 1,000 samples.
 
 results/ranking.json keeps each checkpoint as soon as it is scored. The table goes into docs/metrics.md,
 between the lines `<!-- ranking -->` and `<!-- end of ranking -->`.
@@ -44,7 +45,7 @@ TRAININGS = {
     "epsilon": "--preset digits --max_train_steps 2400 --prediction_type epsilon --learning_rate 1e-3",
 }
 SIZES, REFERENCE = (250, 1_000, 4_000), 10_000
-CALLS, EVERY, ENOUGH = 10, 400, 0.95
+CALLS, EVERY, ENOUGH, ALONE = 10, 400, 0.95, "1000"
 NAMES = tuple(
     name for name, row in METRICS.items() if row.best and not row.judge and "labels" not in row.needs
 )
@@ -129,12 +130,15 @@ def correlations(kept: dict[str, Any]) -> dict[str, dict[str, float]]:
 def table(kept: dict[str, Any]) -> str:
     """Text of the page: the correlations, in bold from ENOUGH on, and the checkpoints behind them."""
     found, runs = correlations(kept), list(kept.values())
+    alone = {name: correlations({name: run}) for name, run in kept.items()}
     sizes = list(next(iter(found.values())))
-    rows = [
-        [f"`{name}`", *(f"**{of[size]:.3f}**" if of[size] >= ENOUGH else f"{of[size]:.3f}" for size in sizes)]
-        for name, of in found.items()
-    ]
+    few = ALONE if ALONE in sizes else sizes[0]
+    rows = []
+    for name, of in found.items():
+        numbers = [*(of[size] for size in sizes), *(each[name][few] for each in alone.values())]
+        rows.append([f"`{name}`", *(f"**{r:.3f}**" if r >= ENOUGH else f"{r:.3f}" for r in numbers)])
     head = ["measure", *(f"{int(size):,} samples" for size in sizes)]
+    head += [f"{int(few):,}, {name} alone" for name in alone]
     count = sum(len(run["checkpoints"]) for run in runs)
     said = " and ".join(f"`{run['flags']}`" for run in runs)
     return f"{markdown(head, rows)}\n{count} checkpoints of {said}.\n"
