@@ -46,7 +46,8 @@ def cases(full: bool, _folder: Path) -> Iterator[Case]:
 
 
 WAYS = {
-    "ours": (None, False), "ours, bf16": ("bf16", False), "ours, bf16, compiled": ("bf16", True),
+    "ours": (None, False), "ours, compiled": (None, True), "ours, bf16": ("bf16", False),
+    "ours, bf16, compiled": ("bf16", True),
 }  # fmt: skip
 """Half precision, and whether the network is compiled; compiling is not timed."""
 
