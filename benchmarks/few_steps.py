@@ -94,13 +94,13 @@ RECIPES: dict[str, dict[str, str]] = {
     },
     "mnist": {
         "DDPM": "--preset mnist-cpu --mixed_precision bf16",
-        "flow": "--preset mnist-cpu --mixed_precision bf16",
+        "flow": f"--preset mnist-cpu --mixed_precision bf16 {_UNIFORM}",
         "consistency": f"{_MNIST} --max_train_steps 600",
         "DDGAN": _MNIST,
     },
     "airplanes-16": {
         "DDPM": "--preset airplanes-16-cpu --mixed_precision bf16 --max_train_steps 1200",
-        "flow": f"{_PLANES} {_RATES}",
+        "flow": f"{_PLANES} {_RATES} {_UNIFORM}",
         "consistency": f"{_PLANES} --max_train_steps 240",
         "DDGAN": "--preset cifar10-16 --classes airplane --mixed_precision bf16 --train_batch_size 64",
     },

@@ -112,7 +112,9 @@ def measure(options: argparse.Namespace, kept: dict[str, Any]) -> None:
 def rows(kept: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, int]]]:
     """Measure, setting and counts of all that is kept, in the order of the table."""
     for name in dict.fromkeys(study.name for study in studies()):
-        of_study = kept["studies"].get(name, {})
+        found = kept["studies"].get(name, {})
+        settings = [study.setting for study in studies() if study.name == name]
+        of_study = {setting: found[setting] for setting in settings if setting in found}
         for measure in dict.fromkeys(measure for one in of_study.values() for measure in one):
             for setting, one in of_study.items():
                 if measure in one:

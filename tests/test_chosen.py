@@ -55,8 +55,8 @@ def settled(
     method = mock.Mock()
     asked, config = config, settle(config, one, OutputFolder(folder), Size(size, images), faster, method)
     assert config.run.mixed_precision == one.mixed_precision
-    assert method.compile.called == (config.run.compile and not asked.run.compile)
-    return one.mixed_precision, torch.get_num_threads(), config.run.compile
+    assert method.compile.called == bool(config.run.compile and not asked.run.compile)
+    return one.mixed_precision, torch.get_num_threads(), bool(config.run.compile)
 
 
 def size_of(name: str) -> int:
@@ -107,13 +107,24 @@ def test_a_run_of_hours_on_a_cpu_is_compiled(tmp_path, capsys):
         assert settled(tmp_path, size, **long)[2] is False
 
 
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("before", [True, False, None])
 def test_a_run_that_is_resumed_is_compiled_if_it_was(tmp_path, before):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"compile": before}))
     for images in (1, 1_000_000):
-        assert settled(tmp_path, COMPILED / 1e6, images=images)[2] is before
+        assert settled(tmp_path, COMPILED / 1e6, images=images)[2] is bool(before)
     assert settled(tmp_path, 1.0, "--no-compile")[2] is False
+
+
+@pytest.mark.parametrize(("before", "flag"), [(None, []), (None, ["--no-compile"]), (False, []), (True, [])])
+def test_a_run_that_is_resumed_has_the_same_option(tmp_path, before, flag):
+    """So that its checkpoint fits, whichever way says that it is not compiled."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"compile": before}))
+    config = parse("unconditional", "", ["--preset", "digits", "--output_dir", str(tmp_path), *flag])
+    size = Size(COMPILED, 1)
+    config = settle(config, accelerator(), OutputFolder(tmp_path), size, True, mock.Mock())
+    assert config.run.compile is before
 
 
 @pytest.mark.parametrize("kept", ["", "no yaml: ["])

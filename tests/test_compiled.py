@@ -94,11 +94,18 @@ def test_what_was_chosen_by_rule_goes_on_without_compiling(monkeypatch, caplog):
 
         return call
 
+    def no_place(forward, **options):
+        def call(*arguments):
+            raise NotADirectoryError("no cache")
+
+        return call
+
     def wrong(forward, **options):
         return lambda *arguments: UNet2DOutput(forward(*arguments).sample * 2)
 
     net, x = small(), torch.randn(2, 1, 8, 8)
-    for fault, said in ((missing_compiler, "not possible here"), (wrong, "compiles this network wrongly")):
+    not_here, wrongly = "not possible here", "compiles this network wrongly"
+    for fault, said in ((missing_compiler, not_here), (no_place, not_here), (wrong, wrongly)):
         monkeypatch.setattr(torch, "compile", fault)
         caplog.clear()
         forward = compiled_forward(net.forward, required=False)
@@ -106,6 +113,9 @@ def test_what_was_chosen_by_rule_goes_on_without_compiling(monkeypatch, caplog):
             assert torch.equal(forward(x, torch.tensor(5)).sample, net(x, torch.tensor(5)).sample)
         assert len(caplog.records) == 1
         assert said in caplog.text
+        assert "--compile" not in caplog.text  # nobody typed it
+        with pytest.raises(ValueError, match=f"--compile: .*{said}.*; leave it out"):
+            compiled_forward(net.forward)(x, torch.tensor(5))
 
 
 def test_frozen_networks_have_nothing_to_compare(shapes):
@@ -188,7 +198,8 @@ def test_what_cannot_be_compiled_says_what_to_leave_out(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     pipeline = UnconditionalPipeline(small(), DDPMScheduler(1000)).with_sampler("dpmsolver++")
-    with pytest.raises(ValueError, match=r"--compile is not possible here: no C\+\+ compiler; leave it out"):
+    said = r"--compile: compiling is not possible here: no C\+\+ compiler; leave it out"
+    with pytest.raises(ValueError, match=said):
         drawn(pipeline, True)
     assert "forward" not in vars(pipeline.network)
 

@@ -78,15 +78,16 @@ def settle(
             if threads == 1
             else f"{threads} threads (--cpu_threads 1: one, where other programs use the processor)"
         )
-    compiles = config.run.compile
-    if compiles is None:
-        compiles = decided(accelerator, lambda: compiled_before(folder))
-        if compiles is None:
-            long = size.work_per_image * size.images / accelerator.num_processes >= COMPILED
-            compiles = faster and long and accelerator.device.type == "cpu"
-        if compiles:
-            method.compile(required=False)
-            lines.append("the network compiled, which pays in a run this long (--no-compile: as it is)")
+    asked = compiles = config.run.compile
+    if kept := decided(accelerator, lambda: options_before(folder)):
+        if asked is None or asked == bool(kept.get("compile")):
+            compiles = kept.get("compile")
+    elif asked is None and faster and accelerator.device.type == "cpu":
+        long = size.work_per_image * size.images / accelerator.num_processes >= COMPILED
+        compiles = True if long else None
+    if compiles and not asked:
+        method.compile(required=False)
+        lines.append("the network compiled, which pays in a run this long (--no-compile: as it is)")
     if lines:
         accelerator.print(f"Chosen: {'; '.join(lines)}.")
     run = replace(config.run, mixed_precision=accelerator.mixed_precision, compile=compiles)
@@ -101,12 +102,12 @@ def hardware_before(folder: OutputFolder) -> dict[str, Any]:
         return {}
 
 
-def compiled_before(folder: OutputFolder) -> bool | None:
-    """Whether the run to resume compiled its network; None where there is none, or where nothing says so."""
+def options_before(folder: OutputFolder) -> dict[str, Any]:
+    """The options of the run to resume; none where there is none, or where its config.yaml is damaged."""
     try:
-        return folder.read_config().get("compile") if folder.checkpoints.is_dir() else None
+        return folder.read_config() if folder.checkpoints.is_dir() else {}
     except FileError:
-        return None
+        return {}
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -53,14 +53,14 @@ def compiled_forward(plain: Callable[..., Any], required: bool = True) -> Callab
             if first and learns:
                 require_same_gradients(plain, compiled, sample, *arguments, **options)
             return compiled(sample, *arguments, **options)
-        except torch._dynamo.exc.TorchDynamoException as problem:  # such as a missing C++ compiler
-            reason = str(problem).split("\n")[0]
-            problems.append(NotCompiled(f"--compile is not possible here: {reason}; leave it out"))
+        except (torch._dynamo.exc.TorchDynamoException, OSError) as problem:  # no compiler, a full disk
+            reason = (str(problem) or type(problem).__name__).split("\n")[0]
+            problems.append(NotCompiled(f"compiling is not possible here: {reason}"))
         except NotCompiled as problem:
             problems.append(problem)
         if required:
-            raise problems[0]
-        logger.warning("The network is not compiled, and trains as it is. %s", problems[0])
+            raise NotCompiled(f"--compile: {problems[0]}; leave it out") from problems[0]
+        logger.warning("The network is not compiled, and trains as it is: %s", problems[0])
         return plain(sample, *arguments, **options)
 
     forward.shapes = shapes
@@ -90,8 +90,8 @@ def require_same_gradients(
     exact = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     if math.isfinite(length) and not error <= (LARGEST_ERROR if exact else LARGEST_ROUNDING) * length:
         raise NotCompiled(
-            f"--compile: PyTorch {torch.__version__} compiles this network wrongly: the error of its "
-            f"gradients is {error:.2g}, their length {length:.2g}; leave it out"
+            f"PyTorch {torch.__version__} compiles this network wrongly: the error of its "
+            f"gradients is {error:.2g}, their length {length:.2g}"
         )
 
 

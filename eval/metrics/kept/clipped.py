@@ -94,12 +94,14 @@ def expected_coverage(real: int, samples: int, full: int = K) -> Tensor:
     P(J = j), with P(J = j) = C(m, j) B(K + j, real + m - K - j) / B(K, real - K).
     """
     m = torch.arange(samples + 1, dtype=torch.float64)
-    j = torch.arange(full, dtype=torch.float64)[:, None]
     a, b = torch.tensor(float(K)).double(), torch.tensor(float(real - K)).double()
-    choose = torch.lgamma(m + 1) - torch.lgamma(j + 1) - torch.lgamma((m - j).clamp_min(0) + 1)
-    beta = torch.lgamma(a + j) + torch.lgamma((b + m - j).clamp_min(1)) - torch.lgamma(a + b + m)
-    chance = (choose + beta - torch.lgamma(a) - torch.lgamma(b) + torch.lgamma(a + b)).exp()
-    return 1 - torch.where(j <= m, (full - j) * chance, 0.0).sum(0) / full
+    missing = torch.zeros_like(m)
+    for part in torch.arange(full, dtype=torch.float64)[:, None].split(64):  # in bounded memory
+        choose = torch.lgamma(m + 1) - torch.lgamma(part + 1) - torch.lgamma((m - part).clamp_min(0) + 1)
+        beta = torch.lgamma(a + part) + torch.lgamma((b + m - part).clamp_min(1)) - torch.lgamma(a + b + m)
+        chance = (choose + beta - torch.lgamma(a) - torch.lgamma(b) + torch.lgamma(a + b)).exp()
+        missing += torch.where(part <= m, (full - part) * chance, 0.0).sum(0)
+    return 1 - missing / full
 
 
 def inverse(expected: Tensor, covered: float) -> float:

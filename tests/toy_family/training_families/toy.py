@@ -71,7 +71,7 @@ def build(config: ToyFamilyConfig, images, accelerator, total_steps):
         def pipeline(self, net):
             return ToyPipeline(net)
 
-        def compile(self):
+        def compile(self, required=True):
             raise ValueError("--compile: there is nothing to compile")
 
     net = ToyModel(images.resolution, images.channels, config.objective.toy_scale)
