@@ -39,11 +39,12 @@ def measure_clipped(rows: Tensor, block: Tensor, reference: ReferenceStatistics)
     """
     real = reference.features[:PAIR_IMAGES].to(rows.device)
     member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device, torch.float64)
-    n, sizes, by_block = len(rows), member.sum(0), member.T @ _scores(real, rows)
-    some = real[:n]
-    full = max(K, round(K * n / len(some)))
-    inside = _inside(some, rows, member)
-    expected = expected_coverage(len(some), n, full)
+    scores, inside = _in_balls(real, rows, member)
+    n, sizes, by_block = len(rows), member.sum(0), member.T @ scores
+    if n < len(real):
+        _, inside = _in_balls(real[:n], rows, member)
+    full = max(K, round(K * n / len(real)))
+    expected = expected_coverage(len(inside), n, full)
 
     def density(kept: Tensor) -> float:
         return float(kept @ by_block / (kept @ sizes))
@@ -58,25 +59,18 @@ def measure_clipped(rows: Tensor, block: Tensor, reference: ReferenceStatistics)
     }
 
 
-def _scores(real: Tensor, fake: Tensor) -> Tensor:
-    """Scores (N,) of clipped density."""
+def _in_balls(real: Tensor, fake: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (N,) of clipped density, and how many samples of each block each ball holds, (M, BLOCKS)."""
     (radius,) = squared_radii(real, (K,))
     clipped = radius.clamp_max(_median(radius))
-    around_real, around_fake = (
-        sum((squared <= clipped[rows, None]).sum(0) for rows, squared in squared_distances(real, images))
-        for images in (real, fake)
-    )
+    around_real, around_fake, inside = 0, 0, []
+    for rows, squared in squared_distances(real, real):
+        around_real += (squared <= clipped[rows, None]).sum(0)
+    for rows, squared in squared_distances(real, fake):
+        around_fake += (squared <= clipped[rows, None]).sum(0)
+        inside.append((squared <= radius[rows, None]).to(member) @ member)
     usual = ((around_real - 1).clamp(0, K).double() / K).mean()  # less its own ball
-    return (around_fake.clamp_max(K).double() / K) / usual
-
-
-def _inside(real: Tensor, fake: Tensor, member: Tensor) -> Tensor:
-    """How many samples of each block each ball holds, (M, BLOCKS)."""
-    (radius,) = squared_radii(real, (K,))
-    held = [
-        (squared <= radius[rows, None]).to(member) @ member for rows, squared in squared_distances(real, fake)
-    ]
-    return torch.cat(held)
+    return (around_fake.clamp_max(K).double() / K) / usual, torch.cat(inside)
 
 
 def _median(squared: Tensor) -> Tensor:
