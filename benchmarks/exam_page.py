@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kept_table import Part
+
 from trilemma.eval.studies.tables import markdown
 from trilemma.pipelines.files.reading import read_json, read_text
 from trilemma.pipelines.files.writing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, RESULTS = ROOT / "docs" / "metrics.md", ROOT / "benchmarks" / "results"
-MARKS = "<!-- exams -->\n", "<!-- end of exams -->\n"
+RESULTS = ROOT / "benchmarks" / "results"
+PART = Part(ROOT / "docs" / "metrics.md", "<!-- exams -->\n", "<!-- end of exams -->\n")
 
 
 def cell(verdicts: dict[str, dict[str, Any]] | None) -> str:
@@ -50,9 +52,7 @@ def cells_of(table: str) -> dict[str, dict[str, str]]:
 
 def main(folders: list[str]) -> None:
     """Copy the pages, and write the table."""
-    before, rest = read_text(PAGE).split(MARKS[0])
-    table, after = rest.split(MARKS[1])
-    every = cells_of(table)
+    every = cells_of(PART.read())
     for folder in map(Path, folders):
         for name, verdicts in columns(read_json(folder / "exam.json")):
             found = {measure: cell(one) for measure, one in verdicts.items()}
@@ -60,7 +60,7 @@ def main(folders: list[str]) -> None:
         write_text(RESULTS / f"{folder.name}.md", read_text(folder / "exam.md"))
     measures = list(dict.fromkeys(measure for of in every.values() for measure in of))
     rows = [[f"`{measure}`", *(of.get(measure, "") for of in every.values())] for measure in measures]
-    write_text(PAGE, f"{before}{MARKS[0]}\n{markdown(['measure', *every], rows)}\n{MARKS[1]}{after}")
+    PART.write(f"\n{markdown(['measure', *every], rows)}\n")
 
 
 if __name__ == "__main__":

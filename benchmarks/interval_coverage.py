@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from kept_table import Part, run
 from simulated_intervals import LAWS, of_bits, of_samples, of_seeds
 from speed.harness import machine
 
 from trilemma.eval.metrics.sample_metric import share_interval
 from trilemma.eval.metrics.table import METRICS, metric_of
 from trilemma.eval.studies.tables import markdown
-from trilemma.pipelines.files.reading import read_json, read_text
-from trilemma.pipelines.files.writing import write_json, write_text
+from trilemma.pipelines.files.writing import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT, PAGE = ROOT / "benchmarks" / "results" / "interval_coverage.json", ROOT / "docs" / "metrics.md"
-MARKS = "<!-- coverage -->\n", "<!-- end of coverage -->\n"
+KEPT = ROOT / "benchmarks" / "results" / "interval_coverage.json"
+PART = Part(ROOT / "docs" / "metrics.md", "<!-- coverage -->\n", "<!-- end of coverage -->\n")
 ALSO = {"bpd": ("ode_bpd",)}
 """Measures that have the interval of another one, by the same code."""
 LOWEST, HIGHEST = 0.93, 0.97
@@ -39,26 +39,26 @@ WIDE = (
     "Stein 1981): leaving a block out changes it more than drawing another block would."
 )
 CUT = (
-    "too wide. The number is cut off at 1, so that the upper end of the interval misses nothing; the lower "
-    "one is counted from the cut number."
+    "too wide. No number is above 1, so the upper end of the interval is 1 and the truth cannot be above "
+    "it. The lower end is as far below the number as elsewhere."
 )
 FEW = (
     "too wide or too narrow. Spreads of two or three numbers vary a lot, and so do the degrees of freedom "
     "that Welch's interval estimates from them."
 )
 WHY = {
-    "kid": "For the worse model, most intervals that miss the truth are below it: sets without samples far "
-    "out, where the cubic kernel is large, score low and have short intervals. For the perfect model it is "
-    "too wide: the number is then only noise between pairs, which the jackknife overstates.",
+    "kid": "too narrow for the worse model. The cubic kernel is large for samples that lie far out; sets "
+    "without such samples score low and have short intervals. Too wide for the perfect model, whose number "
+    "is nothing but noise: the jackknife overstates the spread of this noise.",
     "clipped_density": CUT,
     "clipped_coverage": CUT,
     "coverage": WIDE,
     "class_vendi": WIDE,
     "fld": WIDE,
-    "0_class_energy": "too narrow with 50 samples in the class: sets that score low also have short "
-    "intervals. The mean over classes has four times as many samples.",
-    "near_copies": "too wide for a share of about 1%, two of 200 samples: a count moves in steps, so no "
-    "interval covers exactly 95%.",
+    "0_class_energy": "too narrow: with only 50 samples in the class, sets that score low also have short "
+    "intervals. The mean over the four classes rests on 200 samples and is not too narrow.",
+    "near_copies": "too wide for a share of about 1%, which is two of 200 samples: a count moves in steps, "
+    "so no interval covers exactly 95%.",
     "difference of 2 and 2 seeds": FEW,
     "difference of 3 and 3 seeds": FEW,
 }
@@ -167,18 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=1_000, help="sets of samples in each setting")
     parser.add_argument("--only", nargs="+", default=[], help="measures or metrics to measure again")
-    parser.add_argument("--kept", type=Path, default=KEPT, help="file of the numbers")
-    parser.add_argument("--page_only", action="store_true", help="only write the table into the page")
-    options = parser.parse_args()
     torch.set_num_threads(1)
-    kept = read_json(options.kept) if options.kept.exists() else {}
-    if not options.page_only:
-        measure(options, kept)
-    text = table(kept)
-    print(text)
-    if options.kept == KEPT:
-        before, rest = read_text(PAGE).split(MARKS[0])
-        write_text(PAGE, f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    run(parser, KEPT, PART, measure, table)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from diffusers.utils.logging import disable_progress_bar
+from kept_table import Part, run
 from scipy.stats import spearmanr
 from speed.harness import machine
 from speed.ours import OurLoop, fresh_state, quietly
@@ -32,14 +33,13 @@ from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing
 from trilemma.eval.scoring.yardsticks import BATCH, Batch, Reference, Yardstick, score, yardsticks
 from trilemma.eval.studies.tables import markdown
-from trilemma.pipelines.files.reading import read_json, read_text
-from trilemma.pipelines.files.writing import write_json, write_text
+from trilemma.pipelines.files.writing import write_json
 from trilemma.training.images.image_set import cache_folder
 from trilemma.training.loop.loop import published
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT, PAGE = ROOT / "benchmarks" / "results" / "ranking.json", ROOT / "docs" / "metrics.md"
-MARKS = "<!-- ranking -->\n", "<!-- end of ranking -->\n"
+KEPT = ROOT / "benchmarks" / "results" / "ranking.json"
+PART = Part(ROOT / "docs" / "metrics.md", "<!-- ranking -->\n", "<!-- end of ranking -->\n")
 TRAININGS = {
     "preset": "--preset digits --max_train_steps 2400",
     "epsilon": "--preset digits --max_train_steps 2400 --prediction_type epsilon --learning_rate 1e-3",
@@ -151,19 +151,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="samples of a measure")
     parser.add_argument("--every", type=int, default=EVERY, help="steps between two checkpoints")
     parser.add_argument("--more", default="", help="more flags for both trainings")
-    parser.add_argument("--kept", type=Path, default=KEPT, help="file of the numbers")
-    parser.add_argument("--page_only", action="store_true", help="only write the table into the page")
-    options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()
-    kept = read_json(options.kept) if options.kept.exists() else {}
-    if not options.page_only:
-        measure(options, kept)
-    text = table(kept)
-    print(text)
-    if options.kept == KEPT:
-        before, rest = read_text(PAGE).split(MARKS[0])
-        write_text(PAGE, f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    run(parser, KEPT, PART, measure, table)
 
 
 if __name__ == "__main__":

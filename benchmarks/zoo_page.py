@@ -8,18 +8,18 @@ numbers that were measured alike are shown. The table goes between the lines `<!
 from collections.abc import Sequence
 from pathlib import Path
 
+from kept_table import Part
+
 from trilemma.eval.report.words import in_units
 from trilemma.eval.scoring.results import PROTOCOL, ResultLine
 from trilemma.eval.studies.model_table import TableRow, figures, standard_protocols, table_rows
 from trilemma.eval.studies.models import Model, read_models
 from trilemma.eval.studies.tables import markdown
-from trilemma.pipelines.files.reading import read_text
-from trilemma.pipelines.files.writing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-ZOO, PAGE = ROOT / "model_cards" / "zoo", ROOT / "README.md"
+ZOO = ROOT / "model_cards" / "zoo"
 CHART = ROOT / "docs" / "images" / "zoo-mnist.png"
-MARKS = "<!-- zoo -->\n", "<!-- end of zoo -->\n"
+PART = Part(ROOT / "README.md", "<!-- zoo -->\n", "<!-- end of zoo -->\n")
 DISTANCE, VARIETY = "fd_classifier", "recall_classifier"
 
 
@@ -60,8 +60,7 @@ def zoo() -> list[Model]:
 def main() -> None:
     """Write the figure and the table."""
     models = zoo()
-    before, rest = read_text(PAGE).split(MARKS[0])
-    write_text(PAGE, f"{before}{MARKS[0]}\n{table(models)}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    PART.write(f"\n{table(models)}")
     figures(models, standard_protocols(models))[f"{DISTANCE}-speed"].savefig(CHART, dpi=150)
 
 
