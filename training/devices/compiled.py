@@ -59,7 +59,7 @@ def compiled_forward(plain: Callable[..., Any], required: bool = True) -> Callab
         except NotCompiled as problem:
             problems.append(problem)
         if required:
-            raise NotCompiled(f"--compile: {problems[0]}; leave it out") from problems[0]
+            raise NotCompiled(f"--compile: {problems[0]}; leave it out, or add --no-compile") from problems[0]
         logger.warning("The network is not compiled, and trains as it is: %s", problems[0])
         return plain(sample, *arguments, **options)
 

@@ -14,7 +14,6 @@ x0_hat follows from the network's output by the target, and is clipped to [-1, 1
 level, c_skip is 1 and c_out is 0.
 """
 
-
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, LCMScheduler
