@@ -1,8 +1,8 @@
 """Intervals of measures and of trainings on laws that are known: what `interval_coverage.py` counts.
 
 Samples have FEATURES Gaussian features. The true number is known for `fd`, `mind`, bits per dimension and
-trainings; for the others it is the mean over all sets, which is what their intervals are about: they are
-unbiased, or are for sets of as many samples.
+trainings. For the other measures it is the mean over all sets: either the measure is unbiased, or its
+interval is meant for other sets of the same size.
 """
 
 import dataclasses

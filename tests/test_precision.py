@@ -236,7 +236,7 @@ PLAIN = ("highest", False, True, False)
 
 @pytest.fixture
 def tf32():
-    """TF32 is on, as it is by default in cuDNN, and as many programs turn it on for products of matrices."""
+    """TF32 is on: cuDNN has it on by default, and many programs turn it on for products of matrices."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     with torch.autocast("cpu", dtype=torch.bfloat16):
