@@ -54,6 +54,7 @@ WHY = {
     "clipped_coverage": CUT,
     "coverage": WIDE,
     "class_vendi": WIDE,
+    "0_class_vendi": WIDE,
     "fld": WIDE,
     "0_class_energy": "too narrow: with only 50 samples in the class, sets that score low also have short "
     "intervals. The mean over the four classes rests on 200 samples and is not too narrow.",

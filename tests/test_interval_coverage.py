@@ -77,7 +77,7 @@ def test_the_known_distances_are_those_of_many_samples(simulation, monkeypatch, 
 
 
 def test_the_kept_table_has_every_interval(benchmark, simulation):
-    """A class of `class_energy` stands for all of them."""
+    """Class 0 stands for all of them."""
     kept = read_json(benchmark.KEPT)
     shown = {measure for measure, *_ in benchmark.rows(kept)}
     missing = []

@@ -7,6 +7,7 @@ import torch
 from test_metrics import normal, reference_of, score, toy_reference, toy_samples
 from torch.testing import assert_close
 
+from trilemma.eval.metrics.frechet import BLOCKS, block_of, jackknife
 from trilemma.eval.metrics.kept.clipped import expected_coverage, inverse
 from trilemma.eval.metrics.kept.copies import cell_centres
 from trilemma.eval.metrics.kept.likelihood import fit_widths, log_likelihoods, nll
@@ -322,10 +323,28 @@ def test_vendi_score_counts_different_images_of_each_class():
     samples = torch.zeros(240, 6)
     index = torch.arange(240)
     samples[index, index // 4 % (index % 4 + 1)] = 3.0
-    result = score(toy_reference(), samples, ("class_vendi",))["class_vendi"]
+    results = score(toy_reference(), samples, ("class_vendi",))
+    result = results["class_vendi"]
     assert result.value == pytest.approx((1 + 2 + 3 + 4) / 4, rel=1e-6)
+    for k in range(4):
+        own = results[f"{k}_class_vendi"]
+        assert (own.value, own.n) == (pytest.approx(k + 1, rel=1e-6), 60)
     samples[::8] = 0
     with_zeros = score(toy_reference(), samples, ("class_vendi",))["class_vendi"]
     assert with_zeros.value == pytest.approx(result.value, rel=1e-6)
+    samples[::4] = 0
+    without = score(toy_reference(), samples, ("class_vendi",))
+    assert without["class_vendi"].value == pytest.approx((2 + 3 + 4) / 3, rel=1e-6), "class 0 has no image"
+    assert "0_class_vendi" not in without
     same = score(toy_reference(), torch.ones(240, 6), ("class_vendi",))["class_vendi"]
     assert same.value == pytest.approx(1)
+
+
+def test_the_interval_of_a_class_is_that_of_its_samples_alone():
+    samples, index = toy_samples(240), torch.arange(1, 240, 4)
+    own = score(toy_reference(), samples, ("class_vendi",))["1_class_vendi"]
+    alone, block = torch.nn.functional.normalize(samples[index].double(), dim=1), block_of(index, 240)
+    without = [vendi(alone[block != one]) for one in range(BLOCKS)]
+    low, high = jackknife(vendi(alone), block.bincount(minlength=BLOCKS).tolist(), without)
+    half = (high - low) / 2
+    assert own.interval == pytest.approx((own.value - half, own.value + half), rel=1e-9)

@@ -210,6 +210,7 @@ METRICS: dict[str, Metric] = {
         "trilemma.eval.metrics.kept.vendi:ClassVendi",
         {"class_vendi": Measure(sees=("kinds",))},
         needs=("features", "labels"),
+        terms=Measure(),
     ),
     "class_energy": Metric(
         "trilemma.eval.metrics.kept.classes:ClassEnergy",

@@ -1,6 +1,7 @@
 """Vendi score within classes: how many different images the samples of a class amount to."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -16,23 +17,32 @@ from trilemma.eval.scoring.reference import ReferenceStatistics
 def measure_class_vendi(
     rows: Tensor, label: Tensor, block: Tensor, reference: ReferenceStatistics
 ) -> dict[str, Measurement]:
-    """Mean over the classes of the Vendi score (Friedman & Dieng 2023, arXiv 2210.02410) of their samples.
+    """The Vendi score (Friedman & Dieng 2023, arXiv 2210.02410) of each class k, and the mean over classes.
 
     The score of m samples is exp(-sum l log l), with l the eigenvalues of K / m and K the cosines of the
     angles between their features: 1 if all are equal, m if all are at right angles. It grows with m: the
-    interval is for other sets of n samples. PAIR_IMAGES samples are compared. Those whose features are
-    all 0 are left out, and so are classes without samples.
+    intervals are for other sets of as many samples. PAIR_IMAGES samples are compared. Those whose features
+    are all 0 are left out, and so are classes without others.
     """
     useful, unit = (rows != 0).any(1).cpu(), F.normalize(rows.double(), dim=1)
+    places = {k: (label == k).nonzero().flatten() for k in label[useful].unique().long().tolist()}
 
-    def mean_score(kept: Tensor) -> float:
-        chosen = useful & (kept.cpu()[block] > 0)
-        places = [(chosen & (label == one)).nonzero().flatten() for one in label[chosen].unique()]
-        scores = [vendi(unit[place.to(unit.device)]) for place in places]
-        return sum(scores) / max(1, len(scores))
+    @cache  # the mean and its classes are made of the same scores
+    def score(k: int, kept: tuple[float, ...]) -> float:
+        chosen = useful[places[k]] & (torch.tensor(kept)[block[places[k]]] > 0)
+        return vendi(unit[places[k][chosen].to(unit.device)]) if chosen.any() else 0.0
 
-    sizes = torch.bincount(block, minlength=BLOCKS).double()
-    return {"class_vendi": at_this_n(mean_score, sizes, lowest=1.0)}
+    def mean(kept: Tensor) -> float:
+        scores = [score(k, tuple(kept.tolist())) for k in places]
+        return sum(scores) / max(1, sum(one > 0 for one in scores))
+
+    def measured(value_of: Callable[[Tensor], float], block: Tensor) -> Measurement:
+        return at_this_n(value_of, torch.bincount(block, minlength=BLOCKS).double(), lowest=1.0)
+
+    results = {"class_vendi": measured(mean, block)}
+    for k, place in places.items():
+        results[f"{k}_class_vendi"] = measured(lambda kept, k=k: score(k, tuple(kept.tolist())), block[place])
+    return results
 
 
 def vendi(unit: Tensor) -> float:
