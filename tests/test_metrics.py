@@ -717,3 +717,18 @@ def test_a_row_names_the_measures_that_its_metric_gives(name):
 def test_every_measure_belongs_to_one_metric():
     measures = [measure for row in METRICS.values() for measure in row.measures]
     assert len(measures) == len(set(measures))
+
+
+def test_what_the_reference_alone_gives_is_computed_once_and_changes_nothing():
+    """Three sets of samples against one reference, of which the last is of another size."""
+    reference = toy_reference()
+    for samples in (toy_samples(SHARDED), toy_samples(SHARDED), toy_samples(120)):
+        before = dict(reference.derived)
+        assert_same(score(reference, samples), score(toy_reference(), samples))
+        for name, value in before.items():
+            assert reference.derived[name] is value, name
+    assert {"mind", "copies", "cell centres", "nearest to heldout"} <= reference.derived.keys()
+    other = dataclasses.replace(reference, heldout=reference.heldout * 2)
+    assert_same(
+        score(other, samples), score(dataclasses.replace(toy_reference(), heldout=other.heldout), samples)
+    )

@@ -123,10 +123,8 @@ def _kernel_measurement(
 ) -> Measurement:
     real = reference.features[:PAIR_IMAGES].to(rows.device)
     member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device)
-    sums = reference.sums_within
-    if kernel.name not in sums:  # a third of the work, and the same in each evaluation of a training
-        sums[kernel.name] = sum_within(real, kernel)
-    distance = kernel_distance(real, rows, member, kernel, sums[kernel.name])
+    within = reference.once(f"{kernel.name} within", lambda: sum_within(real, kernel))
+    distance = kernel_distance(real, rows, member, kernel, within)
     sizes = member.sum(0).to(rows)
     value = distance(torch.ones_like(sizes))
     return Measurement(value, len(rows), block_interval(value, sizes, distance), 0.0)
@@ -170,7 +168,9 @@ def measure_memorization(
     """
     real = reference.features.to(rows.device)
     samples = nearest(rows, real)
-    heldout = nearest(reference.heldout.to(rows.device), real).sort().values
+    heldout = reference.once(
+        "nearest to heldout", lambda: nearest(reference.heldout.to(rows.device), real).sort().values
+    ).to(rows.device)
     closer = torch.searchsorted(heldout, samples, right=False).double().mean() / len(heldout)
     not_further = torch.searchsorted(heldout, samples, right=True).double().mean() / len(heldout)
     results = {"copying": Measurement(1 - float(closer + not_further) / 2, len(rows), floor=0.5)}

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from trilemma.pipelines.files.reading import FileError, check_types
 from trilemma.pipelines.files.writing import written
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 FORMAT = "trilemma-reference-1"
 DAMAGED = "delete it, or restore it from a copy"
@@ -48,7 +50,7 @@ class ReferenceStatistics:
     of real images that are not in the set (add them with `dataclasses.replace`). class_counts (K,) float64:
     how often the extractor's classifier names each class. labels (m,) int64: of the images of `features`,
     which no file holds (add them likewise). Each is None if no metric needed it; `protocol` is None for an
-    .npz. sums_within: the sums of kernels over pairs of `features`, by kernel, once computed.
+    .npz. derived: what `once` keeps.
     """
 
     gaussian: Gaussian
@@ -57,7 +59,13 @@ class ReferenceStatistics:
     heldout: Tensor | None = None
     class_counts: Tensor | None = None
     labels: Tensor | None = None
-    sums_within: dict[str, float] = field(default_factory=dict, init=False, compare=False)
+    derived: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
+
+    def once(self, name: str, compute: Callable[[], Result]) -> Result:
+        """What `compute` makes of the reference alone; computed once for each name."""
+        if name not in self.derived:
+            self.derived[name] = compute()
+        return self.derived[name]
 
     def check(self, protocol: ReferenceProtocol) -> None:
         """ValueError unless these were made by `protocol`; those without a protocol cannot be checked."""

@@ -37,9 +37,8 @@ def measure_copies(rows: Tensor, block: Tensor, reference: ReferenceStatistics) 
     if len(real) < 2:
         raise ValueError("--metrics copies needs 2 images or more in the reference; got 1")
     n, results = len(rows), {}
-    for name, share, usual in zip(
-        ("authpct", "near_copies"), _shares(rows, real), _shares(heldout, real), strict=True
-    ):
+    floors = reference.once("copies", lambda: _shares(heldout, real))
+    for name, share, usual in zip(("authpct", "near_copies"), _shares(rows, real), floors, strict=True):
         unit = 100 if name == "authpct" else 1
         low, high = share_interval(share, n)
         results[name] = Measurement(unit * share, n, (unit * low, unit * high), unit * usual)
@@ -66,7 +65,8 @@ def measure_ct(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> d
     Both grow with the root of n: the intervals are for other sets of n samples.
     """
     real, heldout = (part.to(rows.device) for part in (reference.features, reference.heldout))
-    centres = cell_centres(real, max(1, min(CELLS, len(heldout) // CELL_IMAGES, len(real))))
+    cells = max(1, min(CELLS, len(heldout) // CELL_IMAGES, len(real)))
+    centres = reference.once("cell centres", lambda: cell_centres(real, cells)).to(rows.device)
     member = torch.nn.functional.one_hot(block, BLOCKS).to(rows.device, torch.float64)
     cells = [_further(*parts) for parts in _cells(centres, rows, heldout, real, member)]
     weight = torch.tensor([float(held) for *_, held in cells], dtype=torch.float64)

@@ -51,11 +51,7 @@ def measure_fld(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> 
     heldout, train, centres = _scaled(heldout.to(rows.device), real[: n + PAIR_IMAGES], rows[:n])
     unit, member = 100 / rows.shape[1], torch.nn.functional.one_hot(block[:n], BLOCKS).to(rows.device)
     sizes = member.sum(0).double()
-    usual, others = train[:n], train[n:]
-    width, one = fit_widths(others, usual), member.new_ones(n, 1)
-    perfect, fitted = (
-        nll(log_likelihoods(x, usual, width, one), sizes.sum()[None]) for x in (heldout, others)
-    )
+    perfect, fitted = reference.once(f"fld of {n}", lambda: _perfect(heldout, train[:n], train[n:]))
     train = train[:PAIR_IMAGES]
     width = fit_widths(train, centres)
     new, old = (log_likelihoods(x, centres, width, member) for x in (heldout, train))
@@ -70,6 +66,13 @@ def measure_fld(rows: Tensor, block: Tensor, reference: ReferenceStatistics) -> 
         "fld": at_this_n(divergence, sizes, lowest=-math.inf, floor=0.0),
         "fld_gap": at_this_n(gap, sizes, lowest=-math.inf, floor=unit * (fitted - perfect)),
     }
+
+
+def _perfect(heldout: Tensor, centres: Tensor, others: Tensor) -> tuple[float, ...]:
+    """NLL of held-out and of other training images under the mixture about training images (c, D)."""
+    width, all_of_them = fit_widths(others, centres), torch.ones_like(centres[:, :1])
+    size = all_of_them.sum(0)
+    return tuple(nll(log_likelihoods(x, centres, width, all_of_them), size) for x in (heldout, others))
 
 
 def _scaled(heldout: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

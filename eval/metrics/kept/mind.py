@@ -43,7 +43,7 @@ def measure_mind(rows: Tensor, block: Tensor, reference: ReferenceStatistics) ->
     n, m = len(rows), len(real)
     sizes = torch.bincount(block, minlength=BLOCKS).double()
     value = distance(torch.ones(BLOCKS))
-    own = _own_distance(projected[:SPLIT_DIRECTIONS]) if m > 1 else None
+    own = reference.once("mind", lambda: _own_distance(projected[:SPLIT_DIRECTIONS]) if m > 1 else None)
     floor = None if own is None else scale * own * (1 / n + 1 / m)
     return {"mind": not_negative(value, n, block_interval(value, sizes, distance), floor)}
 
