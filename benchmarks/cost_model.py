@@ -28,13 +28,17 @@ from cost.model import (
     sampling,
     step,
 )
+from kept_table import Part
 
 from trilemma.training.objectives.ddpm import output_channels
 from trilemma.training.options.command_line import parse
 
 KEPT = Path(__file__).parent / "results" / "cost_model.json"
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
-BEGIN, END = "<!-- written by benchmarks/cost_model.py -->", "<!-- end of what it writes -->"
+PART = Part(
+    Path(__file__).resolve().parents[1] / "docs" / "scaling.md",
+    "<!-- written by benchmarks/cost_model.py -->\n",
+    "<!-- end of what it writes -->\n",
+)
 PRESETS = {"cifar10": (32, 3), "imagenet-64": (64, 3)}
 """Preset of the unconditional family -> side and channels of its images."""
 GPUS, FEW = (1, 8, 64, 512), 16
@@ -203,15 +207,6 @@ def _time(seconds: float) -> str:
     return f"{seconds / unit:.1f} {name}"
 
 
-def put(text: str, page: Path = PAGE) -> None:
-    """Write between the markers of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{page} needs the lines {BEGIN} and {END}, between which the tables go")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Count, measure if asked to, keep the numbers, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -227,7 +222,7 @@ def main() -> None:
     if options.check:
         kept["here"] = measure(options.rounds)
     KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    put(section(kept))
+    PART.write(f"\n{section(kept)}\n\n")
     print(section(kept))
 
 

@@ -6,19 +6,18 @@ Numbers are means over the training seeds, with the lowest and the highest seed 
 """
 
 import json
-import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from few_steps import AS_LONG_AS, CELLS, FAMILY, PARENT, RECIPES, RESULTS, ROOT
+from kept_table import Part
 from matplotlib.figure import Figure
 from points import FRESH, RUNS, SET_SIZE, SETS
 from points import RESULTS as OF_POINTS
 
-from trilemma.pipelines.files.writing import write_text, written
+from trilemma.pipelines.files.writing import written
 
-PAGE = ROOT / "docs" / "few_steps.md"
 LEAST = 0.02
 """Where the vertical axis of the figure ends: a distance at its floor has no logarithm."""
 
@@ -147,7 +146,6 @@ def curves(name: str, kept: dict[str, Any]) -> Figure:
 
 def main() -> None:
     """Replace the numbers of the page."""
-    page = PAGE.read_text(encoding="utf-8")
     texts = {}
     for name, kept in json.loads(RESULTS.read_text(encoding="utf-8")).items():
         texts[name] = section(name, kept)
@@ -155,11 +153,7 @@ def main() -> None:
             curves(name, kept).savefig(file, format="png", dpi=110)
     texts["swirl"] = swirl(json.loads(OF_POINTS.read_text(encoding="utf-8")))
     for name, text in texts.items():
-        between = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not between.search(page):
-            raise SystemExit(f"{PAGE} has no lines <!-- {name} --> and <!-- end -->; add them")
-        page = between.sub(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)
-    write_text(PAGE, page)
+        Part(ROOT / "docs" / "few_steps.md", f"<!-- {name} -->\n", "<!-- end -->\n").write(f"{text}\n")
 
 
 if __name__ == "__main__":

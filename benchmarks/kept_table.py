@@ -10,7 +10,7 @@ from trilemma.pipelines.files.writing import write_text
 
 
 class Part(NamedTuple):
-    """What stands between two lines of a page; the marks are these lines."""
+    """What stands between two lines of a page, the marks: from `first` to the next `last`."""
 
     page: Path
     first: str
@@ -18,12 +18,21 @@ class Part(NamedTuple):
 
     def read(self) -> str:
         """The text between the marks."""
-        return read_text(self.page).split(self.first)[1].split(self.last)[0]
+        return self._divided()[1]
 
     def write(self, text: str) -> None:
         """Put another text there."""
-        before, rest = read_text(self.page).split(self.first)
-        write_text(self.page, f"{before}{self.first}{text}{self.last}{rest.split(self.last)[1]}")
+        before, _, after = self._divided()
+        write_text(self.page, f"{before}{self.first}{text}{self.last}{after}")
+
+    def _divided(self) -> tuple[str, str, str]:
+        before, _, rest = read_text(self.page).partition(self.first)
+        text, last, after = rest.partition(self.last)
+        if not last:
+            raise SystemExit(
+                f"{self.page} needs the lines {self.first.strip()} and {self.last.strip()}; add them"
+            )
+        return before, text, after
 
 
 def run(

@@ -15,7 +15,9 @@ def cost(monkeypatch):
     import cost_model
 
     yield cost_model
-    for name in [name for name in sys.modules if name.split(".")[0] in ("speed", "cost", "cost_model")]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] in ("speed", "kept_table", "cost", "cost_model")
+    ]:
         del sys.modules[name]
 
 
@@ -127,16 +129,16 @@ def test_two_processes_are_predicted_from_one(cost):
 def test_the_page_has_what_the_script_writes(cost, tmp_path):
     kept = json.loads(cost.KEPT.read_text())
     text = cost.section(kept)
-    page = cost.PAGE.read_text()
-    assert f"{cost.BEGIN}\n\n{text}\n\n{cost.END}" in page
+    assert cost.PART.read() == f"\n{text}\n\n"
 
-    copy = tmp_path / "scaling.md"
+    page, copy = cost.PART.page.read_text(), tmp_path / "scaling.md"
     copy.write_text(page)
-    cost.put(text, copy)
+    part = cost.PART._replace(page=copy)
+    part.write(part.read())
     assert copy.read_text() == page
     copy.write_text("no markers")
     with pytest.raises(SystemExit, match="needs the lines"):
-        cost.put(text, copy)
+        part.write(text)
 
 
 def test_kept_numbers_are_of_the_presets(cost, monkeypatch):

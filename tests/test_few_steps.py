@@ -15,7 +15,7 @@ def scripts(monkeypatch):
     import few_steps_page
 
     yield few_steps, few_steps_page
-    ours = ("speed", "few_steps", "few_steps_page", "points")
+    ours = ("speed", "kept_table", "few_steps", "few_steps_page", "points")
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
 
@@ -81,7 +81,7 @@ def test_the_page_has_means_and_ranges_over_seeds(scripts, tmp_path, monkeypatch
     points.write_text(json.dumps(POINTS))
     study(scripts, tmp_path, monkeypatch)
     results = tmp_path / "few_steps.json"
-    values = {"PAGE": text, "ROOT": tmp_path, "RESULTS": results, "OF_POINTS": points}
+    values = {"ROOT": tmp_path, "RESULTS": results, "OF_POINTS": points}
     for name, value in values.items():
         monkeypatch.setattr(page, name, value)
     page.main()
