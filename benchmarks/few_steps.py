@@ -2,6 +2,7 @@
 
     python benchmarks/few_steps.py digits --seeds 0 1 2
     python benchmarks/few_steps.py mnist --train_data_dir <folder>
+    python benchmarks/few_steps.py mnist-zoo --train_data_dir <folder> --num_samples 500
 
 Trains what is missing in `--output_dir`, each model by its entry point, with the same seeds: a diffusion
 model that predicts v (DDPM), a consistency model tuned from it, a flow with the same number of steps as the
@@ -10,8 +11,10 @@ seconds of a training are its steps times the CPU time of a step. That time is t
 which all models take their turn in one process and one thread: another program slows all of them alike.
 
 Then scores every row of CELLS under the classifier: distance and floor, coverage, recall, CPU seconds of one
-thread for an image. `results/few_steps.json` keeps each number as soon as it is there, so a run that was
-stopped goes on where it was; `few_steps_page.py` writes the tables and the figure of docs/few_steps.md.
+thread for an image. A study in PUBLISHED trains nothing: it scores models of model_cards/zoo, and the seconds
+of their trainings are what float32 would take here. `results/few_steps.json` keeps each number as soon as it
+is there, so a run that was stopped goes on where it was; `few_steps_page.py` writes the tables and the figure
+of docs/few_steps.md.
 """
 
 import argparse
@@ -64,11 +67,12 @@ CELLS = (
     Cell("consistency", "lcm", (1, 2, 4, 8, 16)),
     Cell("consistency-even", "lcm", (1, 2, 4)),
     Cell("DDGAN", "ddpm", (4,)),
+    Cell("DDPM-classes", "dpmsolver++", (4, 8, 10, 16)),
 )
 
 FAMILY = {
     "DDPM": "unconditional", "flow": "flow", "flow-logit-normal": "flow", "consistency": "consistency",
-    "consistency-even": "consistency", "DDGAN": "ddgan",
+    "consistency-even": "consistency", "DDGAN": "ddgan", "DDPM-classes": "class_conditional",
 }  # fmt: skip
 PARENT = {"consistency": "DDPM", "consistency-even": "DDPM"}
 AS_LONG_AS = {"DDGAN": ("DDPM", "consistency")}
@@ -80,9 +84,20 @@ _MNIST = "--preset mnist-cpu --mixed_precision bf16 --train_batch_size 64"
 _PLANES = "--preset airplanes-16 --mixed_precision bf16 --train_batch_size 64"
 _EVEN = "--spacing even --first_stage 3 --stages 5 --learning_rate 1e-3"
 _RATES = "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps 1200"
+PUBLISHED = {
+    "mnist-zoo": {
+        "DDPM": "mnist", "flow": "flow-mnist", "consistency": "consistency-mnist", "DDGAN": "ddgan-mnist",
+        "DDPM-classes": "class-conditional-mnist",
+    },
+}  # fmt: skip
+"""Studies of models that lie in model_cards/zoo, by name."""
 RECIPES: dict[str, dict[str, str]] = {
+    **{
+        study: {model: f"--config model_cards/zoo/{name}/config.yaml" for model, name in models.items()}
+        for study, models in PUBLISHED.items()
+    },
     "digits": {
-        **dict.fromkeys(FAMILY, "--preset digits"),
+        **{model: "--preset digits" for model in FAMILY if model != "DDPM-classes"},
         "flow": f"--preset digits {_UNIFORM}",
         "flow-logit-normal": f"--preset digits {_LOGIT}",
         "consistency-even": f"--preset digits {_EVEN} --huber_c 0.1",
@@ -137,10 +152,14 @@ class Study:
             flags += ["--train_data_dir", self.options.train_data_dir]
         if model in PARENT:
             flags += ["--init_from", str(self.model_folder(PARENT[model], seed))]
+        if self.name in PUBLISHED:  # only to time a step
+            flags += ["--mixed_precision", "no"]
         return [*flags, "--output_dir", str(folder)]
 
     def model_folder(self, model: str, seed: int) -> Path:
         """Where a trained model lies."""
+        if self.name in PUBLISHED:
+            return ROOT / "model_cards" / "zoo" / PUBLISHED[self.name][model]
         return self.folder / f"{model.lower()}-{seed}"
 
     def costs(self, seed: int) -> dict[str, float]:
@@ -245,6 +264,8 @@ def main() -> None:
     parser.add_argument("--train_data_dir", help="local folder in place of the Hub's data set")
     parser.add_argument("--output_dir", default="outputs/few_steps", help="where the models lie")
     options = parser.parse_args()
+    if options.data in PUBLISHED and options.seeds != [0]:
+        parser.error(f"--seeds: the models of {options.data} have one seed, 0")
     torch.set_num_threads(1)
     study = Study(options)
     data = parse("unconditional", "", study.flags("DDPM", 0, study.folder)).data

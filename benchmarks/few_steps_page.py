@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from few_steps import AS_LONG_AS, CELLS, FAMILY, PARENT, RECIPES, RESULTS, ROOT
+from few_steps import AS_LONG_AS, CELLS, FAMILY, PARENT, PUBLISHED, RECIPES, RESULTS, ROOT
 from kept_table import Part
 from matplotlib.figure import Figure
 from points import FRESH, RUNS, SET_SIZE, SETS
@@ -56,7 +56,8 @@ def trainings(name: str, kept: dict[str, Any]) -> list[str]:
         if model in PARENT:
             teacher = trained[f"{PARENT[model]} {next(iter(runs))}"]
             seconds += f", with its teacher {own + teacher['steps'] * costs[FAMILY[PARENT[model]]]:.0f}"
-        flags = run["flags"] + (f" --max_train_steps {run['steps']}" if model in AS_LONG_AS else "")
+        measured = model in AS_LONG_AS and name not in PUBLISHED
+        flags = run["flags"] + (f" --max_train_steps {run['steps']}" if measured else "")
         cells = [
             model,
             ", ".join(sorted(runs)),
