@@ -419,6 +419,14 @@ def test_the_command_has_the_processes_and_the_precision(hardware, begins, ends)
     assert command.endswith(ends)
 
 
+def test_the_command_says_what_another_machine_may_choose_otherwise():
+    """Only families that choose a precision, or to compile, by themselves have such words."""
+    for family, words in {"unconditional": ["--mixed_precision", "no", "--no-compile"], "flow": []}.items():
+        config = flatten(parse(family, "", [])) | {"mixed_precision": "no", "compile": False}
+        command = train_command(family, config, {"mixed_precision": "no"})
+        assert shlex.split(command)[5:] == words, command
+
+
 @pytest.mark.parametrize(("flags", "data", "licence"), [
     (["--dataset_name", "digits"], "digits", "CC BY 4.0"),
     (["--preset", "mnist"], "ylecun/mnist", "CC BY-SA 3.0"),

@@ -33,6 +33,9 @@ def train_command(family: str, config: Mapping[str, Any], hardware: Mapping[str,
     precision, processes = visible(str(hardware.get("mixed_precision", "no"))), hardware.get("processes", 1)
     if config.get("mixed_precision") is None and precision != "no":
         words += ["--mixed_precision", precision]
+    if families.family(family).faster is not families.never:  # else another machine may choose otherwise
+        words += ["--mixed_precision", "no"] * (config.get("mixed_precision") == "no")
+        words += ["--no-compile"] * (config.get("compile") is False)
     processes = visible(str(processes))
     if processes == "1":
         return shlex.join(["accelerate", "launch", *words])
