@@ -6,6 +6,7 @@ Writes a folder of PNGs named by their seed, one uint8 .npy (N, H, W, C), or one
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, check_evaluation
 from trilemma.training.loop.stop import ending_quietly
@@ -15,6 +16,8 @@ from trilemma.training.progress import loading_libraries
 
 ON_A_SHEET = 1000
 """Images that one sheet shows at most."""
+NOT_WRITTEN = {".npz", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+"""Ends of names of files that nothing is written to: a folder of such a name would surprise."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,12 @@ class GenerateConfig:
 
     def __post_init__(self):
         check_evaluation(self.model, self.sampling)
-        if self.output.output.endswith(".png") and self.sampling.num_samples > ON_A_SHEET:
+        end = Path(self.output.output).suffix.lower()
+        if end in NOT_WRITTEN:
+            raise ValueError(
+                f"--output {self.output.output} must be a folder, or end in .png (one sheet of all) or .npy"
+            )
+        if end == ".png" and self.sampling.num_samples > ON_A_SHEET:
             raise ValueError(
                 f"--output {self.output.output} is one sheet, of at most {ON_A_SHEET} images: give "
                 f"--num_samples, which is {self.sampling.num_samples}, or another --output"

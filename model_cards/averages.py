@@ -40,16 +40,22 @@ from trilemma.training.progress import Progress
 from trilemma.training.sampling import every_class, sample
 
 EVALUATE, COMPARE = "trilemma.eval.evaluate", "trilemma.eval.compare"
+OURS = ("--model", "--images", "--output")
+"""Flags of `eval/evaluate.py` that are not the user's to give here."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """An average to make: its folder, its length, and the factors of the snapshots in its sum."""
+    """An average to make: its folder, its length, and the factors of the snapshots in its sum.
+
+    made: an earlier run has made it.
+    """
 
     folder: OutputFolder
     std: float
     weights: list[float]
     facts: dict[str, float]
+    made: bool
 
 
 def average(config, scoring: Sequence[str] | None) -> None:
@@ -57,13 +63,17 @@ def average(config, scoring: Sequence[str] | None) -> None:
     if not config.model:
         raise ValueError("--model must name the output folder of a training")
     parent = OutputFolder(Path(config.model))
+    if wrong := [word for word in scoring or () if word.split("=")[0] in OURS]:
+        raise ValueError(f"after the --, {wrong[0]} has no place: each average is scored, in its own folder")
     plans = plan(config, parent)
     folder = plans[0].folder.path.parent
     with Children() as children:
         if scoring is not None:
             _run(children, [EVALUATE, "--model", config.model, *scoring, "--dry_run"], folder / "check.log")
         for planned in plans:
-            make(planned, parent)
+            if not planned.made:
+                make(planned, parent)
+            write_card(planned.folder.path)
             print(f"{planned.folder.path}: the average of --ema_std {planned.std:g}", flush=True)
             if scoring is not None:
                 log = folder / f"{planned.folder.path.name}.log"
@@ -97,8 +107,6 @@ def plan(config, parent: OutputFolder) -> list[Planned]:
     root, plans = Path(config.output_dir or f"{parent.path}-averages"), []
     for name, power in powers.items():
         folder = OutputFolder(root / name)
-        if folder.path.exists():
-            raise ValueError(f"--output_dir: {folder.path} exists; delete it, or name another folder")
         weights, error = combine(kept, Profile(power, kept[-1].step))
         if error > WORST_FIT:
             raise ValueError(
@@ -109,7 +117,10 @@ def plan(config, parent: OutputFolder) -> list[Planned]:
         std = float(f"{std_of(power):.10g}")  # as it was typed, but for the rounding of its power
         facts = {"std": std, "halflife_images": halflife_of(power) * run["images_seen"]}
         facts |= {"snapshots": len(kept) // len(TRACKS), "profile_error": error}
-        plans.append(Planned(folder, std, weights.tolist(), facts))
+        made = folder.run.is_file() and folder.read_run().get("average") == facts
+        if folder.path.exists() and not made:
+            raise ValueError(f"--output_dir: {folder.path} exists; delete it, or name another folder")
+        plans.append(Planned(folder, std, weights.tolist(), facts, made))
     return plans
 
 
@@ -125,15 +136,22 @@ def _powers(config, images: int) -> dict[str, float]:
     for halflife in config.halflife or ():
         if not 0 < halflife <= images / 2:
             raise ValueError(
-                f"--halflife must be at most half of the {images:,} images of the training; got {halflife:g}"
+                f"--halflife must be above 0 and at most half of the {images:,} images of the training; "
+                f"got {halflife:g}"
             )
-    powers = {f"std-{std:g}": power_of(std) for std in config.std or ()}
-    return powers | {f"halflife-{h:g}": power_of_halflife(h / images) for h in config.halflife or ()}
+    powers = [(f"std-{std:g}", power_of(std)) for std in config.std or ()]
+    powers += [(f"halflife-{h:g}", power_of_halflife(h / images)) for h in config.halflife or ()]
+    names = [name for name, _ in powers]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two of the lengths would have the folder {twice[0]}; give one of them")
+    return dict(powers)
 
 
 def make(planned: Planned, parent: OutputFolder) -> None:
-    """Write the folder of an average."""
-    folder, config = planned.folder, parent.read_config()
+    """Write the folder of an average, but for its card; it has another name until it is whole."""
+    whole, config = planned.folder.path, parent.read_config()
+    folder = OutputFolder(whole.with_name(f"{whole.name}.partial"))
+    shutil.rmtree(folder.path, ignore_errors=True)  # of a run that was stopped
     pipeline = load_model(str(parent.path), torch.device("cpu"))
     weights = weighted_sum(parent.averages, planned.weights)
     own = dict(pipeline.network.named_parameters())
@@ -144,13 +162,13 @@ def make(planned: Planned, parent: OutputFolder) -> None:
             parameter.copy_(weights[name])
     save_bundle(pipeline, folder.path)
     flags = {"ema_std": planned.std, "ema_halflife_images": None, "ema_snapshot_steps": 0, "use_ema": True}
-    write_text(folder.config, dump(config | flags | {"output_dir": str(folder.path)}))
+    write_text(folder.config, dump(config | flags | {"output_dir": str(whole)}))
     write_json(folder.run, parent.read_run() | {"average": planned.facts})
     if parent.about.exists():
         shutil.copy(parent.about, folder.about)
     with Progress("drawing the sample sheet"):
         _draw(pipeline, config, folder)
-    write_card(folder.path)
+    folder.path.rename(whole)
 
 
 def _draw(pipeline: DiffusionPipeline, config: dict[str, Any], folder: OutputFolder) -> None:

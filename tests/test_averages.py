@@ -153,7 +153,8 @@ def parent(tmp_path: Path, steps: int = 20) -> OutputFolder:
     [
         ({}, "give lengths: --std, or --halflife"),
         ({"std": (0.1, 0.3)}, r"--std must be above 0 and at most 0.288675 .*got 0.3"),
-        ({"halflife": (100.0,)}, "--halflife must be at most half of the 160 images"),
+        ({"halflife": (100.0,)}, "--halflife must be above 0 and at most half of the 160 images"),
+        ({"std": (0.05, 0.0500000001)}, "two of the lengths would have the folder std-0.05"),
         (
             {"std": (0.005,)},
             r"std-0.005: 4 snapshots leave its profile an error of \d+%; take a length nearer",
@@ -244,5 +245,15 @@ def test_a_training_its_resumption_and_its_averages(tmp_path, tiny):
     assert (made / "samples.png").is_file()
     assert "--ema_std" in (made / "README.md").read_text()
     assert "fd_pixels" in (made / "README.md").read_text()
-    again = run("training/average.py", out["whole"], *lengths, check=False)
-    assert "exists; delete it" in again.output
+    before = (made / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    more = ["--std", "0.05", "0.15", "0.1", "--output_dir", out["made"]]
+    (tmp_path / "made" / "std-0.1.partial").mkdir()  # of a run that was killed
+    run("training/average.py", out["whole"], *more)
+    assert (made / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
+    names = {path.name for path in (tmp_path / "made").iterdir() if path.is_dir()}
+    assert names == {"std-0.05", "std-0.1", "std-0.15"}
+    assert (tmp_path / "made" / "std-0.1" / "README.md").is_file()
+    other = run(
+        "training/average.py", out["whole"], *more, "--", *score, "--model", out["direct"], check=False
+    )
+    assert "after the --, --model has no place" in other.output

@@ -294,3 +294,9 @@ def test_the_command_writes_the_page_and_its_charts(tmp_path, capsys):
         main(["--output_dir", str(out)])
     with pytest.raises(SystemExit, match=r"they have fd_classifier\. Did you mean"):
         main(["--models", *folders, "--target", "fd_clasifier=5", "--output_dir", str(out)])
+
+
+def test_a_folder_that_is_named_twice_is_refused(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="--models names a folder twice"):
+        read_models([str(tmp_path / "model"), f"{tmp_path}/./model/"])

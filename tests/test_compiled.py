@@ -30,6 +30,14 @@ def drawn(pipeline, compiled: bool, batch: int = 2) -> torch.Tensor:
     return torch.cat([images for _, images, _ in drawing])
 
 
+def test_a_process_with_nothing_left_to_draw_compiles_nothing(shapes):
+    sampling = SamplingConfig(num_samples=2, num_inference_steps=2, compile=True)
+    pipeline = UnconditionalPipeline(small(), DDPMScheduler(1000))
+    drawing = Drawing(pipeline, "model", sampling, 2, Accelerator(cpu=True), done=frozenset({0, 1}))
+    assert list(drawing) == []
+    assert not shapes
+
+
 @pytest.fixture
 def shapes(monkeypatch) -> list[tuple[int, ...]]:
     """Shapes of the calls of what was compiled; nothing is."""

@@ -148,6 +148,9 @@ def test_a_sheet_has_the_images_in_their_order(model, tmp_path, capsys):
     assert end.value.code == 2
     message = "--output sheet.png is one sheet, of at most 1000 images: give --num_samples"
     assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        generate.main([*flags, "--output", "images.npz"])
+    assert "--output images.npz must be a folder, or end in .png" in capsys.readouterr().err
 
 
 def test_generate_goes_on_where_it_was_cut(model, tmp_path):
@@ -443,6 +446,29 @@ def test_each_image_is_measured_once_under_the_name_of_its_split(
     assert {line.metric: line.n for line in numbers if line.measure == "bpd"} == expected
     assert {line.metric: line.reference_n for line in numbers if line.measure == "bpd"} == expected
     assert len(numbers) == 3 * len(expected), "the bound and its two terms"
+    assert all(line.seeds == f"0..{line.n - 1}" for line in numbers)
+    assert all((line.interval is not None) == (line.n >= 20) for line in numbers)
+
+
+def test_flags_without_an_effect_on_what_is_scored_are_refused(tmp_path):
+    images = ["--images", str(tmp_path / "a.npy"), "--metrics", "fd"]
+    model = ["--model", str(tmp_path), "--metrics", "bpd"]
+    for flags, message in (
+        ([*images, "--num_samples", "9"], "--num_samples is for images that a --model draws"),
+        ([*images, "--sampler", "ddim"], "--sampler is for images that a --model draws"),
+        ([*model, "--compile"], "--compile has no effect on --metrics bpd"),
+        ([*model, "--mixed_precision", "bf16"], "--mixed_precision has no effect on --metrics bpd"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            after_training.evaluate(parse_flags(EvaluateConfig, "", flags))
+
+
+def test_errors_of_the_reference_name_the_flag_that_was_typed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for place, message in (("empty", "has no images"), ("missing/of/this", "there is no such folder")):
+        flags = ["--images", str(tmp_path), "--reference", str(tmp_path / place), "--metrics", "fd"]
+        with pytest.raises(ValueError, match=f"--reference '.*{message}"):
+            after_training.evaluate(parse_flags(EvaluateConfig, "", flags))
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_an_exam_from_the_command_line_with_a_new_measure(monkeypatch, tmp_path,
     exam.main([*flags, "--metrics", "darkness", "copies"])
     assert len(scored) == REPEATS
     assert json.loads((tmp_path / "out" / "exam.json").read_text())["verdicts"] == verdicts
-    with pytest.raises(SystemExit, match="another groups: give another folder"):
+    with pytest.raises(SystemExit, match="another choice of measures or extractors: give another folder"):
         exam.main([*flags, "--metrics", "darkness"])
 
 

@@ -7,13 +7,15 @@ import torch
 from test_metrics import normal, reference_of, score, toy_reference, toy_samples
 from torch.testing import assert_close
 
-from trilemma.eval.metrics.frechet import BLOCKS, block_of, jackknife
+from trilemma.eval.metrics.frechet import BLOCKS, jackknife
 from trilemma.eval.metrics.kept.clipped import expected_coverage, inverse
 from trilemma.eval.metrics.kept.copies import cell_centres
 from trilemma.eval.metrics.kept.likelihood import fit_widths, log_likelihoods, nll
 from trilemma.eval.metrics.kept.mind import Steps
 from trilemma.eval.metrics.kept.vendi import vendi
 from trilemma.eval.metrics.pairwise import neighbours
+from trilemma.eval.metrics.sample_metric import FixedSubset
+from trilemma.eval.metrics.table import PAIR_IMAGES
 
 REPETITIONS = 60
 """Sets of samples behind a mean or a share of intervals."""
@@ -341,9 +343,11 @@ def test_vendi_score_counts_different_images_of_each_class():
 
 
 def test_the_interval_of_a_class_is_that_of_its_samples_alone():
-    samples, index = toy_samples(240), torch.arange(1, 240, 4)
+    samples, kept = toy_samples(240), FixedSubset(240, PAIR_IMAGES).members
+    index = kept[kept % 4 == 1]
     own = score(toy_reference(), samples, ("class_vendi",))["1_class_vendi"]
-    alone, block = torch.nn.functional.normalize(samples[index].double(), dim=1), block_of(index, 240)
+    alone = torch.nn.functional.normalize(samples[index].double(), dim=1)
+    block = torch.arange(len(alone)) % BLOCKS
     without = [vendi(alone[block != one]) for one in range(BLOCKS)]
     low, high = jackknife(vendi(alone), block.bincount(minlength=BLOCKS).tolist(), without)
     half = (high - low) / 2

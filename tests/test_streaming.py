@@ -24,6 +24,7 @@ from trilemma import load_images as load_for_a_script
 from trilemma.training.images.batches import Order
 from trilemma.training.images.image_set import load_images, to_float
 from trilemma.training.images.shards.batches import MOST_BAD, Place, ShardReader, shard_batches
+from trilemma.training.images.shards.source import open_shards
 from trilemma.training.options.command_line import parse
 from trilemma.training.options.groups import DataConfig
 
@@ -302,6 +303,18 @@ def test_a_damaged_shard_ends_the_stream_with_one_line(tmp_path, configure):
     problem = list(itertools.islice(reading, 5))[-1]
     assert "shards could not be read any further: " in str(problem)
     assert "run the same command again" in str(problem)
+
+
+@pytest.mark.parametrize("left", [700, 600, 0])
+def test_an_archive_that_is_cut_is_refused_before_it_is_read(tmp_path, configure, left):
+    """Also between two files, where readers take what is left for a whole archive."""
+    folder = write(tmp_path / "shards", "tar")
+    first = next(iter(sorted(folder.iterdir())))
+    with tarfile.open(first) as archive:
+        second = archive.getmembers()[1].offset
+    first.write_bytes(first.read_bytes()[: second + left])
+    with pytest.raises(ValueError, match=f"'{first.name}' is cut: its end is missing; copy it again"):
+        open_shards(configure(folder), "train")
 
 
 def flags_of(folder, tiny):

@@ -2,7 +2,8 @@
 
 The training must have kept snapshots (`--ema_snapshot_steps`); nothing is trained. Each average is a model
 folder `<output_dir>/<length>/`. With flags of `eval/evaluate.py` after a `--`, all of them are also scored
-and compared: `... --std 0.05 0.1 0.15 -- --metrics fd --num_samples 2000`.
+and compared: `... --std 0.05 0.1 0.15 -- --metrics fd --num_samples 2000`. Averages that are there are not
+made again.
 """
 
 import sys

@@ -33,6 +33,9 @@ from trilemma.training.sampling import shard
 
 FLOOR = "trilemma.eval.bounds"
 
+ENOUGH = 20
+"""Images from which on a mean has an interval, as the other metrics' numbers of samples have."""
+
 
 class Terms(Protocol):
     """The bound of one model as a sum of named terms, each in bits per dimension."""
@@ -57,6 +60,7 @@ class BitsPerDim(SampleMetric):
 
     The interval is the mean +- 1.96 standard errors over images. It covers both the spread over images, as
     though they were drawn from all images of their kind, and the Monte Carlo noise in the value of each.
+    Fewer than ENOUGH images have none.
     """
 
     def __init__(self, names: Sequence[str], num_images: int) -> None:
@@ -83,8 +87,11 @@ class BitsPerDim(SampleMetric):
 
 
 def _mean(values: Tensor) -> Measurement:
-    value, half = float(values.mean()), NORMAL_QUANTILE * float(values.std()) / len(values) ** 0.5
-    return Measurement(value, len(values), (value - half, value + half))
+    value, n = float(values.mean()), len(values)
+    if n < ENOUGH:
+        return Measurement(value, n)
+    half = NORMAL_QUANTILE * float(values.std()) / n**0.5
+    return Measurement(value, n, (value - half, value + half))
 
 
 def bits_per_image(

@@ -41,12 +41,13 @@ def likelihood_lines(
     """Lines of the likelihood of each part of the images; collective."""
     new = []
     for split, images in likelihood_images(config, reference).items():
+        first = config.sampling.seed
         count = min(config.score.bpd_images or len(images), len(images))
-        measured = likelihood.measure(
-            images, seed=config.sampling.seed, accelerator=accelerator, indices=range(count)
-        )
+        measured = likelihood.measure(images, seed=first, accelerator=accelerator, indices=range(count))
         origin = replace(
             drawing.origin(*training_so_far(config.model.model)),
+            seeds=f"{first}..{first + count - 1}",
+            mixed_precision=None,
             sampler=None,
             num_inference_steps=config.score.bpd_timesteps,
             nfe=None,

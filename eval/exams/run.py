@@ -16,6 +16,7 @@ from trilemma.eval.exams.report import PERFECT, Exam, case_of, figure, page
 from trilemma.eval.exams.sets import REPEATS, Draw, Samples, split
 from trilemma.eval.features.judge_files import JudgeChoice
 from trilemma.eval.metrics.table import METRICS
+from trilemma.eval.scoring.after_training import naming_reference
 from trilemma.eval.scoring.calibration import able
 from trilemma.eval.scoring.yardsticks import (
     BATCH,
@@ -71,7 +72,8 @@ def reference_images(flags) -> Images:
     names = ("resolution", "image_column", "label_column", "cache_dir")
     values = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
     place = "train_data_dir" if existing_folder(flags.reference).is_dir() else "dataset_name"
-    return load_images(DataConfig(**{place: flags.reference}, **values), flags.split)
+    with naming_reference(flags.reference):
+        return load_images(DataConfig(**{place: flags.reference}, **values), flags.split)
 
 
 def examined(
@@ -146,7 +148,12 @@ def _earlier(path: Path, exam: Exam) -> tuple[dict, float]:
     if not path.is_file():
         return {}, 0.0
     kept = read_json(path, remedy="delete it, or give another --output_dir")
-    different = [name for name, value in exam.settings.items() if kept.get("settings", {}).get(name) != value]
+    before = kept.get("settings", {})
+    different = [
+        "choice of measures or extractors" if name == "groups" else name.replace("_", " ")
+        for name, value in exam.settings.items()
+        if before.get(name) != value
+    ]
     if different:
         raise ValueError(
             f"--output_dir {str(path.parent)!r} holds an exam with another {', '.join(different)}: "
@@ -181,12 +188,15 @@ def _score_all(
 def _estimates(
     groups: dict[str, Yardstick], samples: Samples, accelerator: Accelerator
 ) -> dict[str, dict[str, float]]:
-    """The estimate of each measure for which there are enough samples, by group."""
+    """The estimate of each measure for which there are enough samples, by group; not those of each class,
+    of which some may have too few.
+    """
+    named = {name for row in METRICS.values() for name in row.measures}
     n, labelled = len(samples.pixels), samples.labels is not None
     sticks = {kind: replace(stick, names=able(stick, n, labelled)) for kind, stick in groups.items()}
     scores = score(list(sticks.values()), _batches(samples, accelerator), n, accelerator)
     return {
-        kind: {measure: one.estimate for measure, one in scores[stick].items()}
+        kind: {measure: one.estimate for measure, one in scores[stick].items() if measure in named}
         for kind, stick in sticks.items()
     }
 

@@ -1,7 +1,9 @@
 """The body of `eval/evaluate.py`: what is scored, with which reference, and where the numbers go."""
 
-from contextlib import suppress
-from dataclasses import replace
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from trilemma.eval.bounds.bits_per_dim import Likelihood
 from trilemma.eval.bounds.result_lines import likelihood_images, likelihood_lines, likelihood_of
 from trilemma.eval.features.judge_files import JudgeChoice, judge_folder, keep_judges
 from trilemma.eval.metrics.table import METRICS
+from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring import results
 from trilemma.eval.scoring.calibration import calibrate
 from trilemma.eval.scoring.file_images import open_images, own_share
@@ -143,11 +146,17 @@ def check_flags(config, has_model: bool = False) -> tuple[list[str], list[str]]:
     has_model = has_model or config.model.model is not None
     if has_model == (config.images.images is not None):
         raise ValueError("give one of --model and --images")
+    given = [f.name for f in fields(SamplingConfig) if getattr(config.sampling, f.name) != f.default]
+    if given and not has_model:
+        raise ValueError(f"--{given[0]} is for images that a --model draws; of --images all are scored")
     names = tuple(dict.fromkeys(config.score.metrics))  # each once
     of_model = [name for name in names if METRICS[name].needs == ("model",)]
     if of_model and not has_model:
         raise ValueError(f"--metrics {of_model[0]} needs a --model")
     of_samples = [name for name in names if name not in of_model]
+    for name in ("compile", "mixed_precision"):
+        if name in given and not of_samples:
+            raise ValueError(f"--{name} has no effect on --metrics {' '.join(of_model)}; leave it out")
     if config.reference.save_reference and not of_samples:
         raise ValueError(
             "--save_reference writes the statistics of features, and none of these --metrics uses features"
@@ -248,10 +257,22 @@ def load_images_of(
                 held_out = load_images(replace(data, channels=images.channels), "test")
         return Reference(images, held_out)
 
-    reference = on_all(accelerator, read, local_main_first=True)
+    with naming_reference(place):
+        reference = on_all(accelerator, read, local_main_first=True)
     prints = {"images of the reference": reference.images.fingerprint}
     require_same(accelerator, prints, "the data must be the same on all machines")
     return reference
+
+
+@contextmanager
+def naming_reference(place: str | None) -> Iterator[None]:
+    """Where the place of the data was typed as --reference, errors in the block say so."""
+    try:
+        yield
+    except ValueError as problem:
+        if place is None:
+            raise
+        raise ValueError(re.sub("--(train_data_dir|dataset_name)", "--reference", str(problem))) from problem
 
 
 def trained_on(model: str | None) -> tuple[DataConfig, int]:

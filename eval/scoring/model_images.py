@@ -108,9 +108,10 @@ class Drawing:
             share=Share.of(self.accelerator),
         )
         main, device = self.accelerator.is_main_process, self.accelerator.device
+        mine = len(to_draw) - self.accelerator.process_index  # above 0 if this process has images to draw
         with (
             Progress("drawing samples", len(to_draw), "image", show=main) as progress,
-            compiled(self.sampling.compile, self.pipeline.network),
+            compiled(self.sampling.compile and mine > 0, self.pipeline.network),
             _counted(self.pipeline.network, progress),
         ):
             while True:

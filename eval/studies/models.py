@@ -34,10 +34,10 @@ class Model:
 
 def read_models(folders: Sequence[str]) -> list[Model]:
     """Each output folder under its own name, or under its path as typed where two names are the same."""
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise ValueError("--models names a folder twice")
     names = [OutputFolder(Path(folder)).name for folder in folders]
     labels = [n if names.count(n) == 1 else typed for n, typed in zip(names, folders, strict=True)]
-    if len(set(labels)) < len(labels):
-        raise ValueError("--models names a folder twice")
     return [read_model(OutputFolder(Path(f)), label) for f, label in zip(folders, labels, strict=True)]
 
 

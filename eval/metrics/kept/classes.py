@@ -53,7 +53,7 @@ def measure_class_energy(
     """Energy distance between samples and reference images of the same class: for each class k, and the mean.
 
     Unbiased, as `energy`, for two images or more; a class with fewer is left out. The jackknife divides each
-    class into blocks, so that each block leaves out a twentieth of every class.
+    class into blocks, so that each block leaves out a tenth of every class.
     """
     real, of_real = reference.features[:PAIR_IMAGES].to(rows.device), reference.labels[:PAIR_IMAGES]
     distances, sizes = {}, {}

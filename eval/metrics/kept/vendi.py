@@ -1,6 +1,5 @@
 """Vendi score within classes: how many different images the samples of a class amount to."""
 
-from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -26,22 +25,23 @@ def measure_class_vendi(
     """
     useful, unit = (rows != 0).any(1).cpu(), F.normalize(rows.double(), dim=1)
     places = {k: (label == k).nonzero().flatten() for k in label[useful].unique().long().tolist()}
+    blocks = {k: torch.arange(len(place)) % BLOCKS for k, place in places.items()}  # a tenth of every class
 
     @cache  # the mean and its classes are made of the same scores
     def score(k: int, kept: tuple[float, ...]) -> float:
-        chosen = useful[places[k]] & (torch.tensor(kept)[block[places[k]]] > 0)
+        chosen = useful[places[k]] & (torch.tensor(kept)[blocks[k]] > 0)
         return vendi(unit[places[k][chosen].to(unit.device)]) if chosen.any() else 0.0
 
     def mean(kept: Tensor) -> float:
         scores = [score(k, tuple(kept.tolist())) for k in places]
         return sum(scores) / max(1, sum(one > 0 for one in scores))
 
-    def measured(value_of: Callable[[Tensor], float], block: Tensor) -> Measurement:
-        return at_this_n(value_of, torch.bincount(block, minlength=BLOCKS).double(), lowest=1.0)
-
-    results = {"class_vendi": measured(mean, block)}
-    for k, place in places.items():
-        results[f"{k}_class_vendi"] = measured(lambda kept, k=k: score(k, tuple(kept.tolist())), block[place])
+    sizes = {k: torch.bincount(block, minlength=BLOCKS).double() for k, block in blocks.items()}
+    total = sum(sizes.values(), torch.zeros(BLOCKS, dtype=torch.float64))
+    results = {"class_vendi": at_this_n(mean, total, lowest=1.0)}
+    for k, size in sizes.items():
+        own = at_this_n(lambda kept, k=k: score(k, tuple(kept.tolist())), size, lowest=1.0)
+        results[f"{k}_class_vendi"] = own
     return results
 
 

@@ -8,6 +8,7 @@ images of the split, which are read as a data set of their own.
 
 import hashlib
 from itertools import islice
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from trilemma.training.images.folders import data_folder, list_folder, splits_of
 from trilemma.training.images.sources import EMBEDDED, Source, check_split, open_source, table_source
 from trilemma.training.images.tables import ARCHIVE, declared, innermost, load_hub, load_tables
 from trilemma.training.options.groups import DataConfig
+
+TAR_END = 1024
+"""Zero bytes at the end of a .tar archive, two blocks (POSIX.1-2008, pax)."""
 
 
 class Shards(NamedTuple):
@@ -139,9 +143,21 @@ def _of_folder(place: str, option: str, config: DataConfig) -> tuple[Any, str]:
             f"{where} has no parquet, Arrow or .tar files, which --streaming reads; leave it out for a "
             "folder of image files, which are decoded as they are read where the cache has no room for them"
         )
+    for path in archives:
+        _check_end(folder / path, where)
     config_name = config.dataset_config_name if option == "--dataset_name" else None
     splits, features = splits_of(archives or listing.tables), None
     if listing.tables:
         splits, features = declared(listing, config_name, where) or (splits, None)
     tables = load_tables(listing, splits, features, where, config.cache_dir, streaming=True)
     return tables, folder.resolve().name or "images"
+
+
+def _check_end(archive: Path, where: str) -> None:
+    """ValueError for a .tar without the 1,024 zero bytes of its end: readers take one that is cut between two
+    files for a whole one.
+    """
+    with archive.open("rb") as file:
+        file.seek(max(0, file.seek(0, SEEK_END) - TAR_END))
+        if file.read() != bytes(TAR_END):
+            raise ValueError(f"{where}: '{archive.name}' is cut: its end is missing; copy it again")
