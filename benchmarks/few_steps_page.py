@@ -77,11 +77,12 @@ def scores(kept: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for (model, sampler, calls), cells in groups(kept["cells"]).items():
+        took = 1000 * statistics.fmean(cell["seconds_per_image"] for cell in cells)
         columns = [
             _spread([over_floor(cell) for cell in cells], ".2f"),
             _spread([cell["coverage"] for cell in cells], ".2f"),
             _spread([cell["recall"] for cell in cells], ".2f"),
-            f"{1000 * statistics.fmean(cell['seconds_per_image'] for cell in cells):.2g}",
+            f"{took:.2g}" if took < 100 else f"{took:.0f}",
         ]
         rows.append(f"| {model} | `{sampler}` | {calls} | " + " | ".join(columns) + " |")
     return rows
