@@ -22,8 +22,13 @@ def changed(family: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]
     return {name: (values[name], defaults[name]) for name in values if values[name] != defaults[name]}
 
 
-def train_command(family: str, config: Mapping[str, Any], hardware: Mapping[str, Any]) -> str:
-    """The command line, to be typed in a checkout; `hardware` is that of run.json."""
+def train_command(
+    family: str, config: Mapping[str, Any], hardware: Mapping[str, Any], choices: bool = True
+) -> str:
+    """The command line, to be typed in a checkout; `hardware` is that of run.json.
+
+    choices: it says what the run did not do, though another machine may choose it.
+    """
     preset, flags = _nearest_preset(family, config)
     words = [word for name, value in flags.items() for word in _words(name, value)]
     words = [*(["--preset", preset] if preset else []), *map(visible, words)]
@@ -33,7 +38,7 @@ def train_command(family: str, config: Mapping[str, Any], hardware: Mapping[str,
     precision, processes = visible(str(hardware.get("mixed_precision", "no"))), hardware.get("processes", 1)
     if config.get("mixed_precision") is None and precision != "no":
         words += ["--mixed_precision", precision]
-    if families.family(family).faster is not families.never:  # else another machine may choose otherwise
+    if choices and families.family(family).faster is not families.never:
         words += ["--mixed_precision", "no"] * (config.get("mixed_precision") == "no")
         words += ["--no-compile"] * (config.get("compile") is False)
     processes = visible(str(processes))

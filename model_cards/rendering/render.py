@@ -28,7 +28,7 @@ from trilemma.training.output_folder import OutputFolder, own_sampling
 from trilemma.training.progress import counted
 
 TEMPLATE = Path(__file__).with_name("template.md")
-WORDS = 7
+WORDS = 8
 """Number of the present wording of cards. Count it up when the text of a page changes, and the words of an
 older card are not taken for an edit."""
 
@@ -37,6 +37,9 @@ NEW_FACTS = 3
 
 PLAIN_VALUES = 4
 """The first wording whose table has plain values in a column of their own."""
+
+CHOICES = 8
+"""The first wording whose command says what another machine may choose otherwise."""
 
 RENDERED = (
     re.compile(r"^<!-- This page is rendered from the files beside it \(wording (\d+)\)", re.MULTILINE),
@@ -100,7 +103,7 @@ def render_card(path: str | Path, model_id: str | None = None, number: int = WOR
         usage=remarks,
         pictures=_pictures(contents, words, number),
         results=_results(contents, number),
-        training=_training(contents),
+        training=_training(contents, number),
         data=_data(contents, number),
         limitations="\n".join(f"- {limitation}" for limitation in limitations(contents)),
         citation="\n\n".join([*words.papers.values(), TRILEMMA]),
@@ -185,7 +188,7 @@ python -m trilemma.model_cards.publish --verify{_separator(contents.model_id)}{s
 ```"""
 
 
-def _training(contents: Contents) -> str:
+def _training(contents: Contents, number: int) -> str:
     run, hardware = contents.run, contents.run.get("hardware", {})
     seen, speed = _number(run.get("images_seen"), ","), _number(run.get("images_per_second"), "g")
     wall, between = _duration(run.get("seconds")), _duration(run.get("evaluation_seconds") or None)
@@ -211,19 +214,21 @@ def _training(contents: Contents) -> str:
     }
     return f"""{text}
 
-{_how(contents, config)}
+{_how(contents, config, number)}
 
 {two_columns("flag", "value", differing)}
 
 All other flags have their default values. `{contents.folder.config.name}` has every flag, for `--config`."""
 
 
-def _how(contents: Contents, config: dict[str, Any]) -> str:
+def _how(contents: Contents, config: dict[str, Any], number: int) -> str:
     """The command that trains the model again, or what stands in its way."""
     given = _in_memory(contents)
     if given:
         return f"Trained by a script with `trilemma.train`, which gave it {' and '.join(given)} of its own."
-    return f"```sh\n{train_command(contents.family, config, contents.run.get('hardware', {}))}\n```"
+    hardware = contents.run.get("hardware", {})
+    command = train_command(contents.family, config, hardware, choices=number >= CHOICES)
+    return f"```sh\n{command}\n```"
 
 
 def _in_memory(contents: Contents) -> dict[str, str]:
