@@ -57,7 +57,7 @@ def pictures(world: World, folder: Path, rng: random.Random) -> Trial:
         return None if can_be_read else f"{victim.name} cannot be read, and was accepted"
 
     if rng.random() < 0.5:
-        files = ("--images", str(photos), "--reference", str(world.photos), "--num_samples", "48", *SCORE)
+        files = ("--images", str(photos), "--reference", str(world.photos), *SCORE)
         flags = (*files, "--output", str(folder / "r.jsonl"), "--cache_dir", str(folder / "cache"))
         return Trial(what, EVALUATE, flags, (victim.name,), wrong, (photos, folder / "r.jsonl"))
     return Trial(what, TRAIN, flags, (victim.name,), wrong, (photos, folder / "out"))
@@ -141,7 +141,7 @@ def image_files(world: World, folder: Path, rng: random.Random) -> Trial:
     file = folder / "images.npy"
     shutil.copy(world.image_file, file)
     what = damage(file, (*STRUCTURE, promises_much), rng)
-    line = ("--images", str(file), "--reference", str(world.photos), *SCORE, "--num_samples", "16")
+    line = ("--images", str(file), "--reference", str(world.photos), *SCORE)
     line += ("--output", str(folder / "r.jsonl"), "--cache_dir", str(world.cache))
 
     def right(outcome: Outcome) -> str | None:
