@@ -117,7 +117,7 @@ def plan(config, parent: OutputFolder) -> list[Planned]:
         std = float(f"{std_of(power):.10g}")  # as it was typed, but for the rounding of its power
         facts = {"std": std, "halflife_images": halflife_of(power) * run["images_seen"]}
         facts |= {"snapshots": len(kept) // len(TRACKS), "profile_error": error}
-        made = folder.run.is_file() and folder.read_run().get("average") == facts
+        made = folder.run.is_file() and folder.read_run() == run | {"average": facts}
         if folder.path.exists() and not made:
             raise ValueError(f"--output_dir: {folder.path} exists; delete it, or name another folder")
         plans.append(Planned(folder, std, weights.tolist(), facts, made))

@@ -154,6 +154,7 @@ def parent(tmp_path: Path, steps: int = 20) -> OutputFolder:
         ({}, "give lengths: --std, or --halflife"),
         ({"std": (0.1, 0.3)}, r"--std must be above 0 and at most 0.288675 .*got 0.3"),
         ({"halflife": (100.0,)}, "--halflife must be above 0 and at most half of the 160 images"),
+        ({"halflife": (0.0,)}, "--halflife must be above 0"),
         ({"std": (0.05, 0.0500000001)}, "two of the lengths would have the folder std-0.05"),
         (
             {"std": (0.005,)},
@@ -176,6 +177,17 @@ def test_a_length_is_written_as_it_was_typed(tmp_path):
     assert [planned.std for planned in plans[:2]] == [0.07, 0.06]
     assert [planned.folder.path.name for planned in plans] == ["std-0.07", "std-0.06", "halflife-10"]
     assert plans[2].facts["halflife_images"] == pytest.approx(10)
+
+
+def test_an_average_is_kept_only_of_the_training_that_it_was_made_of(tmp_path):
+    model, flags = parent(tmp_path), LengthConfig(std=(0.1,), output_dir=str(tmp_path / "out"))
+    (planned,) = plan(flags, model)
+    planned.folder.path.mkdir(parents=True)
+    planned.folder.run.write_text(json.dumps(model.read_run() | {"average": planned.facts}))
+    assert [planned.made, plan(flags, model)[0].made] == [False, True]
+    model.run.write_text(json.dumps(model.read_run() | {"seconds": 7.0}))  # trained again
+    with pytest.raises(ValueError, match=r"std-0\.1 exists; delete it"):
+        plan(flags, model)
 
 
 def test_snapshots_of_another_step_than_the_model_are_refused(tmp_path):
