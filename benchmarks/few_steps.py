@@ -97,10 +97,12 @@ RECIPES: dict[str, dict[str, str]] = {
         for study, models in PUBLISHED.items()
     },
     "digits": {
-        **{model: "--preset digits" for model in FAMILY if model != "DDPM-classes"},
+        "DDPM": "--preset digits",
         "flow": f"--preset digits {_UNIFORM}",
         "flow-logit-normal": f"--preset digits {_LOGIT}",
+        "consistency": "--preset digits",
         "consistency-even": f"--preset digits {_EVEN} --huber_c 0.1",
+        "DDGAN": "--preset digits",
     },
     "digits-short": {
         "DDPM": _SHORT,

@@ -56,8 +56,8 @@ def trainings(name: str, kept: dict[str, Any]) -> list[str]:
         if model in PARENT:
             teacher = trained[f"{PARENT[model]} {next(iter(runs))}"]
             seconds += f", with its teacher {own + teacher['steps'] * costs[FAMILY[PARENT[model]]]:.0f}"
-        measured = model in AS_LONG_AS and name not in PUBLISHED
-        flags = run["flags"] + (f" --max_train_steps {run['steps']}" if measured else "")
+        by_seconds = model in AS_LONG_AS and name not in PUBLISHED
+        flags = run["flags"] + (f" --max_train_steps {run['steps']}" if by_seconds else "")
         cells = [
             model,
             ", ".join(sorted(runs)),

@@ -463,6 +463,23 @@ def test_flags_without_an_effect_on_what_is_scored_are_refused(tmp_path):
             after_training.evaluate(parse_flags(EvaluateConfig, "", flags))
 
 
+def test_a_bound_beside_samples_in_half_precision_is_recorded_as_float32(model, tmp_path):
+    flags = [
+        *model_flags(model, 40),
+        "--metrics",
+        "energy",
+        "bpd",
+        "--bpd_timesteps",
+        "2",
+        "--bpd_images",
+        "4",
+    ]
+    found = scored(model, tmp_path, *flags, "--mixed_precision", "bf16")
+    assert found["energy_classifier"]["mixed_precision"] == "bf16"
+    assert found["bpd_train"]["mixed_precision"] is None
+    assert found["bpd_train"]["seeds"] == "0..3"
+
+
 def test_errors_of_the_reference_name_the_flag_that_was_typed(tmp_path):
     (tmp_path / "empty").mkdir()
     for place, message in (("empty", "has no images"), ("missing/of/this", "there is no such folder")):

@@ -7,6 +7,8 @@ import sys
 import pytest
 from entry import ROOT
 
+from trilemma.training.output_folder import OutputFolder
+
 
 @pytest.fixture
 def scripts(monkeypatch):
@@ -65,6 +67,17 @@ def test_the_gan_has_the_seconds_of_diffusion_and_consistency_model(scripts, tmp
     monkeypatch.setattr(scripts[0], "PARENT", {})
     seconds = made.steps("DDPM", 0) * 0.04 + made.steps("consistency", 0) * 0.08
     assert made.steps("DDGAN", 0) * 0.2 == pytest.approx(seconds, abs=0.1)
+
+
+def test_a_study_of_the_zoo_is_of_models_of_these_families_and_trains_none(scripts, tmp_path, monkeypatch):
+    few_steps = scripts[0]
+    for name, models in few_steps.PUBLISHED.items():
+        made = study(scripts, tmp_path, monkeypatch, data=name, train_data_dir=str(tmp_path))
+        monkeypatch.setattr(few_steps.subprocess, "run", None)
+        for model in models:
+            folder = OutputFolder(made.train(model, 0))
+            assert folder.read_run()["family"] == few_steps.FAMILY[model]
+            assert ROOT / made.recipes[model].removeprefix("--config ") == folder.config
 
 
 def test_other_numbers_of_samples_are_refused(scripts, tmp_path, monkeypatch):

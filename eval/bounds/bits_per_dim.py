@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from trilemma.eval.bounds.ode import ode_terms
-from trilemma.eval.metrics.sample_metric import NORMAL_QUANTILE, Measurement, SampleMetric
+from trilemma.eval.metrics.sample_metric import ENOUGH, NORMAL_QUANTILE, Measurement, SampleMetric
 from trilemma.pipelines import as_ours
 from trilemma.pipelines.shared import exact_device
 from trilemma.training import families
@@ -32,9 +32,6 @@ from trilemma.training.progress import Progress
 from trilemma.training.sampling import shard
 
 FLOOR = "trilemma.eval.bounds"
-
-ENOUGH = 20
-"""Images from which on a mean has an interval, as the other metrics' numbers of samples have."""
 
 
 class Terms(Protocol):
@@ -60,7 +57,7 @@ class BitsPerDim(SampleMetric):
 
     The interval is the mean +- 1.96 standard errors over images. It covers both the spread over images, as
     though they were drawn from all images of their kind, and the Monte Carlo noise in the value of each.
-    Fewer than ENOUGH images have none.
+    Fewer than ENOUGH images have no interval.
     """
 
     def __init__(self, names: Sequence[str], num_images: int) -> None:

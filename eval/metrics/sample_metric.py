@@ -17,6 +17,9 @@ from trilemma.eval.metrics.frechet import BLOCKS, Gaussian, jackknife
 
 NORMAL_QUANTILE = 1.959964  # 97.5%
 
+ENOUGH = 2 * BLOCKS
+"""Samples from which on a number has an interval."""
+
 
 class Measurement(NamedTuple):
     """One measured number of n samples, its 95% interval and its floor, where there are any.
@@ -109,7 +112,7 @@ class FixedSubset:
 
 def has_blocks(sizes: Tensor) -> bool:
     """Whether blocks of these sizes (BLOCKS,) are enough for an interval."""
-    return bool(sizes.min() > 0 and sizes.sum() >= 2 * BLOCKS)
+    return bool(sizes.min() > 0 and sizes.sum() >= ENOUGH)
 
 
 def block_interval(

@@ -270,9 +270,10 @@ def naming_reference(place: str | None) -> Iterator[None]:
     try:
         yield
     except ValueError as problem:
-        if place is None:
+        said = re.sub("--(train_data_dir|dataset_name)", "--reference", str(problem))
+        if place is None or said == str(problem):
             raise
-        raise ValueError(re.sub("--(train_data_dir|dataset_name)", "--reference", str(problem))) from problem
+        raise ValueError(said) from problem
 
 
 def trained_on(model: str | None) -> tuple[DataConfig, int]:

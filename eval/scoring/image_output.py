@@ -30,7 +30,6 @@ READ_AT_ONCE = 256
 
 def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> None:
     """Draw to a folder of PNGs, an .npy file or a sheet; each process draws its share."""
-    path = Path(output)
     accelerator = evaluation_accelerator(model.cpu_threads)
     require_same(
         accelerator,
@@ -41,6 +40,7 @@ def draw_to_files(model: ModelConfig, sampling: SamplingConfig, output: str) -> 
     require_same_code(accelerator)
     drawing = on_all(accelerator, lambda: open_drawing(model, sampling, accelerator))
     drawing.labels = labels_like(drawing, None)
+    path = Path(output)
     draw = {".npy": draw_to_array, ".png": draw_to_sheet}.get(path.suffix.lower(), draw_to_folder)
     draw(drawing, path)
     accelerator.wait_for_everyone()

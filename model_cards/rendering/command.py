@@ -27,7 +27,7 @@ def train_command(
 ) -> str:
     """The command line, to be typed in a checkout; `hardware` is that of run.json.
 
-    choices: it says what the run did not do, though another machine may choose it.
+    choices: it also turns off what the run did without and another machine may choose: bf16, compiling.
     """
     preset, flags = _nearest_preset(family, config)
     words = [word for name, value in flags.items() for word in _words(name, value)]
@@ -39,8 +39,10 @@ def train_command(
     if config.get("mixed_precision") is None and precision != "no":
         words += ["--mixed_precision", precision]
     if choices and families.family(family).faster is not families.never:
-        words += ["--mixed_precision", "no"] * (config.get("mixed_precision") == "no")
-        words += ["--no-compile"] * (config.get("compile") is False)
+        if config.get("mixed_precision") == "no":
+            words += ["--mixed_precision", "no"]
+        if config.get("compile") is False:
+            words += ["--no-compile"]
     processes = visible(str(processes))
     if processes == "1":
         return shlex.join(["accelerate", "launch", *words])

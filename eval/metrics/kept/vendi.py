@@ -19,16 +19,17 @@ def measure_class_vendi(
     """The Vendi score (Friedman & Dieng 2023, arXiv 2210.02410) of each class k, and the mean over classes.
 
     The score of m samples is exp(-sum l log l), with l the eigenvalues of K / m and K the cosines of the
-    angles between their features: 1 if all are equal, m if all are at right angles. It grows with m: the
-    intervals are for other sets of as many samples. PAIR_IMAGES samples are compared. Those whose features
-    are all 0 are left out, and so are classes without others.
+    angles between their features: 1 if all are equal, m if all are at right angles. It grows with m, so the
+    intervals are for other sets with the same number of samples. At most PAIR_IMAGES samples are compared.
+    Samples whose features are all 0 are left out, and so is a class that has only such samples.
     """
     useful, unit = (rows != 0).any(1).cpu(), F.normalize(rows.double(), dim=1)
     places = {k: (label == k).nonzero().flatten() for k in label[useful].unique().long().tolist()}
     blocks = {k: torch.arange(len(place)) % BLOCKS for k, place in places.items()}  # a tenth of every class
 
-    @cache  # the mean and its classes are made of the same scores
+    @cache  # the mean and each class need the same scores
     def score(k: int, kept: tuple[float, ...]) -> float:
+        """Of class k, from the blocks that are kept; 0, which is no score, if they have no useful samples."""
         chosen = useful[places[k]] & (torch.tensor(kept)[blocks[k]] > 0)
         return vendi(unit[places[k][chosen].to(unit.device)]) if chosen.any() else 0.0
 
@@ -40,8 +41,8 @@ def measure_class_vendi(
     total = sum(sizes.values(), torch.zeros(BLOCKS, dtype=torch.float64))
     results = {"class_vendi": at_this_n(mean, total, lowest=1.0)}
     for k, size in sizes.items():
-        own = at_this_n(lambda kept, k=k: score(k, tuple(kept.tolist())), size, lowest=1.0)
-        results[f"{k}_class_vendi"] = own
+        of_class = at_this_n(lambda kept, k=k: score(k, tuple(kept.tolist())), size, lowest=1.0)
+        results[f"{k}_class_vendi"] = of_class
     return results
 
 
