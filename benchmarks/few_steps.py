@@ -12,9 +12,9 @@ which all models take their turn in one process and one thread: another program 
 
 Then scores every row of CELLS under the classifier: distance and floor, coverage, recall, CPU seconds of one
 thread for an image. A study in PUBLISHED trains nothing: it scores models of model_cards/zoo, and the seconds
-of their trainings are what float32 would take here. `results/few_steps.json` keeps each number as soon as it
-is there, so a run that was stopped goes on where it was; `few_steps_page.py` writes the tables and the figure
-of docs/few_steps.md.
+of their trainings are what float32 would take here. few_steps_table.py has these tables.
+`results/few_steps.json` keeps each number as soon as it is there, so a run that was stopped goes on where it
+was; `few_steps_page.py` writes the tables and the figure of docs/few_steps.md.
 """
 
 import argparse
@@ -25,13 +25,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from few_steps_table import AS_LONG_AS, CELLS, FAMILY, JUDGES, PARENT, PUBLISHED, RECIPES
 from speed.ours import OurLoop, fresh_state, quietly
 
-from trilemma.eval.features.judge_files import BY_DATA, JudgeChoice
+from trilemma.eval.features.judge_files import BY_DATA
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like, load_model
 from trilemma.eval.scoring.yardsticks import Reference, Yardstick, score, yardsticks
@@ -45,87 +46,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "few_steps.json"
 METRICS = ("fd", "prdc")
 ROUNDS, WARM, BATCH = 9, 2, 250
-
-
-class Cell(NamedTuple):
-    """One way to sample a model: a sampler and the numbers of its steps."""
-
-    model: str
-    sampler: str
-    steps: tuple[int, ...]
-
-
-CELLS = (
-    Cell("DDPM", "ddim", (1, 2, 4, 8, 20, 50)),  # divisors of T
-    Cell("DDPM", "dpmsolver++", (1, 2, 4, 8, 10, 16)),
-    Cell("DDPM", "unipc", (10,)),
-    Cell("flow", "euler", (10,)),
-    Cell("flow", "heun", (5,)),  # 9 calls
-    Cell("flow", "dpmsolver++", (10,)),
-    Cell("flow", "shifted-dpmsolver++", (1, 2, 4, 8, 10, 16)),
-    Cell("flow-logit-normal", "shifted-dpmsolver++", (4, 8, 10, 16)),
-    Cell("consistency", "lcm", (1, 2, 4, 8, 16)),
-    Cell("consistency-even", "lcm", (1, 2, 4)),
-    Cell("DDGAN", "ddpm", (4,)),
-    Cell("DDPM-classes", "dpmsolver++", (4, 8, 10, 16)),
-)
-
-FAMILY = {
-    "DDPM": "unconditional", "flow": "flow", "flow-logit-normal": "flow", "consistency": "consistency",
-    "consistency-even": "consistency", "DDGAN": "ddgan", "DDPM-classes": "class_conditional",
-}  # fmt: skip
-PARENT = {"consistency": "DDPM", "consistency-even": "DDPM"}
-AS_LONG_AS = {"DDGAN": ("DDPM", "consistency")}
-"""A model whose number of steps follows from its budget: the seconds of these trainings."""
-
-_UNIFORM, _LOGIT = "--time_density uniform", "--time_density logit_normal"
-_SHORT = "--preset digits --max_train_steps 3000"
-_MNIST = "--preset mnist-cpu --mixed_precision bf16 --train_batch_size 64"
-_PLANES = "--preset airplanes-16 --mixed_precision bf16 --train_batch_size 64"
-_EVEN = "--spacing even --first_stage 3 --stages 5 --learning_rate 1e-3"
-_RATES = "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps 1200"
-PUBLISHED = {
-    "mnist-zoo": {
-        "DDPM": "mnist", "flow": "flow-mnist", "consistency": "consistency-mnist", "DDGAN": "ddgan-mnist",
-        "DDPM-classes": "class-conditional-mnist",
-    },
-}  # fmt: skip
-"""Studies of models that lie in model_cards/zoo, by name."""
-RECIPES: dict[str, dict[str, str]] = {
-    **{
-        study: {model: f"--config model_cards/zoo/{name}/config.yaml" for model, name in models.items()}
-        for study, models in PUBLISHED.items()
-    },
-    "digits": {
-        "DDPM": "--preset digits",
-        "flow": f"--preset digits {_UNIFORM}",
-        "flow-logit-normal": f"--preset digits {_LOGIT}",
-        "consistency": "--preset digits",
-        "consistency-even": f"--preset digits {_EVEN} --huber_c 0.1",
-        "DDGAN": "--preset digits",
-    },
-    "digits-short": {
-        "DDPM": _SHORT,
-        "flow": f"{_SHORT} {_UNIFORM}",
-        "flow-logit-normal": f"{_SHORT} {_LOGIT}",
-    },
-    "mnist": {
-        "DDPM": "--preset mnist-cpu --mixed_precision bf16",
-        "flow": f"--preset mnist-cpu --mixed_precision bf16 {_UNIFORM}",
-        "consistency": f"{_MNIST} --max_train_steps 600",
-        "DDGAN": _MNIST,
-    },
-    "airplanes-16": {
-        "DDPM": "--preset airplanes-16-cpu --mixed_precision bf16 --max_train_steps 1200",
-        "flow": f"{_PLANES} {_RATES} {_UNIFORM}",
-        "consistency": f"{_PLANES} --max_train_steps 240",
-        "DDGAN": "--preset cifar10-16 --classes airplane --mixed_precision bf16 --train_batch_size 64",
-    },
-}
-"""Flags of each model on each data set."""
-
-JUDGES = {"airplanes-16": JudgeChoice("cifar10-16")}
-"""The judge of data that have only one class, on which no classifier can be trained."""
 
 
 class Study:
@@ -142,10 +62,29 @@ class Study:
                 f"--num_samples {options.num_samples}: {RESULTS.name} is of {self.kept['n']} samples, "
                 "and distances of other numbers cannot be compared; give that one"
             )
+        if self.name in PUBLISHED:
+            self.forget_replaced()
 
     def keep(self) -> None:
         """Write what is measured so far."""
         write_json(RESULTS, self.all)
+
+    def forget_replaced(self) -> None:
+        """Drop what was measured of models of the zoo that have been trained again since, or left it."""
+        for name, run in list(self.kept["trainings"].items()):
+            model, seed = name.split()
+            if model not in self.recipes or run != self.training(model, int(seed)):
+                del self.kept["trainings"][name]
+                self.kept["cells"] = [cell for cell in self.kept["cells"] if cell["model"] != model]
+                self.kept.pop("seconds_per_step", None)
+
+    def training(self, model: str, seed: int) -> dict[str, Any]:
+        """What the page says of a trained model."""
+        run = OutputFolder(self.model_folder(model, seed)).read_run()
+        return {
+            "steps": run["steps"], "images": run["images_seen"], "commit": run["commit"],
+            "flags": self.recipes[model],
+        }  # fmt: skip
 
     def flags(self, model: str, seed: int, folder: Path) -> list[str]:
         """The command line of a model's training, without its length."""
@@ -209,11 +148,7 @@ class Study:
             script = [sys.executable, str(ROOT / "training" / f"train_{family}.py")]
             length = ["--max_train_steps", str(self.steps(model, seed))]
             subprocess.run([*script, *self.flags(model, seed, folder), *length], check=True)
-        run = OutputFolder(folder).read_run()
-        self.kept["trainings"][f"{model} {seed}"] = {
-            "steps": run["steps"], "images": run["images_seen"], "commit": run["commit"],
-            "flags": self.recipes[model],
-        }  # fmt: skip
+        self.kept["trainings"][f"{model} {seed}"] = self.training(model, seed)
         self.keep()
         return folder
 

@@ -10,7 +10,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from few_steps import AS_LONG_AS, CELLS, FAMILY, PARENT, PUBLISHED, RECIPES, RESULTS, ROOT
+from few_steps import RESULTS, ROOT
+from few_steps_table import AS_LONG_AS, CELLS, FAMILY, PARENT, PUBLISHED, RECIPES
 from kept_table import Part
 from matplotlib.figure import Figure
 from points import FRESH, RUNS, SET_SIZE, SETS

@@ -17,7 +17,7 @@ def scripts(monkeypatch):
     import few_steps_page
 
     yield few_steps, few_steps_page
-    ours = ("speed", "kept_table", "few_steps", "few_steps_page", "points")
+    ours = ("speed", "kept_table", "few_steps", "few_steps_page", "few_steps_table", "points")
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
 
@@ -78,6 +78,23 @@ def test_a_study_of_the_zoo_is_of_models_of_these_families_and_trains_none(scrip
             folder = OutputFolder(made.train(model, 0))
             assert folder.read_run()["family"] == few_steps.FAMILY[model]
             assert ROOT / made.recipes[model].removeprefix("--config ") == folder.config
+
+
+def test_what_was_measured_of_a_replaced_model_is_forgotten(scripts, tmp_path, monkeypatch):
+    few_steps, (name, models) = scripts[0], next(iter(scripts[0].PUBLISHED.items()))
+    same, again = list(models)[:2]
+    made = study(scripts, tmp_path, monkeypatch, data=name, train_data_dir=str(tmp_path))
+    for model in (same, again):
+        made.kept["trainings"][f"{model} 0"] = made.training(model, 0)
+    made.kept["trainings"][f"{again} 0"]["commit"] = "another"
+    made.kept["trainings"]["gone 0"] = {}
+    made.kept["cells"] = [cell(0, 50, 1.0) | {"model": model} for model in (same, again, "gone")]
+    made.kept["seconds_per_step"] = {}
+    made.keep()
+    read = few_steps.Study(made.options)
+    assert [each["model"] for each in read.kept["cells"]] == [same]
+    assert list(read.kept["trainings"]) == [f"{same} 0"]
+    assert "seconds_per_step" not in read.kept
 
 
 def test_other_numbers_of_samples_are_refused(scripts, tmp_path, monkeypatch):
