@@ -13,14 +13,23 @@ from kept_table import Part
 from trilemma.eval.report.words import in_units
 from trilemma.eval.scoring.results import PROTOCOL, ResultLine
 from trilemma.eval.studies.model_table import TableRow, figures, standard_protocols, table_rows
-from trilemma.eval.studies.models import Model, read_models
+from trilemma.eval.studies.models import Model, read_model, read_models
 from trilemma.eval.studies.tables import markdown
+from trilemma.training.output_folder import OutputFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "model_cards" / "zoo"
 CHART = ROOT / "docs" / "images" / "zoo-mnist.png"
 PART = Part(ROOT / "README.md", "<!-- zoo -->\n", "<!-- end of zoo -->\n")
 DISTANCE, VARIETY = "fd_classifier", "recall_classifier"
+
+
+def images(model: Model) -> str:
+    """Images that a model was trained on; and before it, the model that it was tuned from."""
+    seen, teacher = f"{model.run['images_seen']:,}", model.config.get("init_from")
+    if not teacher:
+        return seen
+    return f"{seen}, after {read_model(OutputFolder(ROOT / teacher), teacher).run['images_seen']:,}"
 
 
 def cells(row: TableRow, distance: ResultLine) -> list[str]:
@@ -31,7 +40,7 @@ def cells(row: TableRow, distance: ResultLine) -> list[str]:
         f"[{name}](model_cards/zoo/{name}/README.md)", row.sampling, str(distance.nfe),
         f"{distance.estimate:.2f} [{low:.2f}, {high:.2f}]",
         f"{variety.estimate:.2f}" if variety else "", in_units(distance.seconds_per_image),
-        f"{row.model.run['images_seen']:,}",
+        images(row.model),
     ]  # fmt: skip
 
 
@@ -47,7 +56,8 @@ def table(models: Sequence[Model]) -> str:
         f"`{DISTANCE}`: Frechet distance of {line.n} samples to the {line.reference_n:,} training images; "
         "lower is better, and other real images have about 0. In brackets: its 95% interval for other "
         "samples of the same model. *recall*: variety, higher is better. A call is one run of the network; "
-        "times are of one thread of a CPU. *trained on*: images seen. One training each."
+        "times are of one thread of a CPU. *trained on*: images seen, 'after' those of the model "
+        "that it was tuned from. One training each."
     )
     return f"{markdown(header, [cells(row, line) for row, line in alike])}\n{said}\n"
 
