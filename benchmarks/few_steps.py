@@ -203,7 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data in PUBLISHED and options.seeds != [0]:
         parser.error(f"--seeds: the models of {options.data} have one seed, 0")
-    if options.data in PUBLISHED and not options.train_data_dir:
+    if options.data in PUBLISHED and options.data != "digits-zoo" and not options.train_data_dir:
         parser.error(f"{options.data} needs --train_data_dir, the folder of the data")
     torch.set_num_threads(1)
     study = Study(options)

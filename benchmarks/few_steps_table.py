@@ -47,6 +47,10 @@ _PLANES = "--preset airplanes-16 --mixed_precision bf16 --train_batch_size 64"
 _EVEN = "--spacing even --first_stage 3 --stages 5 --learning_rate 1e-3"
 _RATES = "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps 1200"
 PUBLISHED = {
+    "digits-zoo": {
+        "DDPM": "digits", "flow": "flow-digits", "DDPM-classes": "class-conditional-digits",
+        "consistency-classes": "consistency-digits", "DDGAN": "ddgan-digits",
+    },
     "mnist-zoo": {
         "DDPM": "mnist", "DDPM-classes": "class-conditional-mnist", "flow-classes": "flow-mnist",
         "consistency-classes": "consistency-mnist", "DDGAN": "ddgan-mnist",
