@@ -29,9 +29,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from few_steps_table import AS_LONG_AS, CELLS, FAMILY, JUDGES, PARENT, PUBLISHED, RECIPES
+from few_steps_table import AS_LONG_AS, CELLS, EMBEDDED, FAMILY, JUDGES, PARENT, PUBLISHED, RECIPES
 from speed.ours import OurLoop, fresh_state, quietly
 
+from trilemma.eval.features.inception import file_sha256
 from trilemma.eval.features.judge_files import BY_DATA
 from trilemma.eval.options import SamplingConfig
 from trilemma.eval.scoring.model_images import Drawing, labels_like, load_model
@@ -79,11 +80,12 @@ class Study:
                 self.kept.pop("seconds_per_step", None)
 
     def training(self, model: str, seed: int) -> dict[str, Any]:
-        """What the page says of a trained model."""
-        run = OutputFolder(self.model_folder(model, seed)).read_run()
+        """What the page says of a trained model, and the sha256 of its weights."""
+        folder = self.model_folder(model, seed)
+        run, weights = OutputFolder(folder).read_run(), sorted(folder.glob("*/*.safetensors"))
         return {
             "steps": run["steps"], "images": run["images_seen"], "commit": run["commit"],
-            "flags": self.recipes[model],
+            "flags": self.recipes[model], "weights": [file_sha256(path) for path in weights],
         }  # fmt: skip
 
     def flags(self, model: str, seed: int, folder: Path) -> list[str]:
@@ -203,7 +205,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data in PUBLISHED and options.seeds != [0]:
         parser.error(f"--seeds: the models of {options.data} have one seed, 0")
-    if options.data in PUBLISHED and options.data != "digits-zoo" and not options.train_data_dir:
+    if options.data in PUBLISHED and not options.train_data_dir and options.data != EMBEDDED:
         parser.error(f"{options.data} needs --train_data_dir, the folder of the data")
     torch.set_num_threads(1)
     study = Study(options)

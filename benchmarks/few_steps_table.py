@@ -60,6 +60,8 @@ PUBLISHED = {
     },
 }  # fmt: skip
 """Studies of models that lie in model_cards/zoo, by name."""
+EMBEDDED = "digits-zoo"
+"""The one of them whose data come with the package."""
 RECIPES: dict[str, dict[str, str]] = {
     **{
         study: {model: f"--config model_cards/zoo/{name}/config.yaml" for model, name in models.items()}

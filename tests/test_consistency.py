@@ -201,6 +201,16 @@ def test_the_gap_closes_in_stages():
     assert [config.gap(step) for step in range(8)] == [0.25] * 3 + [0.125] * 5
 
 
+@pytest.mark.parametrize(("steps", "warned"), [("96", []), ("20", [(20, 20)])])
+def test_a_run_that_ends_before_its_last_stage_says_so(monkeypatch, steps, warned):
+    """Half of the run denoises, then come stages 2 and 3."""
+    said: list[tuple] = []
+    monkeypatch.setattr(complete.__globals__["logger"], "warning", lambda _, *values: said.append(values))
+    flags = ["--first_stage", "2", "--stages", "3", "--stage_steps", "10", "--max_train_steps", steps]
+    complete(parse("consistency", "", flags), (), range(960), SimpleNamespace(num_processes=1), None, None)
+    assert said == warned
+
+
 @pytest.mark.parametrize(
     ("flags", "denoising", "stage"),
     [
@@ -466,6 +476,8 @@ def test_what_the_command_line_refuses(tmp_path, capsys):
     assert "--stages must be at least 1" in refused(capsys, "--stages", "0")
     assert "--sampler must be one of lcm" in refused(capsys, "--sampler", "ddim")
     assert "--huber_c must be greater than 0" in refused(capsys, "--huber_c", "0")
+    new = ["--init_from", str(tmp_path), "--class_conditional", "--init_new_classes"]
+    assert "--init_from has not learned these classes" in refused(capsys, *new)
     FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "flow" / "scheduler")
     said = refused(capsys, "--init_from", str(tmp_path / "flow"))
     assert "no flags give the noise schedule of its FlowMatchEulerDiscreteScheduler" in said

@@ -79,7 +79,7 @@ def _elbo(data: str, theirs: Arm, widths: str, latent: str, preset: str) -> list
     ours = _trained(_OURS[data], f"{data}-bound", flags={**_OURS[data].flags, **learned})
     own = {"vae_channels": widths, "latent_dim": latent, "train_batch_size": "128"}
     vae = Arm(f"{data}-vae-study", own, 1, "vae", None, ())
-    better = {"preset": preset, **own, "train_batch_size": "64"}
+    better = {"preset": preset, **own, "train_batch_size": "64", "beta": "1"}
     pairs = {"ddpm": (study, ours), "vae": (vae, replace(vae, name=f"{data}-vae-ours", flags=better))}
     return [
         Cell(f"{data}-{name}-elbo", data, Published(), _EPOCHS[data], *pair, measure="bpd")

@@ -1,5 +1,6 @@
 """Consistency tuning and training: options, recipes, construction. docs/consistency.md has more."""
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,6 +19,8 @@ from trilemma.training.options.groups import (
     RunConfig,
     SheetConfig,
 )
+
+logger = logging.getLogger(__name__)
 
 SCRATCH = 0.5
 """Share of a run without --init_from that learns to denoise before the gap closes."""
@@ -101,6 +104,11 @@ class ConsistencyFamilyConfig:
         scale, source = self.objective.guidance_scale, self.run.init_from
         if scale != 1 and not source:
             raise ValueError(f"--guidance_scale {scale:g} needs a diffusion model: name one with --init_from")
+        if self.run.init_new_classes and (self.objective.distil or scale != 1):
+            raise ValueError(
+                "--init_new_classes: --init_from has not learned these classes, so they cannot be distilled; "
+                "add --no-distil and leave --guidance_scale out, or tune a model that has learned them"
+            )
 
 
 _COSINE = dict(prediction_type="v_prediction", ddpm_beta_schedule="squaredcos_cap_v2")
@@ -161,6 +169,13 @@ def complete(config: ConsistencyFamilyConfig, given, images, accelerator, folder
     lengths = dict(
         stages=stages, denoising_steps=denoising, stage_steps=objective.stage_steps or max(1, equal)
     )
+    last = denoising + (stages - objective.first_stage) * lengths["stage_steps"]
+    if last >= total:
+        logger.warning(
+            "The gap does not close: the last stage begins after step %d, and the run has %d steps.",
+            last,
+            total,
+        )
     return replace(config, objective=replace(objective, distil=distil, **lengths))
 
 

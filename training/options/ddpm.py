@@ -85,7 +85,10 @@ def of_scheduler(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     own = scheduler.get("trained_betas") is not None and values["ddpm_beta_schedule"] != "sigmoid"
     if own or scheduler.get("rescale_betas_zero_snr") or "beta_schedule" not in scheduler:
         kind = scheduler.get("_class_name", "scheduler")
-        raise ValueError(f"no flags give the noise schedule of its {kind}, which its weights have learned")
+        raise ValueError(
+            f"no flags give the noise schedule of its {kind}, which its weights have learned; take a model "
+            "of train_unconditional.py, train_class_conditional.py or train_consistency.py"
+        )
     if values["ddpm_beta_schedule"] == "squaredcos_cap_v2":  # it has no ends
         values |= dict.fromkeys(BETAS)
     return values
