@@ -139,28 +139,34 @@ def elbo(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     return figure
 
 
-def quality_speed(models: Mapping[str, Sequence[ResultLine]]) -> Figure:
+def quality_speed(models: Mapping[str, Sequence[ResultLine]], *, in_calls: bool = False) -> Figure:
     """One metric against seconds per image, with intervals; lower left is better.
 
     models: name -> its results, one for each way to sample it; the numbers beside them are network calls.
+    in_calls: against network calls, for results whose seconds are of a machine that was busy now and then.
     """
+
+    def cost(line: ResultLine) -> float:
+        return line.nfe if in_calls else line.seconds_per_image
+
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
     lines = [line for of_model in models.values() for line in of_model]
     for color, (name, of_model) in enumerate(models.items()):
-        in_turn = sorted(of_model, key=lambda line: line.seconds_per_image)
-        places, values = zip(*((line.seconds_per_image, line.estimate) for line in in_turn), strict=True)
+        in_turn = sorted(of_model, key=cost)
+        places, values = zip(*((cost(line), line.estimate) for line in in_turn), strict=True)
         axis.plot(places, values, "o-", linewidth=0.8, color=f"C{color}", label=name)
         for line in in_turn:
-            place, (low, high) = line.seconds_per_image, line.interval or [line.estimate] * 2
+            place, (low, high) = cost(line), line.interval or [line.estimate] * 2
             axis.vlines(place, low, high, color=f"C{color}")
-            calls = str(line.nfe or "")
+            calls = "" if in_calls else str(line.nfe or "")
             axis.annotate(calls, (place, line.estimate), (4, 3), textcoords="offset points", fontsize=8)
     low = floors(lines)
     if low:
         axis.axhline(low[0], color="gray", linestyle=":", label="floor")
-    axis.set(xlabel="seconds per image; beside each point: network calls", ylabel=lines[0].metric)
-    plain_axis(axis, "x", [line.seconds_per_image for line in lines])
+    costs = "network calls per image" if in_calls else "seconds per image; beside each point: network calls"
+    axis.set(xlabel=costs, ylabel=lines[0].metric)
+    plain_axis(axis, "x", [cost(line) for line in lines])
     plain_axis(axis, "y", [*low[:1], *drawn(lines)])
     legend_beside(figure, [axis])
     return figure
