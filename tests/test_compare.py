@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from trilemma.eval.plots.charts import quality_speed
 from trilemma.eval.scoring.naming import metric_name
 from trilemma.eval.scoring.results import SAMPLING, ResultLine
 from trilemma.eval.studies.model_table import figures, pick, standard_protocols, trilemma, ways
@@ -116,6 +117,16 @@ def test_the_chart_of_speed_has_one_line_a_model_with_the_calls_at_its_points(tm
     assert [(text.get_text(), text.xy) for text in axis.texts] == [
         ("5", (0.001, 3.0)), ("99", (0.02, 2.0)), ("5", (0.001, 3.0))
     ]  # fmt: skip
+
+
+def test_the_chart_against_calls_needs_no_numbers_beside_its_points(tmp_path):
+    slow = {**LINE, "num_inference_steps": 50, "nfe": 99, "seconds_per_image": 0.001, "value": 2.0}
+    fast = {**LINE, "num_inference_steps": 5, "nfe": 5, "seconds_per_image": 0.02, "value": 3.0}
+    (model,) = read_models([folder(tmp_path, "two ways", [slow, fast])])
+    axis = quality_speed({model.name: model.lines}, in_calls=True).axes[0]
+    assert (list(axis.lines[0].get_xdata()), list(axis.lines[0].get_ydata())) == ([5, 99], [3.0, 2.0])
+    assert axis.get_xlabel() == "network calls per image"
+    assert {text.get_text() for text in axis.texts} == {""}
 
 
 def test_the_line_of_the_standard_protocol_wins_over_newer_ones_and_the_newest_of_equals(tmp_path):
