@@ -27,7 +27,7 @@ def test_the_table_of_readme_counts_the_images_of_a_teacher_apart(monkeypatch, t
 
     def made(name: str, seen: int, **config) -> Model:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model_index.json").write_text("{}")
+        (tmp_path / name / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
         (tmp_path / name / "run.json").write_text(json.dumps({"images_seen": seen}))
         return Model(name, [], {"images_seen": seen}, [], config)
 
