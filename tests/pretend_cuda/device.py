@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -81,13 +80,9 @@ class PretendedDevice(TorchDispatchMode):
         self.float64 = float64
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: Counter[tuple[str, str]] = Counter()
-        self.one_at_a_time = threading.RLock()  # a backward pass has a thread for each device
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        with self.one_at_a_time:
-            return self._dispatch(function, args, kwargs or {})
-
-    def _dispatch(self, function, args, kwargs):
+        kwargs = kwargs or {}
         leaves = tree_leaves((args, kwargs))
         on_device = any(isinstance(leaf, FakeTensor) for leaf in leaves)
         if not on_device and CUDA.type not in {x.type for x in leaves if isinstance(x, torch.device)}:
@@ -178,6 +173,9 @@ def pretend_cuda(float64: bool = True) -> Iterator[PretendedDevice]:
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch(name, answer))
+        # No thread for each device in a backward pass: a `FakeTensor` that is asked for its device while
+        # another thread computes with its mode answers "meta".
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         try:
             yield stack.enter_context(PretendedDevice(float64))
         finally:
