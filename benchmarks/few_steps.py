@@ -1,6 +1,7 @@
 """Few network calls an image: GAN, consistency model and flow against solvers of a diffusion model.
 
     python benchmarks/few_steps.py digits --seeds 0 1 2
+    python benchmarks/few_steps.py digits-classes --seeds 0 1 2
     python benchmarks/few_steps.py mnist --train_data_dir <folder>
     python benchmarks/few_steps.py mnist-zoo --train_data_dir <folder> --num_samples 500
 
@@ -138,7 +139,11 @@ class Study:
         if model not in AS_LONG_AS:
             return parse(FAMILY[model], "", self.flags(model, seed, self.folder)).run.max_train_steps
         cost = self.costs(seed)
-        seconds = sum(self.steps(other, seed) * cost[FAMILY[other]] for other in AS_LONG_AS[model])
+        seconds = sum(
+            self.steps(other, seed) * cost[FAMILY[other]]
+            for other in AS_LONG_AS[model]
+            if other in self.recipes
+        )
         return round(seconds / cost[FAMILY[model]])
 
     def train(self, model: str, seed: int) -> Path:
@@ -209,7 +214,8 @@ def main() -> None:
         parser.error(f"{options.data} needs --train_data_dir, the folder of the data")
     torch.set_num_threads(1)
     study = Study(options)
-    data = parse("unconditional", "", study.flags("DDPM", 0, study.folder)).data
+    first = next(iter(study.recipes))
+    data = parse(FAMILY[first], "", study.flags(first, 0, study.folder)).data
     images = load_images(data)
     judge, cache = JUDGES.get(options.data, BY_DATA), cache_folder(None)
     sticks = yardsticks(METRICS, "classifier", Reference(images), Accelerator(cpu=True), cache, judge=judge)

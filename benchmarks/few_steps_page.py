@@ -151,6 +151,8 @@ def main() -> None:
     """Replace the numbers of the page."""
     texts = {}
     for name, kept in json.loads(RESULTS.read_text(encoding="utf-8")).items():
+        if not kept["cells"]:  # stopped before its first score
+            continue
         texts[name] = section(name, kept)
         with written(ROOT / "docs" / "images" / f"few-steps-{name}.png") as file:
             curves(name, kept).savefig(file, format="png", dpi=110)

@@ -37,8 +37,8 @@ FAMILY = {
     "flow-classes": "flow", "consistency-classes": "consistency",
 }  # fmt: skip
 PARENT = {"consistency": "DDPM", "consistency-even": "DDPM", "consistency-classes": "DDPM-classes"}
-AS_LONG_AS = {"DDGAN": ("DDPM", "consistency")}
-"""A model whose number of steps follows from its budget: the seconds of these trainings."""
+AS_LONG_AS = {"DDGAN": ("DDPM", "consistency", "DDPM-classes", "consistency-classes")}
+"""A model whose number of steps follows from its budget: the seconds of those of these that its study has."""
 
 _UNIFORM, _LOGIT = "--time_density uniform", "--time_density logit_normal"
 _SHORT = "--preset digits --max_train_steps 3000"
@@ -73,6 +73,11 @@ RECIPES: dict[str, dict[str, str]] = {
         "flow-logit-normal": f"--preset digits {_LOGIT}",
         "consistency": "--preset digits",
         "consistency-even": f"--preset digits {_EVEN} --huber_c 0.1",
+        "DDGAN": "--preset digits",
+    },
+    "digits-classes": {
+        "DDPM-classes": "--preset digits",
+        "consistency-classes": "--preset digits --class_conditional --learning_rate 6e-4",
         "DDGAN": "--preset digits",
     },
     "digits-short": {
