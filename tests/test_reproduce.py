@@ -95,6 +95,17 @@ def test_milestones_are_the_study_s_epochs(everything_here):
         assert BUDGETS["gpu"].samples == cell.published.n == 12_800
 
 
+def test_the_smallest_budget_has_smaller_images_and_a_short_warm_up(everything_here):
+    """A recipe keeps the size that it names itself, the airplanes' 16, at every budget."""
+    for name, sides in (("cifar10-ddpm", (16, None)), ("planes-T20", (16, 16)), ("mnist-ddpm", (None, None))):
+        cell = next(cell for cell in CELLS if cell.name == name)
+        planned = [planner(budget, folders={cell.data: "/folder"})(cell) for budget in ("cpu-small", "cpu")]
+        assert tuple(p.jobs["ours"][0].settings["training"].get("resolution") for p in planned) == sides
+        assert [p.reduced for p in planned] == [16 if name == "cifar10-ddpm" else None, None]
+        warm = [p.jobs["ours"][0].settings["training"]["lr_warmup_steps"] for p in planned]
+        assert warm == [BUDGETS["cpu-small"].images // 64 // 10, 100]
+
+
 def test_recipes_of_one_name_are_one_training(everything_here):
     trainings = {}
     for budget, cell in [(budget, cell) for budget, cell in ALL if budget != "cpu"]:
@@ -169,6 +180,9 @@ def test_only_like_is_compared_with_what_was_published(estimates, changes, image
     measured = Measured(estimates, line, images, [1.0], [])
     published = Published("FID 6.06", 6.06, 0.7, 12_800, calls=1000)
     assert against(Cell("a", "mnist", published, 1000), measured) == says
+    smaller = against(Cell("a", "mnist", published, 1000), measured, 16)
+    assert smaller.startswith("not comparable; here: ")
+    assert "images of 16x16" in smaller
     assert against(Cell("a", "mnist", Published(), 1000), measured) == "no figure to compare with"
 
 

@@ -10,7 +10,8 @@ from trilemma.eval.studies.questions import Flags
 class Data(NamedTuple):
     """Images of a study. judge: the shipped classifier that scores them; None: one is trained on them.
 
-    nets: rows of NETS, on a CPU and on a GPU.
+    nets: rows of NETS, on a CPU and on a GPU. reduced: pixels on a side at the smallest budget, if fewer; the
+    judge of that size is `<judge>-<pixels>`.
     """
 
     hub: str | None  # None: embedded
@@ -19,6 +20,7 @@ class Data(NamedTuple):
     channels: int
     judge: str | None
     nets: tuple[str, str]
+    reduced: int | None = None
 
 
 DATA = {
@@ -26,7 +28,7 @@ DATA = {
     "fashion_mnist": Data(
         "zalando-datasets/fashion_mnist", 60_000, 28, 1, None, ("unet_28_small", "unet_28")
     ),
-    "cifar10": Data("uoft-cs/cifar10", 50_000, 32, 3, "cifar10", ("unet_28_small", "unet_cifar10")),
+    "cifar10": Data("uoft-cs/cifar10", 50_000, 32, 3, "cifar10", ("unet_28_small", "unet_cifar10"), 16),
     "stanford_cars": Data("tanganke/stanford_cars", 8_144, 128, 3, None, ("unet_64_small", "unet_128")),
     "swirl": Data(None, 1024, 1, 2, None, ("mlp", "mlp")),
 }
@@ -67,6 +69,7 @@ class Arm:
     sampler: str | None = "ddpm"
     nets: tuple[str, ...] | None = None
     milestones: tuple[float, ...] = ()
+    warmup: int = 0
     score: Flags = field(default_factory=dict)
 
     @property

@@ -85,7 +85,7 @@ def row(planned: Planned, folder: Path) -> dict[str, Any]:
         "images": study.images,
         "share": study.images / cell.images,
         "n": study.line.n,
-        "against_published": against(cell, study),
+        "against_published": against(cell, study, planned.reduced),
         **{name: _arm_json(cell, arm) for name, arm in arms.items()},
     }
     if ours:
@@ -120,14 +120,19 @@ def _arm_json(cell: Cell, arm: Measured) -> dict[str, Any]:
     }
 
 
-def against(cell: Cell, study: Measured) -> str:
-    """How the study's settings, run here, compare with its published figure."""
+def against(cell: Cell, study: Measured, reduced: int | None = None) -> str:
+    """How the study's settings, run here, compare with its published figure.
+
+    reduced: pixels on a side, if the images were made smaller.
+    """
     published, line = cell.published, study.line
     if published.value is None:
         return "no figure to compare with"
     share, other = study.images / cell.images, []
     if share < WHOLE:
         other.append(f"{share:.2%} of the study's images")
+    if reduced:
+        other.append(f"images of {reduced}x{reduced}")
     if published.n and line.feature_extractor != "inception":
         other.append(f"{line.feature_extractor} features")
     if published.n and line.n != published.n:

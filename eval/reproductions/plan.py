@@ -22,7 +22,8 @@ class Budget:
 
     images: most images of a training; None: those of the study. seeds: of the trainings. samples: to score.
     calls: most network calls for an image. seconds: a cell with a longer estimate is not run. net: index of
-    the network among those of the data. gpu: whether it needs one.
+    the network among those of the data. gpu: whether it needs one. reduced: whether images are reduced to
+    the size that their row of DATA has for this.
     """
 
     images: int | None
@@ -32,6 +33,15 @@ class Budget:
     seconds: float | None
     net: int = 0
     gpu: bool = False
+    reduced: bool = False
+
+    def reduced_side(self, cell: Cell, arm: Arm) -> int | None:
+        """Pixels on a side to which a recipe's images are reduced; None: they keep their own size."""
+        return DATA[cell.data].reduced if self.reduced and "resolution" not in arm.flags else None
+
+    def side_of(self, cell: Cell, arm: Arm) -> int:
+        """Pixels on a side of the images that a recipe trains on."""
+        return self.reduced_side(cell, arm) or int(arm.flags.get("resolution", DATA[cell.data].side))
 
     def images_of(self, cell: Cell) -> int:
         """Images that each training of a cell sees; points of the plane are cheap and have no limit."""
@@ -56,19 +66,23 @@ TIMED = 3
 """Forward passes that are timed for an estimate."""
 
 BUDGETS = {
-    "cpu-small": Budget(38_400, (0,), 250, 20, 30 * 60),
+    "cpu-small": Budget(12_800, (0,), 250, 20, 30 * 60, reduced=True),
     "cpu": Budget(200_000, (0, 1, 2), 2_000, 100, 24 * 3600),
     "gpu": Budget(None, (0, 1, 2), 12_800, None, None, net=1, gpu=True),
 }
 
 
 class Planned(NamedTuple):
-    """A cell with the jobs of each of its recipes, a job for each seed; or why there are none."""
+    """A cell with the jobs of each of its recipes, a job for each seed; or why there are none.
+
+    seconds: estimated. reduced: pixels on a side, if the budget makes images smaller.
+    """
 
     cell: Cell
     jobs: Mapping[str, Sequence[Job]]
     why: str = ""
-    seconds: float | None = None  # estimated
+    seconds: float | None = None
+    reduced: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,8 @@ class Planner:
                 cell, {}, f"about {duration(seconds)}; the budget allows {duration(most)} for a cell"
             )
         jobs = {name: [self.job(cell, arm, seed) for seed in self.seeds] for name, arm in cell.arms.items()}
-        return Planned(cell, jobs, seconds=seconds)
+        reduced = self.budget.reduced_side(cell, cell.study) if cell.study else None
+        return Planned(cell, jobs, seconds=seconds, reduced=reduced)
 
     def missing(self, cell: Cell) -> str:
         """The data or the hardware that a cell lacks here, or ''."""
@@ -111,6 +126,10 @@ class Planner:
         flags: dict[str, str] = dict(arm.flags)
         if arm.milestones:
             flags["lr_milestones"] = " ".join(str(max(1, round(share * steps))) for share in arm.milestones)
+        if arm.warmup:
+            flags["lr_warmup_steps"] = str(min(arm.warmup, steps // 10))
+        if side := self.budget.reduced_side(cell, arm):
+            flags["resolution"] = str(side)
         if cell.data in self.folders:
             flags["train_data_dir"] = shlex.quote(self.folders[cell.data])
         elif data.hub:
@@ -132,7 +151,7 @@ class Planner:
             guidance_scale=float(guidance) if guidance else None,
         )  # fmt: skip
         points, bound = data.side == 1, cell.measure == "bpd"
-        side = side_of(cell, arm)
+        side = budget.side_of(cell, arm)
         judge = data.judge if side == data.side else f"{data.judge}-{side}"
         score = ScoreConfig(
             metrics=("energy",) if points else ("fd", "bpd") if bound else ("fd",),
@@ -161,17 +180,12 @@ class Planner:
             net, data = budget.net_of(cell, arm), DATA[cell.data]
             if net is None or budget.gpu:
                 return None
-            side = side_of(cell, arm)
+            side = budget.side_of(cell, arm)
             passes = 3 * budget.images_of(cell)
             guided = 2 if float(arm.score.get("guidance_scale", 1)) != 1 else 1
             passes += guided * budget.calls_of(arm) * budget.samples_of(cell)
             total += len(self.seeds) * passes * forward_seconds(net, side, data.channels, arm.batch)
         return total
-
-
-def side_of(cell: Cell, arm: Arm) -> int:
-    """Pixels on a side of the images that a recipe trains on."""
-    return int(arm.flags.get("resolution", DATA[cell.data].side))
 
 
 @cache

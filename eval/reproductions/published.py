@@ -25,7 +25,7 @@ def _preset(family: str, name: str) -> int:
 def _v(preset: str, **flags: str) -> Flags:
     """Our recipe for any images: that of the preset `mnist-cpu`, with the settings that the data need."""
     own = families.family("unconditional").presets["mnist-cpu"].options
-    names = ("ddpm_beta_schedule", "prediction_type", "lr_scheduler", "lr_warmup_steps", "ema_max_decay")
+    names = ("ddpm_beta_schedule", "prediction_type", "lr_scheduler", "ema_max_decay")
     return {"preset": preset, **{name: str(own[name]) for name in names}, "train_batch_size": "64", **flags}
 
 
@@ -38,15 +38,13 @@ _MNIST_DDPM = Arm("ddpm", {**_LINEAR, "learning_rate": "2e-5", "lr_scheduler": "
                   milestones=(20 / 60, 40 / 60))  # fmt: skip
 _CIFAR_DDPM = replace(_MNIST_DDPM, milestones=(30 / 90, 60 / 90))
 _OURS = {
-    "mnist": Arm("ours", _v("mnist-cpu", learning_rate="2e-3"), 20, sampler="dpmsolver++"),
-    "fashion_mnist": Arm("ours", _v("fashion-mnist", learning_rate="2e-3"), 20, sampler="dpmsolver++"),
-    "cifar10": Arm("ours", _v("cifar10", learning_rate="1e-3"), 20, sampler="dpmsolver++"),
-    "stanford_cars": Arm(
-        "ours",
-        _v("stanford-cars-128", learning_rate="2e-4", train_batch_size="16"),
-        20,
-        sampler="dpmsolver++",
-    ),
+    data: Arm("ours", _v(preset, **flags), 20, sampler="dpmsolver++", warmup=100)
+    for data, preset, flags in (
+        ("mnist", "mnist-cpu", {"learning_rate": "2e-3"}),
+        ("fashion_mnist", "fashion-mnist", {"learning_rate": "2e-3"}),
+        ("cifar10", "cifar10", {"learning_rate": "1e-3"}),
+        ("stanford_cars", "stanford-cars-128", {"learning_rate": "2e-4", "train_batch_size": "16"}),
+    )
 }
 _EPOCHS = {"mnist": 60 * DATA["mnist"].images, "cifar10": 90 * DATA["cifar10"].images}
 
@@ -107,7 +105,7 @@ _PLANES = {"classes": "airplane", "resolution": "16", "random_flip": "true"}
 _PLANE_NETS = ("unet_16", "unet_16")
 _PLANES_OURS = Arm(
     "planes-ours", {"preset": "airplanes-16-cpu", **_PLANES, "train_batch_size": "64"}, 20,
-    sampler="dpmsolver++", nets=_PLANE_NETS,
+    sampler="dpmsolver++", nets=_PLANE_NETS, warmup=100,
 )  # fmt: skip
 _PLANES_IMAGES = _preset("unconditional", "airplanes-16-cpu")
 

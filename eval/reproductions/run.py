@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trilemma.eval.options import ModelConfig
+from trilemma.eval.reproductions.cells import DATA
 from trilemma.eval.reproductions.page import page, row
 from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planned, Planner, local_copies
 from trilemma.eval.reproductions.published import STUDIES
@@ -103,10 +104,12 @@ def write(plans: dict[str, list[Planned]], folder: Path, config, argv: Sequence[
     calls = (
         "the calls of each recipe" if budget.calls is None else f"at most {budget.calls} calls for an image"
     )
+    small = [f"{name} at {data.reduced}x{data.reduced}" for name, data in DATA.items() if data.reduced]
+    sizes = f", {', '.join(small)}" if budget.reduced else ""
     about: dict[str, Any] = {
         "command": shlex.join(["python", "eval/reproduce.py", *public(argv)]),
         "budget": config.budget,
-        "budget_text": f"Budget `{config.budget}`: {images} in a training (points of the plane: all), "
+        "budget_text": f"Budget `{config.budget}`: {images} in a training (points of the plane: all){sizes}, "
         f"{budget.samples:,} samples, {calls}.",
         "hardware": "; ".join(sorted(hardware)),
         "remark": config.remark,
