@@ -64,8 +64,13 @@ LONGEST_FIRST_STEP = 0.05
 
 def is_flow(scheduler: "SchedulerMixin") -> bool:
     """Whether what this scheduler samples is a flow: x_s = (1 - s) x_0 + s noise, at the time step 1000 s."""
+    return of_flow({**scheduler.config, "_class_name": type(scheduler).__name__})
+
+
+def of_flow(configuration: Mapping[str, Any]) -> bool:
+    """The same of a scheduler's configuration, as diffusers saves it."""
     known = {row.scheduler for row in FLOW_SAMPLERS.values() if not row.options}
-    return type(scheduler).__name__ in known or scheduler.config.get("prediction_type") in FLOW
+    return configuration.get("_class_name") in known or configuration.get("prediction_type") in FLOW
 
 
 def _rows(scheduler: "SchedulerMixin") -> dict[str, Sampler]:

@@ -35,6 +35,7 @@ from trilemma.training.networks.build import build_network
 from trilemma.training.objectives.consistency import (
     SIGNS,
     Consistency,
+    Teacher,
     boundary,
     detail,
     last_time,
@@ -225,6 +226,7 @@ def test_a_run_that_ends_before_its_last_stage_says_so(monkeypatch, steps, warne
 )
 def test_stages_share_the_run(monkeypatch, flags, denoising, stage):
     monkeypatch.setattr("trilemma.training.options.command_line.take_over", lambda *facts: {})
+    monkeypatch.setattr("trilemma.training.families.consistency.saved_flow", lambda source: False)
     config = parse("consistency", "", ["--dataset_name", "a/b", *flags])
     config = complete(config, (), range(40), SimpleNamespace(num_processes=1), None, None).objective
     assert (config.denoising_steps, config.stage_steps) == (denoising, stage)
@@ -333,7 +335,7 @@ def test_validation_is_fixed_through_all_stages():
 def test_distillation_and_guidance_are_those_of_a_step_of_stock_ddim():
     teacher = make_net(NAMES).eval()
     config = options(class_conditional=True, guidance_scale=3.0)
-    objective = Consistency(make_net(NAMES), COSINE, config, LabelDropout(3, 0), NAMES, teacher)
+    objective = Consistency(make_net(NAMES), COSINE, config, LabelDropout(3, 0), NAMES, Teacher(teacher))
     x, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     t, r = torch.full((4,), 600), torch.full((4,), 500)
     facts = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
@@ -355,6 +357,27 @@ def test_distillation_and_guidance_are_those_of_a_step_of_stock_ddim():
     assert ours[:3].abs().amax((1, 2, 3)).min() > 1e-3
     names = [name for name, _ in objective.named_parameters()]
     assert all(name.startswith("net.") for name in names)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_distillation_from_a_flow_is_a_step_of_its_stock_scheduler(target):
+    """Whatever the network that learns predicts; x_t / (alpha + sigma) is the flow's state."""
+    flow = make_net().eval()
+    flow.conv_out.weight.data.mul_(0.05)  # nothing is clipped
+    config = options(distil=True, prediction_type=target)
+    objective = Consistency(make_net(), COSINE, config, teacher=Teacher(flow, is_flow=True))
+    x_t, t, r = 0.1 * torch.randn(4, 1, 8, 8), torch.full((4,), 600), torch.full((4,), 500)
+    (alpha, sigma), (alpha_r, sigma_r) = (objective.process.signal_and_noise(k, x_t) for k in (t, r))
+    now, then = (float((b / (a + b))[0]) for a, b in ((alpha, sigma), (alpha_r, sigma_r)))
+    stock = FlowMatchEulerDiscreteScheduler()
+    stock.set_timesteps(sigmas=[now, then])
+    with torch.no_grad():
+        assert objective.taught_x0(x_t, t, None).abs().max() < 1
+        ours = objective.taught(x_t, torch.zeros_like(x_t), t, r, None)
+        x_s = x_t / (alpha + sigma)
+        assert float(stock.timesteps[0]) == pytest.approx(1000 * now, rel=1e-6)
+        theirs = stock.step(flow(x_s, stock.timesteps[0]).sample, stock.timesteps[0], x_s).prev_sample
+    assert_close(ours / (alpha_r + sigma_r), theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [0.01, 50.0])
@@ -478,9 +501,6 @@ def test_what_the_command_line_refuses(tmp_path, capsys):
     assert "--huber_c must be greater than 0" in refused(capsys, "--huber_c", "0")
     new = ["--init_from", str(tmp_path), "--class_conditional", "--init_new_classes"]
     assert "--init_from has not learned these classes" in refused(capsys, *new)
-    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "flow" / "scheduler")
-    said = refused(capsys, "--init_from", str(tmp_path / "flow"))
-    assert "no flags give the noise schedule of its FlowMatchEulerDiscreteScheduler" in said
 
 
 @pytest.fixture
@@ -538,13 +558,13 @@ def test_a_run_from_scratch_fills_its_folder_and_is_scored(tmp_path, flags):
 
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory):
-    """A diffusion model with classes, and one that learns its variance."""
+    """A diffusion model with classes, one that learns its variance, and a flow."""
     folder = tmp_path_factory.mktemp("parents")
     (folder / "tiny.json").write_text(json.dumps(TINY))
     short = ["--model_config_name_or_path", str(folder / "tiny.json"), "--max_train_steps", "1",
              "--eval_batch_size", "1", "--ddpm_num_inference_steps", "2"]  # fmt: skip
     runs = {"class_conditional": ["--ddpm_num_steps", "100", "--prediction_type", "v_prediction"],
-            "unconditional": ["--loss_type", "hybrid"]}  # fmt: skip
+            "unconditional": ["--loss_type", "hybrid"], "flow": []}  # fmt: skip
     for family, more in runs.items():
         more = ["--dataset_name", "digits", *short, *more, "--output_dir", str(folder / family)]
         run(f"training/train_{family}.py", *more)
@@ -572,6 +592,22 @@ def test_a_guided_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_
     other = run(SCRIPT, *flags[:-2], "--max_train_steps", "32", "--output_dir", str(cut), check=False)
     assert other.wait() != 0
     assert "--stage_steps: 5 then, 10 now" in other.output
+
+
+def test_a_flow_is_distilled_after_a_fifth_of_denoising(tmp_path, flags, parents, capsys):
+    """It begins with the flow's weights; process and target are the run's own."""
+    flags = [*flags, "--init_from", str(parents / "flow"), "--distil", "--max_train_steps", "5"]
+    flags += ["--prediction_type", "v_prediction", "--ddpm_beta_schedule", "squaredcos_cap_v2"]
+    run(SCRIPT, *flags, "--output_dir", str(tmp_path / "out"))
+    gaps = [line["gap"] for line in scalars(tmp_path / "out") if "gap" in line]
+    assert gaps == [1.0, *(2.0**-k for k in (2, 3, 4, 4))]
+    still = ["--learning_rate", "1e-12", "--no-use_ema", "--output_dir", str(tmp_path / "still")]
+    run(SCRIPT, *flags, *still)
+    for name, tensor in weights(parents / "flow").items():
+        assert_close(weights(tmp_path / "still")[name], tensor, atol=1e-6, rtol=0)
+    with pytest.raises(SystemExit):
+        parse("unconditional", "", ["--dataset_name", "digits", "--init_from", str(parents / "flow")])
+    assert "no flags give the noise schedule of its FlowMatchEuler" in capsys.readouterr().err
 
 
 def test_parents_that_do_not_fit_are_refused(tmp_path, flags, parents):

@@ -66,7 +66,8 @@ class Family(NamedTuple):
     training. build(config, images, accelerator, total_steps): the Method; torch is imported inside.
     takes_classes(config): whether a model of these options is class-conditional. can_sample(config, sampler):
     whether a model of these options has this sampler. inherited: flags that the weights have learned, which
-    a run from --init_from takes over. complete(config, given, images, accelerator, folder, build): the
+    a run from --init_from takes over. from_flow: whether --init_from may be a flow, whose process and target
+    are then not taken over. complete(config, given, images, accelerator, folder, build): the
     configuration with the options that depend on the data; those in `given` were typed and stay.
     faster(config): whether a run of these options may choose bf16, or to compile, by itself.
     """
@@ -78,6 +79,7 @@ class Family(NamedTuple):
     takes_classes: Callable[[Any], bool] = never
     can_sample: Callable[[Any, str], bool] = always
     inherited: tuple[str, ...] = ()
+    from_flow: bool = False
     complete: Callable[..., Any] = as_given
     faster: Callable[[Any], bool] = never
 

@@ -19,11 +19,12 @@ from trilemma.training.options.groups import (
     RunConfig,
     SheetConfig,
 )
+from trilemma.training.options.inherit import saved_flow
 
 logger = logging.getLogger(__name__)
 
-SCRATCH = 0.5
-"""Share of a run without --init_from that learns to denoise before the gap closes."""
+SCRATCH, FROM_FLOW = 0.5, 0.2
+"""Shares of a run without --init_from, and from a flow, that learn to denoise before the gap closes."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ConsistencyConfig:
     """The consistency function, how the gap closes, the loss, and the checks for failure."""
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = option(
-        "v_prediction", "what the network predicts; that of --init_from if given"
+        "v_prediction", "what the network predicts; that of --init_from if it is no flow"
     )
     timestep_scaling: float = option(
         10.0, "how fast f(x_t, t) turns from x_t to the predicted image as t grows; LCMScheduler's", low=0.0
@@ -52,8 +53,8 @@ class ConsistencyConfig:
     )
     denoising_steps: int | None = option(
         None,
-        "first optimizer steps, with a gap of all of t, which is denoising; if not given, 0 with --init_from "
-        "and half of the run without",
+        "first optimizer steps, with a gap of all of t, which is denoising; if not given, half of the run; "
+        "with --init_from none, or a fifth if that is a flow",
         low=0,
     )
     huber_c: float | None = option(
@@ -164,7 +165,8 @@ def complete(config: ConsistencyFamilyConfig, given, images, accelerator, folder
         raise ValueError(f"--first_stage must be at most --stages, {stages}; got {objective.first_stage}")
     denoising = objective.denoising_steps
     if denoising is None:
-        denoising = 0 if run.init_from else int(SCRATCH * total)
+        share = SCRATCH if not run.init_from else FROM_FLOW if saved_flow(run.init_from) else 0
+        denoising = int(share * total)
     equal = (total - denoising) // (stages - objective.first_stage + 1)
     lengths = dict(
         stages=stages, denoising_steps=denoising, stage_steps=objective.stage_steps or max(1, equal)
@@ -185,7 +187,7 @@ def build(config: ConsistencyFamilyConfig, images, accelerator, total_steps):
 
     from trilemma.training.diffusion.label_dropout import LabelDropout
     from trilemma.training.networks.build import make_net
-    from trilemma.training.objectives.consistency import Consistency, Tuning
+    from trilemma.training.objectives.consistency import Consistency, Teacher, Tuning
     from trilemma.training.objectives.ddpm import schedule_of
 
     objective = config.objective
@@ -197,7 +199,8 @@ def build(config: ConsistencyFamilyConfig, images, accelerator, total_steps):
         )
     teacher = None
     if objective.distil or objective.guidance_scale != 1:  # --init_from, also of a run that is resumed
-        teacher = copy.deepcopy(net).to(accelerator.device).eval().requires_grad_(False)
+        saved = copy.deepcopy(net).to(accelerator.device).eval().requires_grad_(False)
+        teacher = Teacher(saved, saved_flow(config.run.init_from))
     dropout = LabelDropout(len(names), objective.p_uncond) if names else None
     tuned = Consistency(net, schedule_of(config.process), objective, dropout, names, teacher)
     if config.run.compile:
@@ -212,5 +215,6 @@ FAMILY = Family(
     build,
     takes_classes=lambda config: config.objective.class_conditional,
     inherited=(*IN_SCHEDULER, "timestep_scaling"),
+    from_flow=True,
     complete=complete,
 )

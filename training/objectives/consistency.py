@@ -14,6 +14,8 @@ x0_hat follows from the network's output by the target, and is clipped to [-1, 1
 level, c_skip is 1 and c_out is 0.
 """
 
+from typing import NamedTuple
+
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, LCMScheduler
@@ -23,6 +25,7 @@ from trilemma.pipelines.consistency import ConsistencyPipeline
 from trilemma.pipelines.samplers import KNOWN_TO_ALL
 from trilemma.training.devices.compiled import compiled_forward
 from trilemma.training.devices.randomness import randomness_kept
+from trilemma.training.diffusion.flow import TIME_STEPS
 from trilemma.training.diffusion.label_dropout import LabelDropout
 from trilemma.training.diffusion.losses import mean_per_example
 from trilemma.training.diffusion.process import (
@@ -98,11 +101,22 @@ def detail(x: Tensor) -> Tensor:
     return (mean_per_example(across) + mean_per_example(down)) / 2
 
 
+class Teacher(NamedTuple):
+    """A trained network of the same classes: a diffusion model's of the same process and target, or a flow's.
+
+    The first is called as the one that learns is. A flow's takes x_s = (1 - s) x_0 + s noise and the time
+    step 1000 s, and predicts noise - x_0.
+    """
+
+    net: nn.Module
+    is_flow: bool = False
+
+
 class Consistency(Objective):
     """The distance between f at the two ends of a gap; `net(x_t, t - 1, class_labels)` as UNet2DModel has it.
 
-    condition, class_names: of a class-conditional model. teacher: a diffusion model of the same classes,
-    whose guidance is learned. gap: (t - r) / t of training; validation has that of the last stage, so that
+    condition, class_names: of a class-conditional model. teacher: what is distilled, or whose guidance is
+    learned. gap: (t - r) / t of training; validation has that of the last stage, so that
     its numbers can be compared through all stages.
     """
 
@@ -113,7 +127,7 @@ class Consistency(Objective):
         config: ConsistencyConfig,
         condition: LabelDropout | None = None,
         class_names: tuple[str, ...] | None = None,
-        teacher: nn.Module | None = None,
+        teacher: Teacher | None = None,
     ):
         super().__init__()
         self.net, self.denoise, self.process = net, net.forward, schedule.process()
@@ -123,7 +137,8 @@ class Consistency(Objective):
         self.times = UniformTimes(self.last - 1)
         self.condition, self.class_names = condition, class_names
         self.num_classes = len(class_names) if class_names else None
-        self.teach = None if teacher is None else teacher.forward  # its weights are not this module's
+        self.teach = None if teacher is None else teacher.net.forward  # its weights are not this module's
+        self.of_flow = teacher is not None and teacher.is_flow
         self.passes = ("denoise",) if teacher is None else ("denoise", "teach")
         self.final = 2.0**-config.stages
         self.gap = self.final
@@ -174,19 +189,26 @@ class Consistency(Objective):
         2022); an image without its label gets none.
         """
         (alpha, sigma), (alpha_r, sigma_r) = (self.process.signal_and_noise(time, x_t) for time in (t, r))
-
-        def x0_hat(ids: Tensor | None) -> Tensor:
-            return self.target.to_x0(self.teach(x_t, t - 1, ids).sample.float(), x_t, alpha, sigma)
-
-        known = guided = x0_hat(labels)
+        known = guided = self.taught_x0(x_t, t, labels)
         if self.config.guidance_scale != 1:
-            null = x0_hat(torch.full_like(labels, self.num_classes))
+            null = self.taught_x0(x_t, t, torch.full_like(labels, self.num_classes))
             guided = null + self.config.guidance_scale * (known - null)
         ratio = sigma_r / sigma
         share = alpha_r - alpha * ratio
         if self.config.distil:
             return ratio * x_t + share * guided.clamp(-1, 1)
         return x_r + share * (guided.clamp(-1, 1) - known.clamp(-1, 1))
+
+    def taught_x0(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The image that the teacher predicts, not clipped, float32 (B, C, H, W).
+
+        x_t / (alpha + sigma) is a flow's x_s at s = sigma / (alpha + sigma); there x_0 = x_s - s velocity.
+        """
+        alpha, sigma = self.process.signal_and_noise(t, x_t)
+        if not self.of_flow:
+            return self.target.to_x0(self.teach(x_t, t - 1, labels).sample.float(), x_t, alpha, sigma)
+        x_s, s = x_t / (alpha + sigma), sigma / (alpha + sigma)
+        return x_s - s * self.teach(x_s, TIME_STEPS * s.flatten(), labels).sample.float()
 
     def signs(self, prediction: Tensor, x0: Tensor, t: Tensor) -> Logs:
         """What the watchdog looks at, for f (B, C, H, W) of x0 at t; NaN where it does not apply."""

@@ -102,7 +102,7 @@ def resolve(
                     "give another --output_dir"
                 )
             check_place(values["init_from"], "--init_from")
-            values |= take_over(parser, family.inherited, values, {*typed, *(base if file else ())})
+            values |= take_over(parser, family, values, {*typed, *(base if file else ())})
         parser.check(values, set(typed))
         config = build(family.config, values)
         check_run(config, values)

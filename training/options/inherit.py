@@ -2,7 +2,8 @@
 
 Weights that predict v with a cosine schedule are of no use for epsilon with a linear one: such a run would
 start from noise. So target, noise schedule and T are those of the saved model; where the command line or
---config says otherwise, the run is refused. No torch here.
+--config says otherwise, the run is refused. A family that starts from a flow too has its own process and
+target then. No torch here.
 """
 
 import math
@@ -14,6 +15,8 @@ from typing import Any
 
 from trilemma.pipelines.files.hub import patience
 from trilemma.pipelines.files.saved import read_configuration
+from trilemma.pipelines.samplers import of_flow
+from trilemma.training.families import Family
 from trilemma.training.options.ddpm import BETAS, of_scheduler
 from trilemma.training.options.parser import Parser
 from trilemma.training.options.yaml_file import read_options
@@ -22,15 +25,17 @@ SCHEDULER, CONFIG = "scheduler/scheduler_config.json", "config.yaml"
 
 
 def take_over(
-    parser: Parser, inherited: Collection[str], values: Mapping[str, Any], given: Collection[str]
+    parser: Parser, family: Family, values: Mapping[str, Any], given: Collection[str]
 ) -> dict[str, Any]:
     """Those inherited options of the model of --init_from for which `values` has others.
 
-    inherited: names of the family's. given: names on the command line or in --config. ValueError lists those
-    with another value than the saved model's.
+    given: names on the command line or in --config. ValueError lists those with another value than the saved
+    model's.
     """
     source = values["init_from"]
-    theirs = saved_options(parser, inherited, source)
+    if family.from_flow and saved_flow(source):
+        return {}
+    theirs = saved_options(parser, family.inherited, source)
     here = {name: values.get(name, parser.flags[name].field.default) for name in theirs}
     other = [name for name in theirs if not _same(name, theirs, here[name])]
     if refused := [f"--{name}: {theirs[name]} there, {here[name]} here" for name in other if name in given]:
@@ -65,6 +70,12 @@ def saved_options(parser: Parser, names: Collection[str], source: str) -> dict[s
     if all(theirs.get(name) == saved[name] for name in ("ddpm_num_steps", "ddpm_beta_schedule")):
         saved |= {name: theirs[name] for name in BETAS if name in theirs}  # None, where they follow from T
     return theirs | saved
+
+
+def saved_flow(source: str) -> bool:
+    """Whether the model of --init_from is a flow, by its scheduler."""
+    scheduler = _file(source, SCHEDULER)
+    return scheduler is not None and of_flow(read_configuration(scheduler))
 
 
 def _file(source: str, name: str) -> Path | None:
