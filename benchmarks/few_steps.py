@@ -160,7 +160,7 @@ class Study:
         return folder
 
     def score(self, model: str, seed: int, images: Images, sticks: list[Yardstick]) -> None:
-        """Measure what is not measured yet of one trained model."""
+        """Train a model unless it is there, and measure what is not measured yet of it."""
         done = {(c["model"], c["seed"], c["sampler"], c["steps"]) for c in self.kept["cells"]}
         cells = [
             (cell.sampler, steps) for cell in CELLS if cell.model == model for steps in cell.steps
@@ -222,7 +222,6 @@ def main() -> None:
     study.costs(options.seeds[0])
     for seed in options.seeds:
         for model in [name for name in study.recipes if name in options.models]:
-            study.train(model, seed)
             study.score(model, seed, images, sticks)
 
 
