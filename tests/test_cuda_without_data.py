@@ -27,7 +27,8 @@ pytestmark = [
 METHODS = (
     "unconditional", "unconditional mmd", "unconditional hybrid", "unconditional vlb",
     "unconditional min-SNR", "class-conditional", "vae", "vdm", "vdm monotone", "vdm of T steps",
-    "vdm shortcut", "flow", "flow with classes", "ddgan", "ddgan with classes",
+    "vdm shortcut", "flow", "flow with classes", "consistency with guidance", "consistency from a flow",
+    "ddgan", "ddgan with classes",
 )  # fmt: skip
 
 FP16 = {"ddgan with classes": 3}
@@ -35,7 +36,7 @@ FP16 = {"ddgan with classes": 3}
 
 ONE_OF_EACH = (
     "unconditional", "unconditional hybrid", "class-conditional", "vae", "vdm monotone", "vdm of T steps",
-    "flow with classes", "ddgan with classes",
+    "flow with classes", "consistency from a flow", "ddgan with classes",
 )  # fmt: skip
 
 BY_FAMILY = {

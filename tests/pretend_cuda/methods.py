@@ -1,5 +1,6 @@
 """Tiny methods of every family, for any device: what a test trains, samples and measures."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from trilemma.pipelines.networks.vae_model import VAEModel
 from trilemma.pipelines.unconditional import UnconditionalPipeline
 from trilemma.training.diffusion.few_steps import latent_row
 from trilemma.training.diffusion.label_dropout import LabelDropout
+from trilemma.training.families.consistency import ConsistencyConfig
 from trilemma.training.families.ddgan import DDGANConfig, GANOptimConfig
 from trilemma.training.families.flow import FlowConfig
 from trilemma.training.families.vae import VAEConfig
@@ -17,6 +19,7 @@ from trilemma.training.families.vdm import VDMConfig
 from trilemma.training.loop.method import GradientDescent, Method, Objective
 from trilemma.training.networks.build import build_network
 from trilemma.training.networks.discriminator import Discriminator
+from trilemma.training.objectives.consistency import Consistency, Teacher, Tuning
 from trilemma.training.objectives.ddgan import DDGAN
 from trilemma.training.objectives.ddpm import DDPM, output_channels, schedule_of
 from trilemma.training.objectives.flow import Flow
@@ -71,6 +74,23 @@ def _flow(classes: bool = False, **options) -> Objective:
     return Flow(net, config, CLASSES if classes else None)
 
 
+def _tuning(classes: bool = False, flow: bool = False, **options) -> Build:
+    """Distillation from a network with the same weights, as a diffusion model's or as a flow's."""
+
+    def build(accelerator: Accelerator) -> Method:
+        config = ConsistencyConfig(
+            class_conditional=classes, distil=True, stages=4, stage_steps=1, denoising_steps=0, **options
+        )
+        rows, names = (len(CLASSES) + 1, CLASSES) if classes else (None, None)
+        net = build_network(NET, channels=CHANNELS, resolution=SIDE, num_class_embeds=rows)
+        teacher = Teacher(copy.deepcopy(net).to(accelerator.device).eval(), is_flow=flow)
+        condition = LabelDropout(len(CLASSES), 0.1) if classes else None
+        made = Consistency(net, schedule_of(ProcessConfig()), config, condition, names, teacher)
+        return Tuning(made.to(accelerator.device), accelerator, OptimConfig(**OPTIM), 100)
+
+    return build
+
+
 def _vae() -> Objective:
     net = VAEModel(sample_size=SIDE, in_channels=CHANNELS, latent_dim=8, block_out_channels=(16, 16))
     return VAE(net, VAEConfig(free_bits=0.1))
@@ -112,6 +132,8 @@ METHODS: dict[str, Build] = {
     "vdm shortcut": _descent(_vdm, vdm_timesteps=200, shortcut_steps=5),
     "flow": _descent(_flow, time_density="logit_normal"),
     "flow with classes": _descent(_flow, classes=True),
+    "consistency with guidance": _tuning(classes=True, guidance_scale=2.0),
+    "consistency from a flow": _tuning(flow=True),
     "ddgan": _gan(),
     "ddgan with classes": _gan(classes=True, steps=2),
 }

@@ -25,7 +25,7 @@ from trilemma.training.options.groups import EMAConfig  # noqa: E402
 
 ONE_OF_EACH = (
     "unconditional", "unconditional hybrid", "class-conditional", "vae", "vdm monotone", "vdm of T steps",
-    "flow with classes", "ddgan with classes",
+    "flow with classes", "consistency from a flow", "ddgan with classes",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trilemma.pipelines.consistency import ConsistencyPipeline
 from trilemma.pipelines.samplers import KNOWN_TO_ALL
+from trilemma.pipelines.shared import exact_device
 from trilemma.training.devices.compiled import compiled_forward
 from trilemma.training.devices.randomness import randomness_kept
 from trilemma.training.diffusion.flow import TIME_STEPS
@@ -169,9 +170,9 @@ class Consistency(Objective):
 
         Even steps reach the clean end from every t that is nearer to it than a step.
         """
-        steps = (t - 1).double()  # to the clean end
+        steps = (t - 1).to(exact_device(t.device)).double()  # to the clean end
         whole = self.last - 1 if self.config.spacing == "even" else steps
-        return (steps - gap * whole).floor().long().clamp(min=0).clamp(max=t - 2) + 1
+        return (steps - gap * whole).floor().long().clamp(min=0).to(t.device).clamp(max=t - 2) + 1
 
     def f(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """The consistency function, float32 (B, C, H, W), for x_t (B, C, H, W) and t (B,) in 1..T."""
