@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from diffusers import (
 )
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from entry import TINY, environment, run, start, two_ranks
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -380,6 +381,25 @@ def test_distillation_from_a_flow_is_a_step_of_its_stock_scheduler(target):
     assert_close(ours / (alpha_r + sigma_r), theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_the_guidance_of_a_flow_mixes_its_velocities():
+    """Guided by 3 as the flow's own pipeline has it: null + 3 (known - null)."""
+    flow = make_net(NAMES).eval()
+    flow.conv_out.weight.data.mul_(0.02)  # nothing is clipped
+    config = options(distil=True, class_conditional=True, guidance_scale=3.0)
+    teacher = Teacher(flow, is_flow=True)
+    objective = Consistency(make_net(NAMES), COSINE, config, LabelDropout(3, 0), NAMES, teacher)
+    x_t, labels = 0.1 * torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    t, r = torch.tensor([900, 600, 300]), torch.tensor([800, 500, 200])
+    (alpha, sigma), (alpha_r, sigma_r) = (objective.process.signal_and_noise(k, x_t) for k in (t, r))
+    (x_s, s), then = (v / (alpha + sigma) for v in (x_t, sigma)), sigma_r / (alpha_r + sigma_r)
+    with torch.no_grad():
+        known, null = (flow(x_s, 1000 * s.flatten(), k).sample for k in (labels, torch.full_like(labels, 3)))
+        velocity = null + 3 * (known - null)
+        assert (x_s - s * velocity).abs().max() < 1
+        ours = objective.taught(x_t, torch.zeros_like(x_t), t, r, labels) / (alpha_r + sigma_r)
+    assert_close(ours, x_s + (then - s) * velocity, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("ratio", [0.01, 50.0])
 def test_blur_and_noise_stop_a_run_while_its_loss_falls(ratio):
     watchdog = Watchdog(1, Accelerator(cpu=True), SIGNS)
@@ -487,7 +507,7 @@ def refused(capsys, *argv):
 def test_what_the_command_line_refuses(tmp_path, capsys):
     assert "--guidance_scale has no effect" in refused(capsys, "--guidance_scale", "2")
     guided = ["--class_conditional", "--guidance_scale", "2"]
-    assert "--guidance_scale 2 needs a diffusion model: name one" in refused(capsys, *guided)
+    assert "--guidance_scale 2 needs a diffusion model or a flow: name one" in refused(capsys, *guided)
     assert "--distil has no effect without --init_from" in refused(capsys, "--distil")
     config = parse("consistency", "", ["--first_stage", "5", "--stages", "4"])
     with pytest.raises(ValueError, match="--first_stage must be at most --stages, 4; got 5"):
@@ -558,13 +578,13 @@ def test_a_run_from_scratch_fills_its_folder_and_is_scored(tmp_path, flags):
 
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory):
-    """A diffusion model with classes, one that learns its variance, and a flow."""
+    """A diffusion model with classes, one that learns its variance, and a flow with classes."""
     folder = tmp_path_factory.mktemp("parents")
     (folder / "tiny.json").write_text(json.dumps(TINY))
     short = ["--model_config_name_or_path", str(folder / "tiny.json"), "--max_train_steps", "1",
              "--eval_batch_size", "1", "--ddpm_num_inference_steps", "2"]  # fmt: skip
     runs = {"class_conditional": ["--ddpm_num_steps", "100", "--prediction_type", "v_prediction"],
-            "unconditional": ["--loss_type", "hybrid"], "flow": []}  # fmt: skip
+            "unconditional": ["--loss_type", "hybrid"], "flow": ["--class_conditional"]}  # fmt: skip
     for family, more in runs.items():
         more = ["--dataset_name", "digits", *short, *more, "--output_dir", str(folder / family)]
         run(f"training/train_{family}.py", *more)
@@ -572,14 +592,17 @@ def parents(tmp_path_factory):
 
 
 def test_a_guided_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path, flags, parents):
-    """Over the ends of stages, with classes, dropout and a teacher."""
-    parent = parents / "class_conditional"
+    """Over the ends of stages, with classes and dropout; the teacher is trained again before the last run."""
+    parent = tmp_path / "parent"
+    shutil.copytree(parents / "class_conditional", parent)
     flags = [*flags, "--init_from", str(parent), "--class_conditional", "--guidance_scale", "2"]
     flags += ["--first_stage", "1", "--stages", "3", "--checkpointing_steps", "4", "--max_train_steps", "16"]
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "uncut"))
     cut, step = tmp_path / "cut", random.Random(0).randrange(5, 15)
     killed = start(SCRIPT, *flags, "--output_dir", str(cut), signal_at=(step, signal.SIGKILL))
     assert killed.wait() == -signal.SIGKILL
+    file = parent / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(file).items()}, file)
     run(SCRIPT, *flags, "--output_dir", str(cut))
     uncut, resumed = weights(tmp_path / "uncut"), weights(cut)
     assert uncut.keys() == resumed.keys()
@@ -596,7 +619,8 @@ def test_a_guided_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_
 
 def test_a_flow_is_distilled_after_a_fifth_of_denoising(tmp_path, flags, parents, capsys):
     """It begins with the flow's weights; process and target are the run's own."""
-    flags = [*flags, "--init_from", str(parents / "flow"), "--distil", "--max_train_steps", "5"]
+    flags = [*flags, "--init_from", str(parents / "flow"), "--class_conditional", "--guidance_scale", "2"]
+    flags += ["--distil", "--max_train_steps", "5"]
     flags += ["--prediction_type", "v_prediction", "--ddpm_beta_schedule", "squaredcos_cap_v2"]
     run(SCRIPT, *flags, "--output_dir", str(tmp_path / "out"))
     gaps = [line["gap"] for line in scalars(tmp_path / "out") if "gap" in line]
@@ -607,7 +631,7 @@ def test_a_flow_is_distilled_after_a_fifth_of_denoising(tmp_path, flags, parents
         assert_close(weights(tmp_path / "still")[name], tensor, atol=1e-6, rtol=0)
     with pytest.raises(SystemExit):
         parse("unconditional", "", ["--dataset_name", "digits", "--init_from", str(parents / "flow")])
-    assert "no flags give the noise schedule of its FlowMatchEuler" in capsys.readouterr().err
+    assert "it is a flow, whose network predicts a velocity: take" in capsys.readouterr().err
 
 
 def test_parents_that_do_not_fit_are_refused(tmp_path, flags, parents):

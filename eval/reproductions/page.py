@@ -195,4 +195,5 @@ def _cost(arm: Mapping[str, Any] | None) -> str:
     if arm is None:
         return ""
     mean = statistics.fmean(arm["training_seconds"])
-    return f"{arm['nfe']} of {arm['sampler']}, {mean:.0f}"
+    calls = f"{arm['nfe']} of {arm['sampler']}" if arm["nfe"] else "none"  # a bound needs no image
+    return f"{calls}, {mean:.0f}"

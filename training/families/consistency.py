@@ -104,7 +104,9 @@ class ConsistencyFamilyConfig:
     def __post_init__(self):
         scale, source = self.objective.guidance_scale, self.run.init_from
         if scale != 1 and not source:
-            raise ValueError(f"--guidance_scale {scale:g} needs a diffusion model: name one with --init_from")
+            raise ValueError(
+                f"--guidance_scale {scale:g} needs a diffusion model or a flow: name one with --init_from"
+            )
         if self.run.init_new_classes and (self.objective.distil or scale != 1):
             raise ValueError(
                 "--init_new_classes: --init_from has not learned these classes, so they cannot be distilled; "

@@ -14,7 +14,7 @@ x0_hat follows from the network's output by the target, and is clipped to [-1, 1
 level, c_skip is 1 and c_out is 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -138,8 +138,8 @@ class Consistency(Objective):
         self.times = UniformTimes(self.last - 1)
         self.condition, self.class_names = condition, class_names
         self.num_classes = len(class_names) if class_names else None
-        self.teach = None if teacher is None else teacher.net.forward  # its weights are not this module's
-        self.of_flow = teacher is not None and teacher.is_flow
+        self.teacher = teacher  # a tuple: its weights are not this module's
+        self.teach = None if teacher is None else teacher.net.forward
         self.passes = ("denoise",) if teacher is None else ("denoise", "teach")
         self.final = 2.0**-config.stages
         self.gap = self.final
@@ -206,7 +206,7 @@ class Consistency(Objective):
         x_t / (alpha + sigma) is a flow's x_s at s = sigma / (alpha + sigma); there x_0 = x_s - s velocity.
         """
         alpha, sigma = self.process.signal_and_noise(t, x_t)
-        if not self.of_flow:
+        if not self.teacher.is_flow:
             return self.target.to_x0(self.teach(x_t, t - 1, labels).sample.float(), x_t, alpha, sigma)
         x_s, s = x_t / (alpha + sigma), sigma / (alpha + sigma)
         return x_s - s * self.teach(x_s, TIME_STEPS * s.flatten(), labels).sample.float()
@@ -255,6 +255,17 @@ class Tuning(GradientDescent):
         if self.accelerator.sync_gradients:
             self.watchdog.watch(logs, self.updates.expected())
         return logs
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of gradient descent, and the teacher's weights: its folder may hold others by then."""
+        teacher = self.objective.teacher
+        return super().state_dict() | {"teacher": teacher and teacher.net.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state; ValueError when its weights have other names or shapes."""
+        super().load_state_dict(state)
+        if state.get("teacher") is not None:  # states of version 0.1 may lack it
+            self.objective.teacher.net.load_state_dict(state["teacher"])
 
     def healthy(self) -> bool:
         """Whether these weights are worth a checkpoint."""

@@ -18,6 +18,7 @@ from trilemma.training.diffusion.times import spread_times
 from trilemma.training.families.flow import FlowConfig
 from trilemma.training.loop.method import Logs, Objective
 from trilemma.training.objectives.ddpm import QUARTILES, by_quartile
+from trilemma.training.options.inherit import saved_flow
 
 
 class Flow(Objective):
@@ -73,8 +74,8 @@ class Flow(Objective):
 
 def require_flow(source: str) -> None:
     """ValueError unless the saved model of --init_from is a flow; its weights would give noise otherwise."""
-    scheduler = FlowMatchEulerDiscreteScheduler.load_config(source, subfolder="scheduler")
-    if scheduler["_class_name"] != FlowMatchEulerDiscreteScheduler.__name__:
+    if not saved_flow(source):
+        scheduler = FlowMatchEulerDiscreteScheduler.load_config(source, subfolder="scheduler")
         raise ValueError(
             f"--init_from {source!r} has a {scheduler['_class_name']} and predicts "
             f"{scheduler.get('prediction_type', 'something else')}; this trains a flow, whose network "

@@ -81,6 +81,10 @@ def of_scheduler(scheduler: Mapping[str, Any]) -> dict[str, Any]:
 
     scheduler: a configuration as diffusers saves it. ValueError for a process that no flags give.
     """
+    if samplers.of_flow(scheduler):
+        raise ValueError(
+            "it is a flow, whose network predicts a velocity: take train_flow.py, or train_consistency.py"
+        )
     values = {flag: scheduler.get(entry, default) for flag, (entry, default) in IN_SCHEDULER.items()}
     own = scheduler.get("trained_betas") is not None and values["ddpm_beta_schedule"] != "sigmoid"
     if own or scheduler.get("rescale_betas_zero_snr") or "beta_schedule" not in scheduler:
