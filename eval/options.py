@@ -57,10 +57,8 @@ class SamplingConfig:
     seed: int = option(0, "first seed; image i has this seed plus i", low=0)
     sampler: str | None = option(
         None,
-        lambda: (
-            f"of {samplers_by_family()}; or {SAVED}, that of the saved pipeline; if not given, that of "
-            "the run's own samples"
-        ),
+        lambda: f"of {samplers_by_family()}; or {SAVED}, that of the saved pipeline; if not given, that of "
+        "the run's own samples",
     )
     num_inference_steps: int | None = option(
         None, "steps of the sampler; if not given, those of the run's own samples, or its usual number", low=1

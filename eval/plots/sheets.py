@@ -52,7 +52,9 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def sheet(images: Tensor, points: bool = False, class_names: Sequence[str] | None = None) -> Image.Image:
+def sheet(
+    images: Tensor, points: bool = False, class_names: Sequence[str] | None = None
+) -> Image.Image:
     """uint8 (N, C, H, W) as one picture, row by row, the last row filled with black; points as dots.
 
     With names of K classes, image i is of class i modulo K, and each class has a row with its name; images

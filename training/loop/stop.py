@@ -73,7 +73,9 @@ class Notice:
 
 
 @contextmanager
-def ending_quietly(numbers: Iterable[int] = (signal.SIGINT,), line: str = "Interrupted.") -> Iterator[None]:
+def ending_quietly(
+    numbers: Iterable[int] = (signal.SIGINT,), line: str = "Interrupted."
+) -> Iterator[None]:
     """These signals end the program inside the block: one line, no traceback, the exit code of the signal."""
     if int(os.environ.get("RANK", 0)):
         # The main process speaks for all. This one may be waiting for it, where a handler would not run.

@@ -107,7 +107,9 @@ NETS: dict[str, dict[str, Any]] = {
 # residual blocks down, one more up, and attention in the middle alone.
 _FLAT = {"down_block_types": (_DOWN,), "up_block_types": (_UP,)}
 NETS |= {
-    "vdm_8": _SMALL | _FLAT | {"block_out_channels": (32,), "layers_per_block": 3, "attention_head_dim": 32},
+    "vdm_8": _SMALL
+    | _FLAT
+    | {"block_out_channels": (32,), "layers_per_block": 3, "attention_head_dim": 32},
     "vdm_28_small": _SMALL
     | _FLAT
     | {"block_out_channels": (24,), "layers_per_block": 2, "attention_head_dim": 24},
