@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from trilemma.eval import reproduce
 from trilemma.eval.evaluate import EvaluateConfig
@@ -13,6 +14,7 @@ from trilemma.eval.features.train_judges import ROWS
 from trilemma.eval.options import ModelConfig
 from trilemma.eval.reproductions import page, plan
 from trilemma.eval.reproductions.cells import DATA, Cell, Published
+from trilemma.eval.reproductions.figures import CAPTIONS
 from trilemma.eval.reproductions.page import Measured, against
 from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planned, Planner, local_copies
 from trilemma.eval.reproductions.published import STUDIES
@@ -144,6 +146,30 @@ def test_the_estimate_counts_passes_of_the_network(everything_here, monkeypatch)
     assert made.seconds(cell) == 2 * (3 * 1000 + 2 * 20 * 10 + 3 * 1000 + 2 * 20 * 10)
 
 
+def test_the_estimate_counts_the_chain_of_a_shortcut_model(everything_here, monkeypatch):
+    monkeypatch.setattr(plan, "forward_seconds", lambda *facts: 1.0)
+    cell = next(cell for cell in CELLS if cell.name == "swirl-shortcut")
+    made = Planner(Budget(None, (0,), 10, 10, None), "none", {}, (0,), None, 1)
+    assert made.seconds(cell) == 3 * 11 * cell.images + 10 * 10 + 3 * cell.images + 10 * 10
+
+
+def test_the_course_of_a_bound_is_logged_on_test_images(everything_here):
+    """And the distance of the same trainings is another cell of theirs, which costs nothing more."""
+    for name, bound in (("mnist-vae-elbo", True), ("vdm-500", True), ("mnist-ddpm", False)):
+        cell = next(cell for cell in CELLS if cell.name == name)
+        flags = planner("cpu")(cell).jobs["study"][0].settings["training"]
+        assert cell.bound == bound
+        assert flags.get("validation_split") == ("test" if bound else None)
+        assert (flags["validation_size"] > 0) == bound
+    by_name = {cell.name: planner("cpu")(cell).jobs for cell in CELLS if cell.study}
+    for elbo in [name for name in by_name if name.endswith("-elbo")]:
+        jobs = [
+            [(job.folder, job.settings) for job in by_name[name]["ours"]]
+            for name in (elbo, elbo.replace("-elbo", "-distance"))
+        ]
+        assert jobs[0] == jobs[1]
+
+
 def test_a_forward_pass_is_timed():
     assert 0 < plan.forward_seconds("mlp", 1, 2, 8) < 10
 
@@ -271,6 +297,12 @@ def test_a_study_runs_is_resumed_and_says_what_it_did_not_run(tmp_path, monkeypa
     assert re.search(r"\| swirl-shortcut \|.* one training only \|", text)
     assert "| gan-T8 | black images | left out by --cells |" in text
     assert str(tmp_path) not in text
+    (picture,) = re.findall(r"!\[.+\]\((.+)\)", text)
+    with Image.open(folder / picture) as sheet:
+        assert min(sheet.size) > 200
+    assert told["figures"] == {name: [] for name in STUDIES if name != "steps"} | {
+        "steps": [[CAPTIONS["samples"], picture]]
+    }
 
     capsys.readouterr()
     reproduce.main(command)

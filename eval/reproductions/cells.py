@@ -82,7 +82,8 @@ class Arm:
 class Cell:
     """A published value, and the recipes that are run beside it; without a recipe it is only cited.
 
-    images: number that a training of the study sees. measure: the number that is compared. samples: their
+    images: number that a training of the study sees. measure: the number that is compared. bound: whether
+    the bound is measured too, and its course logged; cells that share a training share this. samples: their
     number at every budget, scored with --force if they are too few. why: the reason if it is never run.
     """
 
@@ -93,6 +94,7 @@ class Cell:
     study: Arm | None = None
     ours: Arm | None = None
     measure: str = "fd"
+    bound: bool = False
     samples: int | None = None
     why: str = ""
 

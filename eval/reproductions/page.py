@@ -160,6 +160,8 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[str, An
         parts += [f"## `{name}`: {study.about}", f"Source: {study.source}."]
         done = [cell for cell in cells if not cell["not_run"]]
         parts += [_results(done), _costs(done)] if done else []
+        for caption, file in about["figures"][name]:
+            parts += [caption, f"![{caption.split('.')[0]}]({file})"]
         left = [(cell["cell"], cell["published"], cell["not_run"]) for cell in cells if cell["not_run"]]
         parts += [markdown(["not run here", "published", "why"], left)] if left else []
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"

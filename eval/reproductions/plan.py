@@ -13,6 +13,7 @@ from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig
 from trilemma.eval.reproductions.cells import DATA, Arm, Cell
 from trilemma.eval.studies.jobs import Job, plan
 from trilemma.eval.studies.questions import Flags, Point, Sweep
+from trilemma.training import families
 from trilemma.training.progress import duration
 
 
@@ -64,6 +65,8 @@ class Budget:
 
 TIMED = 3
 """Forward passes that are timed for an estimate."""
+COURSE, HELD_OUT = 10, 256
+"""Places at which the course of a bound is logged, and test images that it is measured on there."""
 
 BUDGETS = {
     "cpu-small": Budget(12_800, (0,), 250, 20, 30 * 60, reduced=True),
@@ -136,7 +139,7 @@ class Planner:
             flags["dataset_name"] = data.hub
         if net := self.budget.net_of(cell, arm):
             flags["net"] = net
-        flags |= {"validation_size": "0"} if data.side > 1 else {}
+        flags |= held_out(cell.bound, steps) if data.side > 1 else {}
         return flags | {"max_train_steps": str(steps), "eval_batch_size": "16", "seed": str(seed)}
 
     def job(self, cell: Cell, arm: Arm, seed: int) -> Job:
@@ -150,7 +153,7 @@ class Planner:
             num_inference_steps=None if arm.family == "vae" else calls,
             guidance_scale=float(guidance) if guidance else None,
         )  # fmt: skip
-        points, bound = data.side == 1, cell.measure == "bpd"
+        points, bound = data.side == 1, cell.bound
         side = budget.side_of(cell, arm)
         judge = data.judge if side == data.side else f"{data.judge}-{side}"
         score = ScoreConfig(
@@ -173,7 +176,8 @@ class Planner:
     def seconds(self, cell: Cell) -> float | None:
         """Estimate from a timed forward pass of each network: a step of training counts as three.
 
-        A call with guidance counts as two. None for networks without a row in NETS, and on a GPU.
+        A call with guidance counts as two, and a step through a chain as its calls in addition. None for
+        networks without a row in NETS, and on a GPU.
         """
         budget, total = self.budget, 0.0
         for arm in cell.arms.values():
@@ -181,11 +185,26 @@ class Planner:
             if net is None or budget.gpu:
                 return None
             side = budget.side_of(cell, arm)
-            passes = 3 * budget.images_of(cell)
+            passes = 3 * budget.images_of(cell) * calls_in_training(arm)
             guided = 2 if float(arm.score.get("guidance_scale", 1)) != 1 else 1
             passes += guided * budget.calls_of(arm) * budget.samples_of(cell)
             total += len(self.seeds) * passes * forward_seconds(net, side, data.channels, arm.batch)
         return total
+
+
+def held_out(bound: bool, steps: int) -> Flags:
+    """Flags of a training: no image is held out, or, for a bound, its course on test images is logged."""
+    if not bound:
+        return {"validation_size": "0"}
+    often = str(max(1, steps // COURSE))
+    shown = {"logging_steps": often, "validation_steps": often}
+    return {"validation_split": "test", "validation_size": str(HELD_OUT), **shown}
+
+
+def calls_in_training(arm: Arm) -> int:
+    """Calls of the network for an image of a step: those of a shortcut model's chain in addition."""
+    preset = families.family(arm.family).presets.get(arm.flags.get("preset", ""))
+    return 1 + (preset.options.get("shortcut_steps") or 0 if preset else 0)
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any
 
 from trilemma.eval.options import ModelConfig
 from trilemma.eval.reproductions.cells import DATA
+from trilemma.eval.reproductions.figures import write_figures
 from trilemma.eval.reproductions.page import page, row
 from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planned, Planner, local_copies
 from trilemma.eval.reproductions.published import STUDIES
@@ -95,6 +96,11 @@ def write(plans: dict[str, list[Planned]], folder: Path, config, argv: Sequence[
     """Write reproduce.json and reproduce.md from the jobs that are done by now."""
     budget = BUDGETS[config.budget]
     rows = {name: [row(each, folder) for each in cells] for name, cells in plans.items()}
+    figures = {
+        name: write_figures(name, [each for each, told in zip(plans[name], rows[name], strict=True)
+                                   if not told["not_run"]], folder)
+        for name in plans
+    }  # fmt: skip
     hardware = {
         "{name}, {processes} x {device}, {threads} threads".format(**run["hardware"])
         for cells in plans.values() for each in cells for job in jobs_of(each)
@@ -113,6 +119,7 @@ def write(plans: dict[str, list[Planned]], folder: Path, config, argv: Sequence[
         f"{budget.samples:,} samples, {calls}.",
         "hardware": "; ".join(sorted(hardware)),
         "remark": config.remark,
+        "figures": figures,
     }
     write_json(folder / "reproduce.json", {**about, "studies": rows})
     write_text(folder / "reproduce.md", page(rows, about))
