@@ -36,7 +36,7 @@ def samples(folders: Mapping[str, OutputFolder]) -> Figure:
     columns = min(COLUMNS, len(folders))
     rows = math.ceil(len(folders) / columns)
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
     for axis, (name, folder) in zip(axes, folders.items(), strict=False):
