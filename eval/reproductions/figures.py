@@ -17,7 +17,8 @@ COLUMNS = 4
 
 CAPTIONS = {
     "samples": "Samples of each training, in its own `samples.png`, drawn at its end with its own sampler:",
-    "bound": "The bound while training. Thin: training images. Thick: test images, on the average weights:",
+    "bound": "The bound while training. Thin: training images. Thick: test images. A DDPM's thin line lies "
+    "higher because it is on the weights of the moment, not on their average, and without clipping:",
 }
 """What the page says above a figure, by the end of the name of its file."""
 
