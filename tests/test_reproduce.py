@@ -15,11 +15,11 @@ from trilemma.eval.features.train_judges import ROWS
 from trilemma.eval.options import ModelConfig
 from trilemma.eval.reproductions import page, plan
 from trilemma.eval.reproductions.cells import DATA, Cell, Published
-from trilemma.eval.reproductions.figures import CAPTIONS
+from trilemma.eval.reproductions.figures import OF_DDPM, write_figures
 from trilemma.eval.reproductions.page import Measured, against
 from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planned, Planner, local_copies
 from trilemma.eval.reproductions.published import STUDIES
-from trilemma.eval.reproductions.run import jobs_of, public
+from trilemma.eval.reproductions.run import jobs_of, public, without_repeats
 from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
 from trilemma.eval.studies.jobs import check_scoring
 from trilemma.training.networks.rows import NETS
@@ -111,10 +111,50 @@ def test_the_smallest_budget_has_smaller_images_and_a_short_warm_up(everything_h
 
 def test_recipes_of_one_name_are_one_training(everything_here):
     trainings = {}
-    for budget, cell in [(budget, cell) for budget, cell in ALL if budget != "cpu"]:
+    for budget, cell in ALL:
         for job in jobs_of(planner(budget)(cell)):
             flags = trainings.setdefault((budget, job.folder), job.settings["training"])
             assert flags == job.settings["training"], job.folder
+
+
+def test_cells_that_a_budget_makes_equal_are_one(everything_here):
+    """Three lengths of one training: all three at the longest budget, one at the shortest."""
+    lengths = [cell for cell in CELLS if cell.name.startswith("vdm-")]
+    left = {
+        budget: [planned.why for planned in without_repeats([planner(budget)(cell) for cell in lengths])]
+        for budget in ("cpu-small", "gpu")
+    }
+    same = "at this budget it has the trainings of vdm-500"
+    assert left == {"cpu-small": ["", same, same], "gpu": ["", "", ""]}
+    others = [planner("cpu-small")(cell) for cell in CELLS if cell not in lengths]
+    assert without_repeats(others) == others
+
+
+def test_a_finished_cell_stays_although_its_estimate_grew(everything_here, monkeypatch):
+    monkeypatch.setattr(plan, "forward_seconds", lambda *facts: 1.0)
+    cell = next(cell for cell in CELLS if cell.name == "mnist-ddpm")
+    assert "the budget allows" in planner("cpu")(cell).why
+    monkeypatch.setattr(plan, "lines_of", lambda job, folder: ["a line"])
+    assert planner("cpu")(cell).jobs
+
+
+@pytest.mark.parametrize(
+    ("names", "of_ddpm"), [(("vdm-500", "vdm-2000"), False), (("mnist-ddpm-elbo",), True)]
+)
+def test_figures_show_every_training_with_its_first_seed(everything_here, tmp_path, names, of_ddpm):
+    cells = [planner("gpu", tmp_path, seeds=(0, 1))(cell) for cell in CELLS if cell.name in names]
+    first = {jobs[0].folder for planned in cells for jobs in planned.jobs.values()}
+    for shade, folder in enumerate(sorted(first)):
+        (folder / "logs").mkdir(parents=True)
+        lines = [{"step": k, "seconds": k, "bpd": 9 - k, "validation_bpd": 8 - k} for k in (1, 2, 3)]
+        (folder / "logs" / "scalars.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        Image.new("L", (60, 60), 40 * shade).save(folder / "samples.png")
+    told = write_figures("steps", cells, tmp_path)
+    assert [each["file"].rpartition("-")[2] for each in told] == ["samples.png", "bound.png"]
+    assert told[1]["caption"].endswith(OF_DDPM) == of_ddpm
+    with Image.open(tmp_path / told[0]["file"]) as sheet:
+        shades = {shade: count for count, shade in sheet.convert("L").getcolors()}
+    assert all(shades.get(40 * shade, 0) > 5000 for shade in range(len(first)))
 
 
 def test_what_is_missing_is_not_run_here(monkeypatch):
@@ -190,9 +230,11 @@ LINE = dict.fromkeys(REQUIRED) | {
 
 
 @pytest.mark.parametrize(
-    ("estimates", "changes", "images", "says"),
+    ("plain", "changes", "images", "says"),
     [
         ([6.0, 6.1, 6.2], {}, 1000, "agrees"),
+        ([6.5, 6.51, 6.52], {}, 1000, "agrees"),  # within the study's own +- 0.7
+        ([7.0, 7.01, 7.02], {}, 1000, "higher here"),
         ([3.0, 3.1, 3.2], {}, 1000, "lower here"),
         ([9.0, 9.1, 9.2], {}, 1000, "higher here"),
         ([7.06], {}, 1000, "here minus published: 1; one training only"),
@@ -202,15 +244,20 @@ LINE = dict.fromkeys(REQUIRED) | {
         ([6.0, 6.1], {"n": 250}, 10, "not comparable; here: 1.00% of the study's images, n 250"),
     ],
 )
-def test_only_like_is_compared_with_what_was_published(estimates, changes, images, says):
+def test_only_like_is_compared_with_what_was_published(plain, changes, images, says):
+    """Published distances are plain ones: the debiased ones, here all 0, do not matter."""
     line = ResultLine.from_json(LINE | {"nfe": 1000} | changes)
-    measured = Measured(estimates, line, images, [1.0], [])
+    measured = Measured([0.0] * len(plain), line, images, [1.0], [], plain)
     published = Published("FID 6.06", 6.06, 0.7, 12_800, calls=1000)
     assert against(Cell("a", "mnist", published, 1000), measured) == says
     smaller = against(Cell("a", "mnist", published, 1000), measured, 16)
     assert smaller.startswith("not comparable; here: ")
     assert "images of 16x16" in smaller
     assert against(Cell("a", "mnist", Published(), 1000), measured) == "no figure to compare with"
+    length = against(Cell("a", "mnist", published, 1000, told=False), measured)
+    assert "the study does not say how long it trained" in length
+    seconds = against(Cell("a", "mnist", published, 1000, measure="seconds"), measured)
+    assert seconds.startswith("not comparable; here: another machine")
 
 
 @pytest.mark.parametrize(
@@ -298,13 +345,12 @@ def test_a_study_runs_is_resumed_and_says_what_it_did_not_run(tmp_path, monkeypa
     assert re.search(r"\| swirl-shortcut \|.* one training only \|", text)
     assert "| gan-T8 | black images | left out by --cells |" in text
     assert str(tmp_path) not in text
-    (picture,) = re.findall(r"!\[.+\]\((.+)\)", text)
+    ((words, picture),) = re.findall(r"!\[(.+)\]\((.+)\)", text)
+    assert words == "samples of the trainings of steps"
     with Image.open(folder / picture) as sheet:
         inner = np.asarray(sheet.convert("L"))[40:]  # below the titles
     assert (inner < 128).sum() > 20, "the points of two models"
-    assert told["figures"] == {name: [] for name in STUDIES if name != "steps"} | {
-        "steps": [[CAPTIONS["samples"], picture]]
-    }
+    assert [figure["file"] for figure in told["figures"]["steps"]] == [picture]
 
     capsys.readouterr()
     reproduce.main(command)

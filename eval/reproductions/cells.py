@@ -82,9 +82,10 @@ class Arm:
 class Cell:
     """A published value, and the recipes that are run beside it; without a recipe it is only cited.
 
-    images: number that a training of the study sees. measure: the number that is compared. bound: whether
-    the bound is measured too, and its course logged; cells that share a training share this. samples: their
-    number at every budget, scored with --force if they are too few. why: the reason if it is never run.
+    images: number that a training of the study sees, or that of our preset where the study does not say:
+    told. measure: the number that is compared. bound: whether the bound is measured too, and its course
+    logged; cells that share a training share this. samples: their number at every budget, scored with
+    --force if they are too few. why: the reason if it is never run.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Cell:
     study: Arm | None = None
     ours: Arm | None = None
     measure: str = "fd"
+    told: bool = True
     bound: bool = False
     samples: int | None = None
     why: str = ""
@@ -105,8 +107,9 @@ class Cell:
 
 
 class Study(NamedTuple):
-    """A row of the table."""
+    """A row of the table. note: what a reader of its page has to know."""
 
     about: str
     source: str
     cells: tuple[Cell, ...]
+    note: str = ""

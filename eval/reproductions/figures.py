@@ -15,21 +15,21 @@ from trilemma.training.output_folder import OutputFolder
 
 COLUMNS = 4
 
-CAPTIONS = {
-    "samples": "Samples of each training, in its own `samples.png`, drawn at its end with its own sampler:",
-    "bound": "The bound while training. Thin: training images. Thick: test images. A DDPM's thin line lies "
-    "higher because it is on the weights of the moment, not on their average, and without clipping:",
-}
-"""What the page says above a figure, by the end of the name of its file."""
+SAMPLES = (
+    "Samples of each training with the first seed, in its own `samples.png`, drawn at its end with its own "
+    "sampler (name, steps of training, seed):"
+)
+BOUND = "The bound while training. Thin: training images. Thick: test images, on the average weights."
+OF_DDPM = (
+    " A DDPM's thin line lies higher for two reasons: it is on the weights of the moment, and without "
+    "clipping."
+)
 
 
 def trainings(cells: Sequence[Planned]) -> dict[str, OutputFolder]:
-    """The trainings of these cells with the first seed, by the names of their recipes."""
-    return {
-        arm.name: OutputFolder(planned.jobs[name][0].folder)
-        for planned in cells
-        for name, arm in planned.cell.arms.items()
-    }
+    """The trainings of these cells with the first seed, by the names of their folders."""
+    jobs = [of_arm[0] for planned in cells for of_arm in planned.jobs.values()]
+    return {job.folder.name: OutputFolder(job.folder) for job in jobs}
 
 
 def samples(folders: Mapping[str, OutputFolder]) -> Figure:
@@ -47,18 +47,22 @@ def samples(folders: Mapping[str, OutputFolder]) -> Figure:
     return figure
 
 
-def write_figures(study: str, cells: Sequence[Planned], folder: Path) -> list[tuple[str, str]]:
-    """Write the figures of a study's cells that are done; (caption, file from the page's folder) of each."""
-    figures = {}
+def write_figures(study: str, cells: Sequence[Planned], folder: Path) -> list[dict[str, str]]:
+    """Write the figures of a study's cells that are done; the caption, the alternative text and the file,
+    from the page's folder on, of each."""
+    figures = []
     if drawn := {name: run for name, run in trainings(cells).items() if run.samples.is_file()}:
-        figures["samples"] = samples(drawn)
-    if bounds := trainings([each for each in cells if each.cell.bound]):
-        figures["bound"] = elbo({name: run.read_scalars() for name, run in bounds.items()})
+        figures.append(("samples", samples(drawn), SAMPLES))
+    if bounded := [each for each in cells if each.cell.bound]:
+        logs = {name: run.read_scalars() for name, run in trainings(bounded).items()}
+        families = {arm.family for each in bounded for arm in each.cell.arms.values()}
+        figures.append(("bound", elbo(logs), BOUND + (OF_DDPM if "unconditional" in families else "")))
     told = []
-    for kind, figure in figures.items():
+    for kind, figure, caption in figures:
         file = Path("images") / f"reproduce-{study}-{kind}.png"
         (folder / file).parent.mkdir(exist_ok=True)
         with written(folder / file) as opened:
             figure.savefig(opened, format="png", dpi=100)
-        told.append((CAPTIONS[kind], file.as_posix()))
+        text = f"{kind} of the trainings of {study}"
+        told.append({"caption": caption, "text": text, "file": file.as_posix()})
     return told

@@ -1,5 +1,6 @@
 """What a reproduction measured, as JSON and as a page: every number is read from the results of its jobs."""
 
+import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,18 +30,23 @@ EQUAL = (
     "Equal compute: in each cell, both recipes have the same network, unless the cell is about networks, and "
     "train on the same number of images, so both evaluate the network equally often. The study's settings "
     "are those that it names. Its network is not known; a row of `training/networks/rows.py` replaces it. "
-    "Other settings have the toolkit's defaults. Frechet distances are debiased: a perfect model has about 0."
+    "Other settings have the toolkit's defaults. Frechet distances are debiased: a perfect model has about "
+    "0. The second table of each study has the plain values, whose bias depends on n, as published ones do."
 )
 
 
 class Measured(NamedTuple):
-    """A recipe's estimates, one for each seed, with the line that says how the first was measured."""
+    """A recipe's estimates, one for each seed, with the line that says how the first was measured.
+
+    plain: the same with their bias, as published figures have it.
+    """
 
     estimates: list[float]
     line: ResultLine
     images: int
     seconds: list[float]
     commands: list[str]
+    plain: list[float]
 
 
 def measured(cell: Cell, jobs: Sequence[Job], folder: Path) -> Measured | None:
@@ -52,7 +58,8 @@ def measured(cell: Cell, jobs: Sequence[Job], folder: Path) -> Measured | None:
     estimates = [_estimate(cell, job, line) for job, line in zip(jobs, lines, strict=True)]
     commands = [shlex.join(command) for job in jobs for command in (job.train, job.score)]
     seconds = [run["seconds"] for run in runs]
-    return Measured(estimates, lines[0], runs[0]["images_seen"], seconds, commands)
+    plain = estimates if cell.measure in OWN else [line.value for line in lines]
+    return Measured(estimates, lines[0], runs[0]["images_seen"], seconds, commands, plain)
 
 
 def _line(cell: Cell, job: Job, folder: Path) -> ResultLine | None:
@@ -83,7 +90,7 @@ def row(planned: Planned, folder: Path) -> dict[str, Any]:
     told |= {
         "measure": OWN.get(cell.measure, study.line.metric),
         "images": study.images,
-        "share": study.images / cell.images,
+        "share": study.images / cell.images if cell.told else None,
         "n": study.line.n,
         "against_published": against(cell, study, planned.reduced),
         **{name: _arm_json(cell, arm) for name, arm in arms.items()},
@@ -111,7 +118,8 @@ def _arm_json(cell: Cell, arm: Measured) -> dict[str, Any]:
         "estimates": arm.estimates,
         "interval": interval,
         "shown": shown,
-        "floor": line.floor,
+        "plain": arm.plain,
+        "floor": None if cell.measure in OWN else line.floor,
         "nfe": line.nfe,
         "sampler": line.sampler,
         "images": arm.images,
@@ -121,15 +129,20 @@ def _arm_json(cell: Cell, arm: Measured) -> dict[str, Any]:
 
 
 def against(cell: Cell, study: Measured, reduced: int | None = None) -> str:
-    """How the study's settings, run here, compare with its published figure.
+    """How the study's settings, run here, compare with its published figure, both plain.
 
-    reduced: pixels on a side, if the images were made smaller.
+    They agree if they are no further apart than their spreads together. reduced: pixels on a side, if the
+    images were made smaller.
     """
     published, line = cell.published, study.line
     if published.value is None:
         return "no figure to compare with"
     share, other = study.images / cell.images, []
-    if share < WHOLE:
+    if cell.measure == "seconds":
+        other.append("another machine")
+    elif not cell.told:
+        other.append("the study does not say how long it trained")
+    elif share < WHOLE:
         other.append(f"{share:.2%} of the study's images")
     if reduced:
         other.append(f"images of {reduced}x{reduced}")
@@ -141,10 +154,10 @@ def against(cell: Cell, study: Measured, reduced: int | None = None) -> str:
         other.append(f"{line.nfe:,} calls")
     if other:
         return f"not comparable; here: {', '.join(other)}"
-    if len(study.estimates) < 2:
-        return f"here minus published: {number(study.estimates[0] - published.value)}; one training only"
-    mean, _, half = mean_interval(study.estimates)
-    if abs(mean - published.value) <= half:
+    if len(study.plain) < 2:
+        return f"here minus published: {number(study.plain[0] - published.value)}; one training only"
+    mean, _, half = mean_interval(study.plain)
+    if abs(mean - published.value) <= math.hypot(half, published.spread or 0):
         return "agrees"
     return "lower here" if mean < published.value else "higher here"
 
@@ -158,10 +171,11 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[str, An
     for name, cells in rows.items():
         study = STUDIES[name]
         parts += [f"## `{name}`: {study.about}", f"Source: {study.source}."]
+        parts += [study.note] if study.note else []
         done = [cell for cell in cells if not cell["not_run"]]
         parts += [_results(done), _costs(done)] if done else []
-        for caption, file in about["figures"][name]:
-            parts += [caption, f"![{caption.split('.')[0]}]({file})"]
+        for figure in about["figures"][name]:
+            parts += [figure["caption"], f"![{figure['text']}]({figure['file']})"]
         left = [(cell["cell"], cell["published"], cell["not_run"]) for cell in cells if cell["not_run"]]
         parts += [markdown(["not run here", "published", "why"], left)] if left else []
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -179,11 +193,12 @@ def _results(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _costs(cells: Sequence[Mapping[str, Any]]) -> str:
-    header = ["cell", "n", "floor", "images of a training", "share of the study's", "seeds"]
+    header = ["cell", "n", *(f"plain: {whose}" for whose in ("real images", "the study's", "ours"))]
+    header += ["images of a training", "share of the study's", "seeds"]
     rows = [
-        [cell["cell"], f"{cell['n']:,}", _number(cell["study"]["floor"]), f"{cell['images']:,}",
-         f"{cell['share']:.2%}", str(len(cell["study"]["estimates"])), _cost(cell["study"]),
-         _cost(cell.get("ours"))]
+        [cell["cell"], *_plain(cell), f"{cell['images']:,}",
+         "" if cell["share"] is None else f"{cell['share']:.2%}", str(len(cell["study"]["estimates"])),
+         _cost(cell["study"], cell["measure"]), _cost(cell.get("ours"), cell["measure"])]
         for cell in cells
     ]  # fmt: skip
     return markdown([*header, "study: calls, training s", "ours: calls, training s"], rows)
@@ -193,9 +208,20 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "" if value is None else number(value, digits)
 
 
-def _cost(arm: Mapping[str, Any] | None) -> str:
+def _plain(cell: Mapping[str, Any]) -> list[str]:
+    """n, and the plain values of real images and of both recipes where a number has a bias."""
+    n, floor = "" if cell["measure"] == OWN["loss"] else f"{cell['n']:,}", cell["study"]["floor"]
+    if floor is None:
+        return [n, "", "", ""]
+    means = [statistics.fmean(cell[arm]["plain"]) if arm in cell else None for arm in ("study", "ours")]
+    return [n, *(_number(value) for value in (floor, *means))]
+
+
+def _cost(arm: Mapping[str, Any] | None, measure: str) -> str:
     if arm is None:
         return ""
     mean = statistics.fmean(arm["training_seconds"])
+    if measure == OWN["loss"]:
+        return f"{mean:.0f}"
     calls = f"{arm['nfe']} of {arm['sampler']}" if arm["nfe"] else "none"  # a bound needs no image
     return f"{calls}, {mean:.0f}"

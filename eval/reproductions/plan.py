@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from trilemma.eval.options import ModelConfig, SamplingConfig, ScoreConfig
 from trilemma.eval.reproductions.cells import DATA, Arm, Cell
+from trilemma.eval.studies.grid import lines_of
 from trilemma.eval.studies.jobs import Job, plan
 from trilemma.eval.studies.questions import Flags, Point, Sweep
 from trilemma.training import families
@@ -104,12 +105,13 @@ class Planner:
         why = cell.why or ("" if chosen else "left out by --cells") or self.missing(cell)
         if why:
             return Planned(cell, {}, why)
+        jobs = {name: [self.job(cell, arm, seed) for seed in self.seeds] for name, arm in cell.arms.items()}
+        done = all(lines_of(job, self.folder) for of_arm in jobs.values() for job in of_arm)
         seconds, most = self.seconds(cell), self.budget.seconds
-        if seconds is not None and most is not None and seconds > most:
+        if not done and seconds is not None and most is not None and seconds > most:
             return Planned(
                 cell, {}, f"about {duration(seconds)}; the budget allows {duration(most)} for a cell"
             )
-        jobs = {name: [self.job(cell, arm, seed) for seed in self.seeds] for name, arm in cell.arms.items()}
         reduced = self.budget.reduced_side(cell, cell.study) if cell.study else None
         return Planned(cell, jobs, seconds=seconds, reduced=reduced)
 
@@ -258,7 +260,8 @@ def local_copies(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, _, place = word.partition("=")
         if name not in DATA or not place:
-            raise ValueError(f"--data takes name=folder, a name of {', '.join(DATA)}; got {word!r}")
+            taken = ", ".join(known for known, data in DATA.items() if data.hub)
+            raise ValueError(f"--data takes name=folder, a name of {taken}; got {word!r}")
         if DATA[name].hub is None:
             raise ValueError(f"--data {name}: these points are embedded; leave it out")
         if not Path(place).is_dir():

@@ -64,12 +64,25 @@ def plan_all(config, budget: Budget, folder: Path) -> dict[str, list[Planned]]:
         budget, folder, local_copies(config.data or ()), tuple(dict.fromkeys(config.seeds or budget.seeds)),
         config.launcher, config.cpu_threads,
     )  # fmt: skip
-    return {
+    plans = {
         name: [
             planner(cell, config.cells is None or cell.name in config.cells) for cell in STUDIES[name].cells
         ]
         for name in names
     }
+    return {name: without_repeats(cells) for name, cells in plans.items()}
+
+
+def without_repeats(cells: Sequence[Planned]) -> list[Planned]:
+    """Cells that a budget makes equal to an earlier one, which differed in length alone, are not run."""
+    first: dict[str, str] = {}
+    told = []
+    for planned in cells:
+        key = repr([planned.cell.measure, *((job.folder, job.settings) for job in jobs_of(planned))])
+        same = first.setdefault(key, planned.cell.name) if planned.jobs else planned.cell.name
+        why = f"at this budget it has the trainings of {same}"
+        told.append(planned if same == planned.cell.name else Planned(planned.cell, {}, why))
+    return told
 
 
 def jobs_of(planned: Planned) -> list[Job]:
