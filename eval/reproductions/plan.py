@@ -179,12 +179,13 @@ class Planner:
         """Estimate from a timed forward pass of each network: a step of training counts as three.
 
         A call with guidance counts as two, and a step through a chain as its calls in addition. None for
-        networks without a row in NETS, and on a GPU.
+        networks without a row in NETS, for a GAN, whose discriminator costs more than its generator, and on
+        a GPU.
         """
         budget, total = self.budget, 0.0
         for arm in cell.arms.values():
             net, data = budget.net_of(cell, arm), DATA[cell.data]
-            if net is None or budget.gpu:
+            if net is None or budget.gpu or arm.family == "ddgan":
                 return None
             side = budget.side_of(cell, arm)
             passes = 3 * budget.images_of(cell) * calls_in_training(arm)
