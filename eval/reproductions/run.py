@@ -40,13 +40,17 @@ def reproduce(config, argv: Sequence[str]) -> None:
     check_scoring([job for cells in plans.values() for each in cells for job in jobs_of(each)], ModelConfig())
     folder.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
-    write(plans, folder, config, argv)
-    for planned in (each for cells in plans.values() for each in cells if each.jobs):
+    figures = {name: drawn(name, cells, folder) for name, cells in plans.items()}
+    write(plans, figures, folder, config, argv)
+    for name, planned in ((name, each) for name, cells in plans.items() for each in cells if each.jobs):
+        before = all(lines_of(job, folder) for job in jobs_of(planned))
         try:
             check_first(jobs_of(planned), folder)
             failed += make_all(jobs_of(planned), folder)
         finally:
-            write(plans, folder, config, argv)
+            if not before:
+                figures[name] = drawn(name, plans[name], folder)
+                write(plans, figures, folder, config, argv)
     print(f"in {folder / 'reproduce.md'}", flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} trainings failed: {', '.join(failed)}")
@@ -105,15 +109,21 @@ def listed(planned: Planned, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(plans: dict[str, list[Planned]], folder: Path, config, argv: Sequence[str]) -> None:
+def drawn(study: str, cells: Sequence[Planned], folder: Path) -> list[dict[str, str]]:
+    """Write the figures of a study's cells that are done by now."""
+    return write_figures(study, [each for each in cells if not row(each, folder)["not_run"]], folder)
+
+
+def write(
+    plans: dict[str, list[Planned]],
+    figures: dict[str, list[dict[str, str]]],
+    folder: Path,
+    config,
+    argv: Sequence[str],
+) -> None:
     """Write reproduce.json and reproduce.md from the jobs that are done by now."""
     budget = BUDGETS[config.budget]
     rows = {name: [row(each, folder) for each in cells] for name, cells in plans.items()}
-    figures = {
-        name: write_figures(name, [each for each, told in zip(plans[name], rows[name], strict=True)
-                                   if not told["not_run"]], folder)
-        for name in plans
-    }  # fmt: skip
     hardware = {
         "{name}, {processes} x {device}, {threads} threads".format(**run["hardware"])
         for cells in plans.values() for each in cells for job in jobs_of(each)
