@@ -102,7 +102,7 @@ class Planner:
 
     def __call__(self, cell: Cell, chosen: bool = True) -> Planned:
         """A cell's jobs; chosen: whether the command line asks for it."""
-        why = cell.why or self.missing(cell) or ("" if chosen else "left out by --cells")
+        why = cell.why or ("" if chosen else "left out by --cells") or self.missing(cell)
         if why:
             return Planned(cell, {}, why)
         jobs = {name: [self.job(cell, arm, seed) for seed in self.seeds] for name, arm in cell.arms.items()}
