@@ -254,10 +254,26 @@ def test_only_like_is_compared_with_what_was_published(plain, changes, images, s
     assert smaller.startswith("not comparable; here: ")
     assert "images of 16x16" in smaller
     assert against(Cell("a", "mnist", Published(), 1000), measured) == "no figure to compare with"
-    length = against(Cell("a", "mnist", published, 1000, told=False), measured)
+    length = against(Cell("a", "mnist", published, 1000, length_known=False), measured)
     assert "the study does not say how long it trained" in length
     seconds = against(Cell("a", "mnist", published, 1000, measure="seconds"), measured)
     assert seconds.startswith("not comparable; here: another machine")
+
+
+def test_the_plain_value_of_a_debiased_distance_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"images_seen": 640, "seconds": 1.0}')
+    line = ResultLine.from_json(LINE | {"value": 6.0, "debiased": 4.0, "floor": 0.5})
+    monkeypatch.setattr(page, "lines_of", lambda job, folder: [line])
+    job = SimpleNamespace(folder=tmp_path / "run", train=(), score=())
+    cell = Cell("a", "mnist", Published("FID 6", 6.0, n=12_800), 640)
+    told = page.row(Planned(cell, {"study": [job]}), tmp_path)
+    assert (told["study"]["estimates"], told["study"]["plain"]) == ([4.0], [6.0])
+    assert told["against_published"] == "here minus published: 0; one training only"
+    about = {"command": "a", "budget_text": "b", "hardware": "", "remark": None, "figures": {"steps": []}}
+    text = page.page({"steps": [told]}, about)
+    assert "| a | 12,800 | 0.5 | 6 |  | 640 | 100.00% |" in text
+    assert STUDIES["steps"].note in text
 
 
 @pytest.mark.parametrize(

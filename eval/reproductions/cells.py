@@ -82,10 +82,10 @@ class Arm:
 class Cell:
     """A published value, and the recipes that are run beside it; without a recipe it is only cited.
 
-    images: number that a training of the study sees, or that of our preset where the study does not say:
-    told. measure: the number that is compared. bound: whether the bound is measured too, and its course
-    logged; cells that share a training share this. samples: their number at every budget, scored with
-    --force if they are too few. why: the reason if it is never run.
+    images: number that a training of the study sees. length_known: whether the study says so; otherwise it
+    is the number of our preset. measure: the number that is compared. bound: whether the bound is measured
+    too, and its course logged; cells that share a training share this. samples: their number at every
+    budget, scored with --force if they are too few. why: the reason if it is never run.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Cell:
     study: Arm | None = None
     ours: Arm | None = None
     measure: str = "fd"
-    told: bool = True
+    length_known: bool = True
     bound: bool = False
     samples: int | None = None
     why: str = ""

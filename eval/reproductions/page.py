@@ -90,7 +90,7 @@ def row(planned: Planned, folder: Path) -> dict[str, Any]:
     told |= {
         "measure": OWN.get(cell.measure, study.line.metric),
         "images": study.images,
-        "share": study.images / cell.images if cell.told else None,
+        "share": study.images / cell.images if cell.length_known else None,
         "n": study.line.n,
         "against_published": against(cell, study, planned.reduced),
         **{name: _arm_json(cell, arm) for name, arm in arms.items()},
@@ -140,7 +140,7 @@ def against(cell: Cell, study: Measured, reduced: int | None = None) -> str:
     share, other = study.images / cell.images, []
     if cell.measure == "seconds":
         other.append("another machine")
-    elif not cell.told:
+    elif not cell.length_known:
         other.append("the study does not say how long it trained")
     elif share < WHOLE:
         other.append(f"{share:.2%} of the study's images")

@@ -67,7 +67,7 @@ class Budget:
 TIMED = 3
 """Forward passes that are timed for an estimate."""
 COURSE, HELD_OUT = 10, 256
-"""Places at which the course of a bound is logged, and test images that it is measured on there."""
+"""How often in a training a bound is logged, and the number of test images that it is measured on."""
 
 BUDGETS = {
     "cpu-small": Budget(12_800, (0,), 250, 20, 30 * 60, reduced=True),
@@ -179,8 +179,7 @@ class Planner:
         """Estimate from a timed forward pass of each network: a step of training counts as three.
 
         A call with guidance counts as two, and a step through a chain as its calls in addition. None for
-        networks without a row in NETS, for a GAN, whose discriminator costs more than its generator, and on
-        a GPU.
+        networks without a row in NETS, which a GAN's discriminator is too, and on a GPU.
         """
         budget, total = self.budget, 0.0
         for arm in cell.arms.values():

@@ -121,8 +121,9 @@ def _levels(steps: int) -> list[Cell]:
     arm = Arm(f"planes-T{steps}", _PLANES | own, steps, nets=_PLANE_NETS)
     seen = "noise" if steps < 500 else Published.text
     cells = [
-        Cell(f"planes-T{steps}", "cifar10", Published(seen), _PLANES_IMAGES, arm, _PLANES_OURS, told=False)
-    ]
+        Cell(f"planes-T{steps}", "cifar10", Published(seen), _PLANES_IMAGES, arm, _PLANES_OURS,
+             length_known=False)
+    ]  # fmt: skip
     if steps == 1000:
         timed = Published("90 s for ten images", 90.0, calls=steps)
         cells.append(replace(cells[0], name="planes-seconds-for-ten", published=timed, measure="seconds"))
@@ -144,7 +145,7 @@ def _gan(steps: int) -> Cell:
     better = {"preset": "cifar10-16", **study.flags}
     seen = Published("black images" if steps == 8 else Published.text)
     ours = replace(study, name=f"gan-T{steps}-ours", flags=better)
-    return Cell(f"gan-T{steps}", "cifar10", seen, _PLANES_IMAGES, study, ours, told=False)
+    return Cell(f"gan-T{steps}", "cifar10", seen, _PLANES_IMAGES, study, ours, length_known=False)
 
 
 def _swirl() -> Cell:
@@ -152,7 +153,7 @@ def _swirl() -> Cell:
     images, points = _preset("vdm", "swirl-shortcut"), {"train_batch_size": "256"}
     study = Arm("swirl-shortcut", {"preset": "swirl-shortcut", **points}, 10, "vdm", "shortcut")
     ours = Arm("swirl-vdm", {"preset": "swirl", **points}, 10, "vdm", "ancestral")
-    return Cell("swirl-shortcut", "swirl", Published(), images, study, ours, measure="energy", told=False)
+    return Cell("swirl-shortcut", "swirl", Published(), images, study, ours, "energy", length_known=False)
 
 
 _IMAGES_OF_NETS = 50 * DATA["cifar10"].images
