@@ -241,6 +241,23 @@ def test_what_rewards_harm_is_folded_away_and_older_cards_keep_it(folder):
     assert compare_card(folder).differences == []
 
 
+def test_what_older_cards_say_of_steps_and_precision_is_no_edit(folder):
+    one = result(0.5, num_inference_steps=1), result(0.5, "bpd_test", sampler=None, num_inference_steps=1)
+    append(folder / "results.jsonl", [*one, result(0.5, num_inference_steps=1000)])
+    older = render_card(folder)
+    for present, former in {
+        f"(wording {WORDS})": "(wording 8)", "ddim, 1 step |": "ddim, 1 steps |",
+        "ddim, 1,000 steps |": "ddim, 1000 steps |", "| 1 noise level |": "| 1 noise levels |",
+        "| precision | float32 |": "| precision | no |",
+    }.items():  # fmt: skip
+        assert present in older
+        older = older.replace(present, former)
+    (folder / "README.md").write_text(older)
+    assert compare_card(folder).differences == []
+    (folder / "README.md").write_text(older.replace("ddim, 1 steps", "ddim, 2 steps"))
+    assert compare_card(folder).differences
+
+
 @pytest.mark.parametrize(("old", "new", "where", "named"), [
     ("| 31.413 |", "| 31.313 |", "table", "value 31.313 (there 31.413)"),
     ("| 29 .. 33 |", "| 31 .. 32 |", "table", "95% interval 31 .. 32"),
@@ -664,5 +681,5 @@ def test_a_change_of_the_words_is_counted(folder):
         text = render_card(folder)
         facts = {line for _, line in differences._facts(text)}
         prose.update("\n".join(line for line in text.splitlines() if line not in facts).encode())
-    assert WORDS == 8
-    assert prose.hexdigest() == "336db2fbb94056d2cb4e6cd5bfb13ac3ed88a5aefa81bb4dada4589993b15d81"
+    assert WORDS == 9
+    assert prose.hexdigest() == "767b25eff38d486a1e63621e3b9eea2eea07ea0c8fb52b18b10af9bf0b7d2259"

@@ -41,7 +41,7 @@ ONE_OF_EACH = (
 
 BY_FAMILY = {
     "unconditional": ["loss.png", "process.png", "samples.png", "schedules.png"],
-    "class_conditional": ["loss.png", "process.png", "samples.png", "schedules.png"],
+    "class_conditional": ["guidance.png", "loss.png", "process.png", "samples.png", "schedules.png"],
     "vdm": ["loss.png", "process.png", "samples.png", "schedules.png"],
     "vae": ["interpolations.png", "loss.png", "reconstructions.png", "samples.png"],
     "ddgan": ["loss.png", "process.png", "samples.png", "schedules.png"],

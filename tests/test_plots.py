@@ -1,6 +1,7 @@
 """Pictures for people: labelled rows of classes, different images, plain numbers on axes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from test_card import result
 
 from trilemma.eval.plots import axes, charts, curves
+from trilemma.eval.plots.guidance import SCALES, guidance
 from trilemma.eval.plots.process import process
-from trilemma.eval.plots.sheets import sheet, short_name
+from trilemma.eval.plots.sheets import Subject, sheet, short_name
 from trilemma.eval.studies.questions import Point, own_sweep, with_seeds
 from trilemma.eval.studies.repeats import mean_interval
 from trilemma.training.images.image_set import Images
@@ -135,3 +137,29 @@ def test_rows_of_the_process_have_their_classes():
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == [
         "forward\ncat", "$\\frac$", "reverse\ncat", "$\\frac$"
     ]  # fmt: skip
+
+
+class Guided:
+    """A pipeline whose image of a class has the brightness 0.05 scale + class / 20."""
+
+    class_names = tuple(map(str, range(12)))
+    sampler = "ddim"
+
+    def __call__(self, *, seeds, class_labels, guidance_scale, **options):
+        values = [0.05 * guidance_scale + label / 20 for label in class_labels]
+        self.batches.append(list(seeds))
+        return SimpleNamespace(images=torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 4, 4))
+
+
+def test_guidance_is_a_row_for_each_scale_with_the_same_seeds_and_classes():
+    pipeline = Guided()
+    pipeline.batches = []
+    subject = Subject(pipeline, torch.zeros(4, 1, 4, 4), 5, [0], False, guidable=True)
+    figure = guidance(subject)
+    assert pipeline.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * len(SCALES), "batches of the process"
+    shown = np.array([axis.images[0].get_array()[0, 0] for axis in figure.axes]).reshape(len(SCALES), 10)
+    wanted = [[round(255 * (0.05 * scale + label / 20)) for label in range(10)] for scale in SCALES]
+    assert abs(shown.astype(float) - wanted).max() <= 1
+    assert [axis.get_title() for axis in figure.axes[:10]] == list("0123456789")
+    assert [axis.get_ylabel() for axis in figure.axes[::10]] == [f"guidance {scale:g}" for scale in SCALES]
+    assert guidance(subject._replace(guidable=False)) is guidance(subject._replace(points=True)) is None

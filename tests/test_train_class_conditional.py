@@ -79,6 +79,15 @@ def test_evaluation_asks_for_the_datas_classes(model):
     assert (told[0]["guidance_scale"], told[0]["nfe"]) == (1.0, 5), "the pipeline's own default"
 
 
+def test_guidance_is_shown_where_it_was_learned(model, tmp_path, tiny):
+    """A model that never saw an image without its label has nothing to guide with."""
+    assert (model / "out" / "guidance.png").is_file()
+    assert "(guidance.png)" in (model / "out" / "README.md").read_text()
+    run(SCRIPT, *tiny, "--max_train_steps", "1", "--p_uncond", "0", "--output_dir", str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "guidance.png").exists()
+    assert "guidance.png" not in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_sheet_has_a_row_for_each_class_with_its_name(model):
     images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
     labelled, plain = sheet(images, class_names=tuple(map(str, range(10)))), sheet(images)

@@ -251,12 +251,14 @@ def draw_pictures(
     # Points of a picture are a sample of all: the first, whose order is random.
     real, labels = images.__getitems__(range(rows) if images.points else images.different(rows))
     labels = None if method.num_classes is None else labels.tolist()
-    subject = Subject(pipeline, to_float(real), steps, labels, images.points)
+    dropped = max(getattr(group, "p_uncond", 0) for group in vars(config).values())
+    guidable = labels is not None and dropped > 0
+    subject = Subject(pipeline, to_float(real), steps, labels, images.points, guidable)
     pictures = families.column("trilemma.eval.pictures", pipeline.family)
     for name, picture in (pictures.PICTURES if pictures else {}).items():
-        figure = picture(subject)
-        with written(folder.path / name) as file:
-            figure.savefig(file, format="png", dpi=150)
+        if figure := picture(subject):
+            with written(folder.path / name) as file:
+                figure.savefig(file, format="png", dpi=150)
     guidance = pipeline.default_guidance
     guided = "no guidance" if guidance in (None, 1.0) else f"guidance {guidance:g}"
     print(f"{folder.samples}: {pipeline.sampler} in {counted(steps, 'step')}, {guided}")

@@ -4,6 +4,7 @@ import torch
 from matplotlib.figure import Figure
 
 from trilemma.eval.plots.curves import schedules
+from trilemma.eval.plots.guidance import guidance
 from trilemma.eval.plots.process import both_ways, states_shown
 from trilemma.eval.plots.sheets import Pictures, Subject
 from trilemma.training.diffusion.flow import TIME_STEPS, between
@@ -24,4 +25,8 @@ def flow_schedules(subject: Subject) -> Figure:
     return schedules((1 - s).square() / ((1 - s).square() + s.square()))
 
 
-PICTURES: Pictures = {"process.png": flow_process, "schedules.png": flow_schedules}
+PICTURES: Pictures = {
+    "process.png": flow_process,
+    "guidance.png": guidance,
+    "schedules.png": flow_schedules,
+}

@@ -4,6 +4,7 @@ import torch
 from matplotlib.figure import Figure
 
 from trilemma.eval.plots.curves import schedules
+from trilemma.eval.plots.guidance import guidance
 from trilemma.eval.plots.process import both_ways, states_shown
 from trilemma.eval.plots.sheets import Pictures, Subject
 from trilemma.pipelines.vdm import alpha_sigma
@@ -27,4 +28,8 @@ def variational_schedules(subject: Subject) -> Figure:
     return schedules(gamma.neg().sigmoid())
 
 
-PICTURES: Pictures = {"process.png": variational_process, "schedules.png": variational_schedules}
+PICTURES: Pictures = {
+    "process.png": variational_process,
+    "guidance.png": guidance,
+    "schedules.png": variational_schedules,
+}

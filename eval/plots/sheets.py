@@ -32,7 +32,7 @@ class Subject(NamedTuple):
     """What the pictures of a finished model show.
 
     x0: real images (B, C, H, W) in [-1, 1]. steps: of the pipeline's sampler. labels: B classes, or None.
-    points: the images are points of the plane.
+    points: the images are points of the plane. guidable: it has classes, and has learned images without one.
     """
 
     pipeline: DiffusionPipeline
@@ -40,10 +40,12 @@ class Subject(NamedTuple):
     steps: int
     labels: list[int] | None
     points: bool
+    guidable: bool = False
 
 
-Pictures = Mapping[str, Callable[[Subject], Figure]]
-"""Name of the file -> picture: what `eval/pictures/<family>.py` has under the name PICTURES."""
+Pictures = Mapping[str, Callable[[Subject], Figure | None]]
+"""Name of the file -> picture, or None where there is nothing to show: what `eval/pictures/<family>.py` has
+under the name PICTURES."""
 
 
 def to_pil(image: Tensor) -> Image.Image:

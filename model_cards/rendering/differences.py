@@ -34,12 +34,16 @@ from trilemma.model_cards.rendering.figures import (
 from trilemma.model_cards.rendering.render import WORDS, render_card, words_of
 from trilemma.pipelines.files.writing import write_text
 from trilemma.training.output_folder import OutputFolder
+from trilemma.training.progress import counted
 
 ID = re.compile(r'^\w+ = \w+\.from_pretrained\(("(?:[^"\\\n]|\\.)+")', re.MULTILINE)
 """How the code on a card names the model; no line of another part of it begins so."""
 
 SAMPLER = re.compile(rf"(sampler: |\| )({'|'.join(SCHEDULERS)})\b")
 """How older cards, and cards that were written by hand, name a sampler: in the front matter and the table."""
+
+STEPS = re.compile(r"(\| |, )(\d+) (step|noise level)s\b")
+"""How tables of cards up to wording 8 name a number of steps."""
 
 ENTRIES = ("metric", "value", "split", *ARGUMENTS)
 
@@ -118,6 +122,8 @@ def compare_card(path: Path) -> Comparison:
     lines, words = read_contents(path).lines, words_of(text)
     if words != WORDS:
         text = SAMPLER.sub(lambda match: match[1] + SCHEDULERS[match[2]], text)
+        text = STEPS.sub(lambda match: match[1] + counted(int(match[2]), match[3]), text)
+        text = text.replace("| precision | no |", "| precision | float32 |")
     try:
         entries = [_flat(result) for result in ModelCard(text).data.eval_results or []]
     except (ValueError, yaml.YAMLError) as problem:

@@ -18,6 +18,7 @@ from trilemma.eval.studies.tables import markdown, with_interval
 from trilemma.model_cards.rendering.saved_model import Sampling
 from trilemma.model_cards.rendering.text import escape
 from trilemma.training.options.flags import public_name
+from trilemma.training.progress import counted
 
 COLUMNS = (
     "metric", "value", "95% interval", "plain value", "floor", "n", "sampler", "NFE", "guidance scale",
@@ -153,7 +154,7 @@ def _way(line: ResultLine) -> str:
     steps = line.num_inference_steps
     sampling = [
         line.sampler,
-        steps and f"{steps} {'steps' if line.sampler else 'noise levels'}",
+        steps and counted(steps, "step" if line.sampler else "noise level"),
         line.classes and f"only classes {line.classes}",
         line.mixed_precision and f"network in {line.mixed_precision}",
     ]

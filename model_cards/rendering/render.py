@@ -28,7 +28,7 @@ from trilemma.training.output_folder import OutputFolder, own_sampling
 from trilemma.training.progress import counted
 
 TEMPLATE = Path(__file__).with_name("template.md")
-WORDS = 8
+WORDS = 9
 """Number of the present wording of cards. Count it up when the text of a page changes, and the words of an
 older card are not taken for an edit."""
 
@@ -70,6 +70,10 @@ training, not of others with other seeds. *All numbers* has the reference, the f
 {every}
 
 </details>"""
+
+FOLDER = re.compile("--(train_data_dir|init_from|model_config_name_or_path) ")
+PATHS = "\n\nThe command names folders without their paths; give yours."
+"""Said under a command with a flag that may be a folder, of which a card shows no path."""
 
 NOT_MEASURED = """> **Not measured.** No number says how good or how varied its images are, or
 > whether they are copies of training images: look at many samples before you use it."""
@@ -191,11 +195,12 @@ python -m trilemma.model_cards.publish --verify{_separator(contents.model_id)}{s
 def _training(contents: Contents, number: int) -> str:
     run, hardware = contents.run, contents.run.get("hardware", {})
     seen, speed = _number(run.get("images_seen"), ","), _number(run.get("images_per_second"), "g")
+    precision = hardware.get("mixed_precision")
     wall, between = _duration(run.get("seconds")), _duration(run.get("evaluation_seconds") or None)
     pictures = f", of which {between} for evaluation and pictures" if between else ""
     rows = _network(contents) | {
         "hardware": hardware and f"{hardware.get('processes', '?')} x {hardware.get('name', 'unknown')}",
-        "precision": hardware.get("mixed_precision"),
+        "precision": {"no": "float32"}.get(precision, precision),
         "wall time (h:mm:ss)": wall and wall + pictures,
         "optimizer steps": _number(run.get("steps"), ","),
         "images seen": seen and f"{seen} ({speed} a second)",
@@ -228,7 +233,7 @@ def _how(contents: Contents, config: dict[str, Any], number: int) -> str:
         return f"Trained by a script with `trilemma.train`, which gave it {' and '.join(given)} of its own."
     hardware = contents.run.get("hardware", {})
     command = train_command(contents.family, config, hardware, choices=number >= CHOICES)
-    return f"```sh\n{command}\n```"
+    return f"```sh\n{command}\n```" + (PATHS if FOLDER.search(command) else "")
 
 
 def _in_memory(contents: Contents) -> dict[str, str]:

@@ -7,6 +7,9 @@ from trilemma.pipelines.samplers import SAMPLERS
 PROCESS = {"process.png": "the process both ways: images noised, and images made from noise"}
 """The picture of every family that makes images from noise step by step."""
 
+GUIDED = {**PROCESS, "guidance.png": "the same seeds and classes at several guidance scales"}
+"""Those of families whose models may be guided."""
+
 
 def loading(model_id: str, *imports: str) -> str:
     """Load a model that brings its own code; `imports` are further classes of diffusers."""

@@ -2,7 +2,7 @@
 
 from trilemma.model_cards.rendering.credits import DDPM
 from trilemma.model_cards.rendering.saved_model import SavedModel
-from trilemma.model_cards.rendering.snippets import PROCESS, code_beside, loading_with_steps, two_classes
+from trilemma.model_cards.rendering.snippets import GUIDED, code_beside, loading_with_steps, two_classes
 from trilemma.model_cards.wording import Usage, Wording
 
 GUIDANCE = """@misc{ho2022classifierfree,
@@ -33,5 +33,5 @@ WORDING = Wording(
     "class-conditional diffusion model with classifier-free guidance",
     {"ddpm": DDPM, "guidance": GUIDANCE},
     usage,
-    PROCESS,
+    GUIDED,
 )

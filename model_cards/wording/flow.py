@@ -1,7 +1,7 @@
 """What a card says of a flow. Plain diffusers loads it if it has no classes and its network is stock."""
 
 from trilemma.model_cards.rendering.saved_model import SavedModel
-from trilemma.model_cards.rendering.snippets import PROCESS, code_beside, loading, two_classes
+from trilemma.model_cards.rendering.snippets import GUIDED, code_beside, loading, two_classes
 from trilemma.model_cards.rendering.text import literal
 from trilemma.model_cards.wording import Usage, Wording
 from trilemma.pipelines.samplers import FLOW_SAMPLERS
@@ -70,4 +70,4 @@ images[0].save("sample.png")"""
     )
 
 
-WORDING = Wording("flow matching model", {"flow-matching": LIPMAN, "rectified-flow": LIU}, usage, PROCESS)
+WORDING = Wording("flow matching model", {"flow-matching": LIPMAN, "rectified-flow": LIU}, usage, GUIDED)

@@ -1,6 +1,6 @@
 """What a card says of a variational diffusion model."""
 
-from trilemma.model_cards.rendering.snippets import PROCESS, seeded
+from trilemma.model_cards.rendering.snippets import GUIDED, seeded
 from trilemma.model_cards.wording import Wording
 
 VDM = """@inproceedings{kingma2021variational,
@@ -11,4 +11,4 @@ VDM = """@inproceedings{kingma2021variational,
   note = {arXiv:2107.00630}
 }"""
 
-WORDING = Wording("variational diffusion model", {"vdm": VDM}, seeded, PROCESS)
+WORDING = Wording("variational diffusion model", {"vdm": VDM}, seeded, GUIDED)
