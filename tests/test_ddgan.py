@@ -532,6 +532,7 @@ def test_a_run_fills_its_folder_and_fine_tunes(tmp_path, flags):
     run(SCRIPT, *flags, *more, "--output_dir", str(out))
     names = {path.name for path in out.iterdir()}
     assert {"model_index.json", "pipeline_ddgan.py", "samples.png", "process.png", "schedules.png"} <= names
+    assert {path.name for path in (out / "sheets").iterdir()} == {"step-00000003.png", "step-00000006.png"}
     assert not list(out.rglob("*discriminator*"))
     logged = {name for line in scalars(out) for name in line}
     wanted = """loss_generator loss_discriminator accuracy_real_t1 accuracy_fake_t4 logit_gap logit_spread r1

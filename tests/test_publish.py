@@ -73,6 +73,7 @@ def folder(tmp_path):
         "logs/events.out.tfevents.1": b"log",
         "unet/diffusion_pytorch_model.safetensors": save({"w": np.zeros(250, np.float32)}),
         "checkpoints/step-00000001/state.safetensors": b"not for the Hub",
+        "sheets/step-00000001.png": b"not for the Hub",
         "unet/__pycache__/x.pyc": b"not for the Hub",
         ".cache/x": b"not for the Hub",
         ".out-stage/unet/x": b"not for the Hub",

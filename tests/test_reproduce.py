@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from trilemma.eval.features.train_judges import ROWS
 from trilemma.eval.options import ModelConfig
 from trilemma.eval.reproductions import page, plan
 from trilemma.eval.reproductions.cells import DATA, Cell, Published
-from trilemma.eval.reproductions.figures import OF_DDPM, write_figures
+from trilemma.eval.reproductions.figures import OF_DDPM, on_the_way, write_figures
 from trilemma.eval.reproductions.page import Measured, against
 from trilemma.eval.reproductions.plan import BUDGETS, Budget, Planned, Planner, local_copies
 from trilemma.eval.reproductions.published import STUDIES
@@ -24,6 +25,7 @@ from trilemma.eval.scoring.results import REQUIRED, ResultLine, read
 from trilemma.eval.studies.jobs import check_scoring
 from trilemma.training.networks.rows import NETS
 from trilemma.training.options.parser import parse_flags
+from trilemma.training.output_folder import OutputFolder
 
 CELLS = [cell for study in STUDIES.values() for cell in study.cells]
 ALL = [(budget, cell) for budget in BUDGETS for cell in CELLS]
@@ -139,22 +141,55 @@ def test_a_finished_cell_stays_although_its_estimate_grew(everything_here, monke
 
 
 @pytest.mark.parametrize(
-    ("names", "of_ddpm"), [(("vdm-500", "vdm-2000"), False), (("mnist-ddpm-elbo",), True)]
+    ("names", "kinds", "of_ddpm"),
+    [
+        (("vdm-500", "vdm-2000"), ["samples", "bound"], False),
+        (("mnist-ddpm-elbo",), ["samples", "bound"], True),
+        (("mnist-ddpm",), ["samples", "process"], False),
+    ],
 )
-def test_figures_show_every_training_with_its_first_seed(everything_here, tmp_path, names, of_ddpm):
+def test_figures_show_every_training_with_its_first_seed(everything_here, tmp_path, names, kinds, of_ddpm):
     cells = [planner("gpu", tmp_path, seeds=(0, 1))(cell) for cell in CELLS if cell.name in names]
     first = {jobs[0].folder for planned in cells for jobs in planned.jobs.values()}
     for shade, folder in enumerate(sorted(first)):
         (folder / "logs").mkdir(parents=True)
         lines = [{"step": k, "seconds": k, "bpd": 9 - k, "validation_bpd": 8 - k} for k in (1, 2, 3)]
         (folder / "logs" / "scalars.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        Image.new("L", (60, 60), 40 * shade).save(folder / "samples.png")
+        for picture in ("samples.png", "process.png"):
+            Image.new("L", (60, 60), 40 * shade).save(folder / picture)
     told = write_figures("steps", cells, tmp_path)
-    assert [each["file"].rpartition("-")[2] for each in told] == ["samples.png", "bound.png"]
+    assert [each["file"].rpartition("-")[2] for each in told] == [f"{kind}.png" for kind in kinds]
     assert told[1]["caption"].endswith(OF_DDPM) == of_ddpm
     with Image.open(tmp_path / told[0]["file"]) as sheet:
         shades = {shade: count for count, shade in sheet.convert("L").getcolors()}
     assert all(shades.get(40 * shade, 0) > 5000 for shade in range(len(first)))
+
+
+def test_samples_by_epoch_are_the_sheets_nearest_to_the_study_s(everything_here, tmp_path):
+    """Of 12 epochs 5, 9 and 12; a small budget shows the same shares of its steps."""
+    cell = next(cell for cell in CELLS if cell.name == "mnist-cosine")
+    planned = planner("cpu-small", tmp_path)(cell)
+    command = planned.jobs["study"][0].train
+    assert dict(pairwise(command))["--sample_steps"] == "16"
+    assert "--sample_steps" not in planned.jobs["ours"][0].train, "which is also a training of other studies"
+    assert on_the_way(planned) == {}
+    run = OutputFolder(planned.jobs["study"][0].folder)
+    run.sheets.mkdir(parents=True)
+    run.run.write_text(json.dumps({"steps": 200}))
+    for step in range(16, 201, 16):
+        Image.new("L", (60, 60), step).save(run.sheet(step))
+    name = run.path.name
+    assert on_the_way(planned) == {f"{name}, step {step}": run.sheet(step) for step in (80, 144, 192)}
+    (told,) = write_figures("schedules", [planned], tmp_path)
+    assert "epochs 5, 9, 12 of 12 (mnist)" in told["caption"]
+    with Image.open(tmp_path / told["file"]) as sheet:
+        shades = {shade: count for count, shade in sheet.convert("L").getcolors()}
+    assert all(shades[step] > 5000 for step in (80, 144, 192))
+    cars = next(cell for cell in CELLS if cell.name == "stanford_cars-linear")
+    (job,) = planner("gpu")(cars).jobs["study"]
+    flags = dict(pairwise(job.train))
+    three_epochs = int(flags["--max_train_steps"]) * 3 // 69
+    assert int(flags["--sample_steps"]) == three_epochs, "which divide 27, 63 and 69"
 
 
 def test_what_is_missing_is_not_run_here(monkeypatch):

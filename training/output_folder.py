@@ -128,6 +128,15 @@ class OutputFolder:
         return self.path / "samples.png"
 
     @property
+    def sheets(self) -> Path:
+        """The sheets that were drawn while training, a file for each step; they are not published."""
+        return self.path / "sheets"
+
+    def sheet(self, step: int) -> Path:
+        """That of a step."""
+        return self.sheets / f"step-{step:08d}.png"
+
+    @property
     def losses(self) -> Path:
         """The loss curves."""
         return self.path / "loss.png"

@@ -119,8 +119,9 @@ def train_and_save(
                     stop.at_once(lambda: draw_pictures(sheet, method, images, config, folder))
                 report(folder.path, config.hub, stop, bool(config.evaluation.eval_steps))
 
-        def show(sheet: Tensor) -> None:
-            decided(accelerator, lambda: draw_sheet(sheet, method, images, folder))
+        def show(sheet: Tensor, step: int) -> None:
+            files = folder.sheet(step), folder.samples
+            decided(accelerator, lambda: [draw_sheet(sheet, method, images, file) for file in files])
 
         evaluate = None
         if config.evaluation.eval_steps:
@@ -227,18 +228,19 @@ def with_validation_size(config: Config, held_out: Images | None) -> Config:
     return replace(config, data=replace(config.data, validation_size=len(held_out or ())))
 
 
-def draw_sheet(sheet: Tensor, method: Method, images: Images, folder: OutputFolder) -> None:
-    """samples.png; sheet: uint8 samples (N, C, H, W)."""
-    with written(folder.samples) as file:
+def draw_sheet(sheet: Tensor, method: Method, images: Images, file: Path) -> None:
+    """A sheet of samples, uint8 (N, C, H, W), as a file."""
+    file.parent.mkdir(exist_ok=True)
+    with written(file) as opened:
         names = None if method.num_classes is None else images.require_class_names()
-        sheet_of(sheet, points=images.points, class_names=names).save(file, format="png")
+        sheet_of(sheet, points=images.points, class_names=names).save(opened, format="png")
 
 
 def draw_pictures(
     sheet: Tensor, method: Method, images: Images, config: Config, folder: OutputFolder
 ) -> None:
     """The pictures of the finished model; sheet: uint8 samples (N, C, H, W)."""
-    draw_sheet(sheet, method, images, folder)
+    draw_sheet(sheet, method, images, folder.samples)
     with written(folder.losses) as file:
         curves.losses(folder.read_scalars()).savefig(file, format="png")
     scores = results.read(folder.results)

@@ -11,7 +11,7 @@ from trilemma.eval.plots.sheets import Subject, short_name, to_pil
 from trilemma.training.images.image_set import to_uint8
 from trilemma.training.images.points import picture
 
-MOST_STATES = 9
+MOST_STATES = 11
 
 
 def process(

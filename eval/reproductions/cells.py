@@ -84,8 +84,9 @@ class Cell:
 
     images: number that a training of the study sees. length_known: whether the study says so; otherwise it
     is the number of our preset. measure: the number that is compared. bound: whether the bound is measured
-    too, and its course logged; cells that share a training share this. samples: their number at every
-    budget, scored with --force if they are too few. why: the reason if it is never run.
+    too, and its course logged; cells that share a training share this. process: whether the page shows the
+    process both ways. epochs: at which the study shows samples. samples: their number at every budget,
+    scored with --force if they are too few. why: the reason if it is never run.
     """
 
     name: str
@@ -97,6 +98,8 @@ class Cell:
     measure: str = "fd"
     length_known: bool = True
     bound: bool = False
+    process: bool = False
+    epochs: tuple[int, ...] = ()
     samples: int | None = None
     why: str = ""
 
@@ -104,6 +107,11 @@ class Cell:
     def arms(self) -> Mapping[str, Arm]:
         """The recipes, by 'study' and 'ours'."""
         return {name: arm for name, arm in (("study", self.study), ("ours", self.ours)) if arm}
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of a training of the study."""
+        return self.images // DATA[self.data].images
 
 
 class Study(NamedTuple):

@@ -1,5 +1,6 @@
 """The part of the studies that a budget allows: trainings as jobs, and why a cell is not run."""
 
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -142,6 +143,9 @@ class Planner:
         if net := self.budget.net_of(cell, arm):
             flags["net"] = net
         flags |= held_out(cell.bound, steps) if data.side > 1 else {}
+        if cell.epochs and arm is cell.study:
+            between = steps * math.gcd(*cell.epochs) // cell.all_epochs
+            flags["sample_steps"] = str(max(1, between))
         return flags | {"max_train_steps": str(steps), "eval_batch_size": "16", "seed": str(seed)}
 
     def job(self, cell: Cell, arm: Arm, seed: int) -> Job:

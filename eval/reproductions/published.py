@@ -65,7 +65,7 @@ def _ddpm(data: str, theirs: Arm, distance: Published, loss: float) -> list[Cell
     study, ours = _trained(theirs, data), _trained(_OURS[data], data)
     published = Published(f"loss {loss:g}", loss)
     return [
-        Cell(f"{data}-ddpm", data, distance, _EPOCHS[data], study, ours),
+        Cell(f"{data}-ddpm", data, distance, _EPOCHS[data], study, ours, process=True),
         Cell(f"{data}-loss", data, published, _EPOCHS[data], study, measure="loss"),
     ]
 
@@ -87,8 +87,11 @@ def _elbo(data: str, theirs: Arm, widths: str, latent: str, preset: str) -> list
     ]
 
 
-def _schedules(data: str, epochs: int) -> list[Cell]:
-    """Linear, cosine and Huber; the study's learning rate is not known, so the toolkit's default is used."""
+def _schedules(data: str, *epochs: int) -> list[Cell]:
+    """Linear, cosine and Huber, with samples of these epochs, the last of which is the end.
+
+    The study's learning rate is not known, so the toolkit's default is used.
+    """
     rows = {
         "linear": {},
         "cosine": {"ddpm_beta_schedule": "squaredcos_cap_v2"},
@@ -97,8 +100,8 @@ def _schedules(data: str, epochs: int) -> list[Cell]:
     ours = _trained(_OURS[data], data)
     batch = {"train_batch_size": ours.flags["train_batch_size"]}
     return [
-        Cell(f"{data}-{name}", data, Published(), epochs * DATA[data].images,
-             Arm(f"{data}-{name}", {**_LINEAR, **batch, **row}, 1000), ours)
+        Cell(f"{data}-{name}", data, Published(), epochs[-1] * DATA[data].images,
+             Arm(f"{data}-{name}", {**_LINEAR, **batch, **row}, 1000), ours, epochs=epochs)
         for name, row in rows.items()
     ]  # fmt: skip
 
@@ -190,7 +193,10 @@ STUDIES = {
     ),
     "schedules": Study(
         "Linear against cosine, and Huber's loss", STUDENTS,
-        (*_schedules("mnist", 12), *_schedules("fashion_mnist", 12), *_schedules("stanford_cars", 69)),
+        (
+            *_schedules("mnist", 5, 9, 12), *_schedules("fashion_mnist", 5, 9, 12),
+            *_schedules("stanford_cars", 27, 63, 69),
+        ),
     ),
     "steps": Study(
         "How many noise levels: T 20 to 2,000, VDM, GAN, shortcut chain",

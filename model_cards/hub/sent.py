@@ -55,7 +55,7 @@ def sent(folder: OutputFolder) -> list[str]:
 
 def _files(folder: OutputFolder) -> list[Path]:
     """All files but hidden ones and those that a run keeps to itself; of a linked folder, the link."""
-    kept, files = {folder.best, folder.checkpoints, folder.averages}, []
+    kept, files = {folder.best, folder.checkpoints, folder.averages, folder.sheets}, []
     for place, folders, names in os.walk(folder.path):
         here = [Path(place, name) for name in folders if not _hidden(name)]
         files += [path for path in here if path.is_symlink() and path not in kept]

@@ -64,13 +64,13 @@ class Hooks:
     """What is done with a pipeline over the averaged weights; all are called on every rank.
 
     save: write it to the output folder during training. evaluate: score it. finish: what follows training.
-    show: keep a sheet of samples. stop: the signals that abandon all of these, and the training.
+    show: keep a sheet of samples of a step. stop: the signals that abandon all of these, and the training.
     """
 
     save: Callable[[DiffusionPipeline], None]
     finish: Callable[[DiffusionPipeline], None]
     stop: StopSignal
-    show: Callable[[Tensor], None]
+    show: Callable[[Tensor, int], None]
     evaluate: Evaluate | None = None
 
 
@@ -196,7 +196,7 @@ class Loop:
         with published(self.method, self.ema):
             images = draw(self.method, self.accelerator, self.config, self.stop)
         self.runlog.images("samples", images, self.step, self.data.points)
-        self.hooks.show(images)
+        self.hooks.show(images, self.step)
 
     def _evaluate(self) -> None:
         with published(self.method, self.ema) as pipeline:
