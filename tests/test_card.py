@@ -19,7 +19,7 @@ from trilemma.eval.scoring.results import REQUIRED, ResultLine, append, read
 from trilemma.model_cards.card import main
 from trilemma.model_cards.hub.bundle import save_bundle
 from trilemma.model_cards.rendering import differences, figures
-from trilemma.model_cards.rendering.command import train_command
+from trilemma.model_cards.rendering.command import names_folders, train_command
 from trilemma.model_cards.rendering.contents import read_contents
 from trilemma.model_cards.rendering.differences import SHOWN, Comparison, card_follows, compare_card
 from trilemma.model_cards.rendering.render import WORDS, render_card, write_card
@@ -248,7 +248,7 @@ def test_what_older_cards_say_of_steps_and_precision_is_no_edit(folder):
     for present, former in {
         f"(wording {WORDS})": "(wording 8)", "ddim, 1 step |": "ddim, 1 steps |",
         "ddim, 1,000 steps |": "ddim, 1000 steps |", "| 1 noise level |": "| 1 noise levels |",
-        "| precision | float32 |": "| precision | no |",
+        "| precision | fp32 |": "| precision | no |",
     }.items():  # fmt: skip
         assert present in older
         older = older.replace(present, former)
@@ -434,6 +434,15 @@ def test_the_command_has_the_processes_and_the_precision(hardware, begins, ends)
     command = train_command("unconditional", config, hardware)
     assert command.startswith(begins)
     assert command.endswith(ends)
+
+
+@pytest.mark.parametrize(("flags", "folders"), [
+    ({"dataset_name": "digits"}, False), ({"train_data_dir": "-odd"}, True),
+    ({"init_from": "someone/some-model"}, False), ({"init_from": "model_cards/zoo/digits"}, True),
+    ({"model_config_name_or_path": "google/ddpm-cifar10-32"}, False),
+])  # fmt: skip
+def test_a_command_with_folders_says_that_they_have_lost_their_paths(flags, folders):
+    assert names_folders(flags) is folders
 
 
 def test_the_command_says_what_another_machine_may_choose_otherwise():

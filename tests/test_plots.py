@@ -154,9 +154,9 @@ class Guided:
 def test_guidance_is_a_row_for_each_scale_with_the_same_seeds_and_classes():
     pipeline = Guided()
     pipeline.batches = []
-    subject = Subject(pipeline, torch.zeros(4, 1, 4, 4), 5, [0], False, guidable=True)
+    subject = Subject(pipeline, torch.zeros(4, 1, 4, 4), 5, [0], False, guidable=True, at_once=8)
     figure = guidance(subject)
-    assert pipeline.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * len(SCALES), "batches of the process"
+    assert pipeline.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * len(SCALES), "half of at_once"
     shown = np.array([axis.images[0].get_array()[0, 0] for axis in figure.axes]).reshape(len(SCALES), 10)
     wanted = [[round(255 * (0.05 * scale + label / 20)) for label in range(10)] for scale in SCALES]
     assert abs(shown.astype(float) - wanted).max() <= 1

@@ -45,7 +45,7 @@ from trilemma.training.loop.loop import Data, Hooks, train
 from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import RunLog
-from trilemma.training.loop.sheets import draw, sampling_pipeline
+from trilemma.training.loop.sheets import MOST_AT_ONCE, draw, sampling_pipeline
 from trilemma.training.loop.stop import StopSignal
 from trilemma.training.networks.rows import network_name
 from trilemma.training.options.flags import Config, flatten
@@ -121,7 +121,7 @@ def train_and_save(
 
         def show(sheet: Tensor, step: int) -> None:
             files = folder.sheet(step), folder.samples
-            decided(accelerator, lambda: [draw_sheet(sheet, method, images, file) for file in files])
+            decided(accelerator, lambda: draw_sheet(sheet, method, images, *files))
 
         evaluate = None
         if config.evaluation.eval_steps:
@@ -228,12 +228,14 @@ def with_validation_size(config: Config, held_out: Images | None) -> Config:
     return replace(config, data=replace(config.data, validation_size=len(held_out or ())))
 
 
-def draw_sheet(sheet: Tensor, method: Method, images: Images, file: Path) -> None:
-    """A sheet of samples, uint8 (N, C, H, W), as a file."""
-    file.parent.mkdir(exist_ok=True)
-    with written(file) as opened:
-        names = None if method.num_classes is None else images.require_class_names()
-        sheet_of(sheet, points=images.points, class_names=names).save(opened, format="png")
+def draw_sheet(sheet: Tensor, method: Method, images: Images, *files: Path) -> None:
+    """A sheet of samples, uint8 (N, C, H, W), as these files."""
+    names = None if method.num_classes is None else images.require_class_names()
+    picture = sheet_of(sheet, points=images.points, class_names=names)
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        with written(file) as opened:
+            picture.save(opened, format="png")
 
 
 def draw_pictures(
@@ -255,7 +257,8 @@ def draw_pictures(
     labels = None if method.num_classes is None else labels.tolist()
     dropped = max(getattr(group, "p_uncond", 0) for group in vars(config).values())
     guidable = labels is not None and dropped > 0
-    subject = Subject(pipeline, to_float(real), steps, labels, images.points, guidable)
+    at_once = min(MOST_AT_ONCE, config.optim.forward_batch)
+    subject = Subject(pipeline, to_float(real), steps, labels, images.points, guidable, at_once)
     pictures = families.column("trilemma.eval.pictures", pipeline.family)
     for name, picture in (pictures.PICTURES if pictures else {}).items():
         if figure := picture(subject):

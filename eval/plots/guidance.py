@@ -21,7 +21,7 @@ def guidance(subject: Subject) -> Figure | None:
         sample(
             subject.pipeline,
             range(len(names)),
-            batch_size=len(subject.x0),
+            batch_size=max(1, subject.at_once // 2),  # with guidance, an image is two rows
             num_inference_steps=subject.steps,
             class_labels=range(len(names)),
             options={"guidance_scale": scale},
@@ -30,5 +30,5 @@ def guidance(subject: Subject) -> Figure | None:
     ]
     figure = image_rows(torch.stack(rows) / 255, [f"guidance {scale:g}" for scale in SCALES])
     for axis, name in zip(figure.axes, names, strict=False):
-        axis.set_title(short_name(name), fontsize=8, parse_math=False)
+        axis.set_title(short_name(name), fontsize=6, parse_math=False)
     return figure

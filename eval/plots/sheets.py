@@ -32,7 +32,8 @@ class Subject(NamedTuple):
     """What the pictures of a finished model show.
 
     x0: real images (B, C, H, W) in [-1, 1]. steps: of the pipeline's sampler. labels: B classes, or None.
-    points: the images are points of the plane. guidable: it has classes, and has learned images without one.
+    points: the images are points of the plane. guidable: it has classes, and also learned images without
+    their labels. at_once: images in one forward pass.
     """
 
     pipeline: DiffusionPipeline
@@ -41,6 +42,7 @@ class Subject(NamedTuple):
     labels: list[int] | None
     points: bool
     guidable: bool = False
+    at_once: int = 1
 
 
 Pictures = Mapping[str, Callable[[Subject], Figure | None]]

@@ -21,8 +21,8 @@ SAMPLES = (
     "sampler (name, steps of training, seed):"
 )
 EPOCHS = (
-    "Samples while training, of the study's recipes (name, step): nearest to {epochs}, as shares of this "
-    "budget's steps."
+    "Samples while training, with the study's recipes (name, step). The study shows {epochs}; here are the "
+    "sheets nearest to the same shares of this budget's steps."
 )
 PROCESS = "The process both ways, of trainings with the first seed, in the `process.png` of each."
 BOUND = "The bound while training. Thin: training images. Thick: test images, on the average weights."
@@ -72,7 +72,7 @@ def on_the_way(planned: Planned) -> dict[str, Path]:
 
 
 def epochs_shown(cells: Sequence[Planned]) -> str:
-    """'epochs 5, 9, 12 of 12 (mnist)', of each data."""
+    """'epochs 5, 9, 12 of 12 (mnist)', for each of the data."""
     of_data = {each.cell.data: each.cell for each in cells}
     return "; ".join(
         f"epochs {', '.join(map(str, cell.epochs))} of {cell.all_epochs} ({data})"
@@ -86,8 +86,8 @@ def write_figures(study: str, cells: Sequence[Planned], folder: Path) -> list[di
     figures = []
     if drawn := pictures_of(cells, "samples.png"):
         figures.append(("samples", side_by_side(drawn), SAMPLES))
-    if watched := [each for each in cells if each.cell.epochs and on_the_way(each)]:
-        sheets = {name: file for each in watched for name, file in on_the_way(each).items()}
+    watched = [each for each in cells if each.cell.epochs]
+    if sheets := {name: file for each in watched for name, file in on_the_way(each).items()}:
         columns = max(len(each.cell.epochs) for each in watched)
         caption = EPOCHS.format(epochs=epochs_shown(watched))
         figures.append(("epochs", side_by_side(sheets, columns), caption))

@@ -143,7 +143,7 @@ class Planner:
         if net := self.budget.net_of(cell, arm):
             flags["net"] = net
         flags |= held_out(cell.bound, steps) if data.side > 1 else {}
-        if cell.epochs and arm is cell.study:
+        if cell.epochs and arm is cell.study and seed == self.seeds[0]:  # whose samples the page shows
             between = steps * math.gcd(*cell.epochs) // cell.all_epochs
             flags["sample_steps"] = str(max(1, between))
         return flags | {"max_train_steps": str(steps), "eval_batch_size": "16", "seed": str(seed)}

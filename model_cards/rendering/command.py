@@ -12,7 +12,7 @@ from typing import Any
 
 from trilemma.model_cards.rendering.text import UNKNOWN, visible
 from trilemma.training import families
-from trilemma.training.options.flags import SECRET, flags_of, public
+from trilemma.training.options.flags import SECRET, flags_of, public, public_name
 from trilemma.training.output_folder import OutputFolder
 
 
@@ -50,6 +50,12 @@ def train_command(
         torchrun = ["torchrun", "--standalone", "--nproc_per_node", processes]
         return "ACCELERATE_USE_CPU=true " + shlex.join([*torchrun, *words])
     return shlex.join(["accelerate", "launch", "--num_processes", processes, *words])
+
+
+def names_folders(config: Mapping[str, Any]) -> bool:
+    """Whether the command has a folder of images, or of a model, which it names without its path."""
+    source = config.get("init_from")
+    return bool(config.get("train_data_dir") or (source and "/" not in public_name(str(source))))
 
 
 def _words(name: str, value: Any) -> list[str]:

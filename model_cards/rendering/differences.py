@@ -123,7 +123,7 @@ def compare_card(path: Path) -> Comparison:
     if words != WORDS:
         text = SAMPLER.sub(lambda match: match[1] + SCHEDULERS[match[2]], text)
         text = STEPS.sub(lambda match: match[1] + counted(int(match[2]), match[3]), text)
-        text = text.replace("| precision | no |", "| precision | float32 |")
+        text = text.replace("| precision | no |", "| precision | fp32 |")
     try:
         entries = [_flat(result) for result in ModelCard(text).data.eval_results or []]
     except (ValueError, yaml.YAMLError) as problem:

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from trilemma.model_cards.about import about_of, front_matter_of
 from trilemma.model_cards.rendering import figures
-from trilemma.model_cards.rendering.command import changed, train_command
+from trilemma.model_cards.rendering.command import changed, names_folders, train_command
 from trilemma.model_cards.rendering.contents import Contents, read_contents
 from trilemma.model_cards.rendering.credits import DATA, TRILEMMA, credit_of
 from trilemma.model_cards.rendering.limitations import limitations
@@ -71,9 +71,8 @@ training, not of others with other seeds. *All numbers* has the reference, the f
 
 </details>"""
 
-FOLDER = re.compile("--(train_data_dir|init_from|model_config_name_or_path) ")
 PATHS = "\n\nThe command names folders without their paths; give yours."
-"""Said under a command with a flag that may be a folder, of which a card shows no path."""
+"""Said under a command that has any: a card shows no path of the machine of the training."""
 
 NOT_MEASURED = """> **Not measured.** No number says how good or how varied its images are, or
 > whether they are copies of training images: look at many samples before you use it."""
@@ -200,7 +199,7 @@ def _training(contents: Contents, number: int) -> str:
     pictures = f", of which {between} for evaluation and pictures" if between else ""
     rows = _network(contents) | {
         "hardware": hardware and f"{hardware.get('processes', '?')} x {hardware.get('name', 'unknown')}",
-        "precision": {"no": "float32"}.get(precision, precision),
+        "precision": {"no": "fp32"}.get(precision, precision),
         "wall time (h:mm:ss)": wall and wall + pictures,
         "optimizer steps": _number(run.get("steps"), ","),
         "images seen": seen and f"{seen} ({speed} a second)",
@@ -233,7 +232,7 @@ def _how(contents: Contents, config: dict[str, Any], number: int) -> str:
         return f"Trained by a script with `trilemma.train`, which gave it {' and '.join(given)} of its own."
     hardware = contents.run.get("hardware", {})
     command = train_command(contents.family, config, hardware, choices=number >= CHOICES)
-    return f"```sh\n{command}\n```" + (PATHS if FOLDER.search(command) else "")
+    return f"```sh\n{command}\n```" + (PATHS if names_folders(config) else "")
 
 
 def _in_memory(contents: Contents) -> dict[str, str]:
