@@ -117,22 +117,24 @@ def test_the_first_line_names_size_classes_network_and_precision():
 
 
 def test_a_sheet_is_drawn_again_while_the_model_trains(tmp_path):
-    """The loop shows its sheet; the sheet is the picture of the folder."""
+    """The loop shows its sheet and step; the sheet is the picture of the folder, and kept by its step."""
     seen, sheet = [], torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     method, images = SimpleNamespace(num_classes=None), SimpleNamespace(points=False)
-    draw_sheet(sheet, method, images, OutputFolder(tmp_path))
-    assert (tmp_path / "samples.png").is_file()
+    folder = OutputFolder(tmp_path)
+    draw_sheet(sheet, method, images, folder.sheet(3), folder.samples)
+    kept = (tmp_path / "sheets" / "step-00000003.png").read_bytes()
+    assert (tmp_path / "samples.png").read_bytes() == kept
     loop = object.__new__(Loop)
     loop.method = loop.ema = loop.accelerator = loop.config = loop.stop = None
     loop.step, loop.data = 3, images
     loop.runlog = SimpleNamespace(images=lambda *_: None)
-    loop.hooks = SimpleNamespace(show=seen.append)
+    loop.hooks = SimpleNamespace(show=lambda *shown: seen.append(shown))
     with (
         patch("trilemma.training.loop.loop.published", lambda *_: nullcontext()),
         patch("trilemma.training.loop.loop.draw", lambda *_: sheet),
     ):
         loop._sample()
-    assert seen == [sheet]
+    assert seen == [(sheet, 3)]
 
 
 def test_images_per_second_leave_out_what_is_done_between_steps(tmp_path):

@@ -48,13 +48,14 @@ def side_by_side(pictures: Mapping[str, Path], columns: int = COLUMNS, inches: f
     """Pictures in rows, each under its name and of this width."""
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    figure = Figure(figsize=(inches * columns, (inches + 0.2) * rows), layout="constrained")
+    pixels = {name: np.asarray(Image.open(file)) for name, file in pictures.items()}
+    height = inches * max(picture.shape[0] / picture.shape[1] for picture in pixels.values())
+    figure = Figure(figsize=(inches * columns, (height + 0.2) * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
-    for axis, (name, file) in zip(axes, pictures.items(), strict=False):
-        with Image.open(file) as picture:
-            axis.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axis, (name, picture) in zip(axes, pixels.items(), strict=False):
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(name, fontsize=9, parse_math=False)
     return figure
 
