@@ -10,7 +10,7 @@ from test_card import result
 
 from trilemma.eval.plots import axes, charts, curves
 from trilemma.eval.plots.guidance import SCALES, guidance
-from trilemma.eval.plots.process import process
+from trilemma.eval.plots.process import process, states_shown
 from trilemma.eval.plots.sheets import Subject, sheet, short_name
 from trilemma.eval.studies.questions import Point, own_sweep, with_seeds
 from trilemma.eval.studies.repeats import mean_interval
@@ -163,3 +163,8 @@ def test_guidance_is_a_row_for_each_scale_with_the_same_seeds_and_classes():
     assert [axis.get_title() for axis in figure.axes[:10]] == list("0123456789")
     assert [axis.get_ylabel() for axis in figure.axes[::10]] == [f"guidance {scale:g}" for scale in SCALES]
     assert guidance(subject._replace(guidable=False)) is guidance(subject._replace(points=True)) is None
+
+
+def test_a_process_of_1000_steps_is_shown_at_every_hundredth():
+    assert torch.linspace(0, 1000, states_shown(1000)).tolist() == list(range(0, 1001, 100))
+    assert states_shown(4) == 5

@@ -364,6 +364,7 @@ def test_what_is_not_the_model_s_stays_here(hub, folder, tmp_path, caplog):
     publish(folder, NAME)
     assert set(hub.repos[NAME].files()) == PUBLISHED | {"LICENSE"}
     assert "extra.txt" in caplog.text
+    assert "sheets" not in caplog.text, "which a run keeps to itself"
     assert not any(b"secret" in content for content in hub.lfs.values())
 
 

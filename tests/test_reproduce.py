@@ -297,13 +297,15 @@ def test_only_like_is_compared_with_what_was_published(plain, changes, images, s
 
 def test_the_plain_value_of_a_debiased_distance_is_kept(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text('{"images_seen": 640, "seconds": 1.0}')
+    run = {"images_seen": 640, "seconds": 5.0, "evaluation_seconds": 3.0}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
     line = ResultLine.from_json(LINE | {"value": 6.0, "debiased": 4.0, "floor": 0.5})
     monkeypatch.setattr(page, "lines_of", lambda job, folder: [line])
     job = SimpleNamespace(folder=tmp_path / "run", train=(), score=())
     cell = Cell("a", "mnist", Published("FID 6", 6.0, n=12_800), 640)
     told = page.row(Planned(cell, {"study": [job]}), tmp_path)
     assert (told["study"]["estimates"], told["study"]["plain"]) == ([4.0], [6.0])
+    assert told["study"]["training_seconds"] == [2.0], "sheets and validation are no training"
     assert told["against_published"] == "here minus published: 0; one training only"
     about = {"command": "a", "budget_text": "b", "hardware": "", "remark": None, "figures": {"steps": []}}
     text = page.page({"steps": [told]}, about)

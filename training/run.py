@@ -45,7 +45,7 @@ from trilemma.training.loop.loop import Data, Hooks, train
 from trilemma.training.loop.machine import closing_groups, make_accelerator
 from trilemma.training.loop.method import Method
 from trilemma.training.loop.records import RunLog
-from trilemma.training.loop.sheets import MOST_AT_ONCE, draw, sampling_pipeline
+from trilemma.training.loop.sheets import draw, images_at_once, sampling_pipeline
 from trilemma.training.loop.stop import StopSignal
 from trilemma.training.networks.rows import network_name
 from trilemma.training.options.flags import Config, flatten
@@ -257,7 +257,7 @@ def draw_pictures(
     labels = None if method.num_classes is None else labels.tolist()
     dropped = max(getattr(group, "p_uncond", 0) for group in vars(config).values())
     guidable = labels is not None and dropped > 0
-    at_once = min(MOST_AT_ONCE, config.optim.forward_batch)
+    at_once = images_at_once(config)
     subject = Subject(pipeline, to_float(real), steps, labels, images.points, guidable, at_once)
     pictures = families.column("trilemma.eval.pictures", pipeline.family)
     for name, picture in (pictures.PICTURES if pictures else {}).items():

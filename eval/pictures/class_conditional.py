@@ -1,4 +1,4 @@
-"""The process both ways and the noise schedule, from the pipeline's scheduler."""
+"""The process both ways, guidance, and the noise schedule, from the pipeline's scheduler."""
 
 from trilemma.eval.plots.curves import scheduled_schedules
 from trilemma.eval.plots.guidance import guidance

@@ -1,4 +1,4 @@
-"""The process both ways and the noise schedule of a flow."""
+"""The process both ways, guidance, and the noise schedule of a flow."""
 
 import torch
 from matplotlib.figure import Figure

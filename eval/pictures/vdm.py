@@ -1,4 +1,4 @@
-"""The process both ways and the noise schedule of a variational diffusion model, from its function gamma."""
+"""The process both ways, guidance and the noise schedule of a variational diffusion model, from its gamma."""
 
 import torch
 from matplotlib.figure import Figure

@@ -38,7 +38,8 @@ EQUAL = (
 class Measured(NamedTuple):
     """A recipe's estimates, one for each seed, with the line that says how the first was measured.
 
-    plain: the same with their bias, as published figures have it.
+    seconds: of the steps of training, without the validation and the sheets between them. plain: the
+    estimates with their bias, as published figures have it.
     """
 
     estimates: list[float]
@@ -57,7 +58,7 @@ def measured(cell: Cell, jobs: Sequence[Job], folder: Path) -> Measured | None:
     runs = [OutputFolder(job.folder).read_run() for job in jobs]
     estimates = [_estimate(cell, job, line) for job, line in zip(jobs, lines, strict=True)]
     commands = [shlex.join(command) for job in jobs for command in (job.train, job.score)]
-    seconds = [run["seconds"] for run in runs]
+    seconds = [run["seconds"] - run.get("evaluation_seconds", 0) for run in runs]
     plain = estimates if cell.measure in OWN else [line.value for line in lines]
     return Measured(estimates, lines[0], runs[0]["images_seen"], seconds, commands, plain)
 

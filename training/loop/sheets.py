@@ -21,6 +21,11 @@ def sampling_pipeline(method: Method, sheet: SheetConfig) -> DiffusionPipeline:
     return pipeline
 
 
+def images_at_once(config: Config) -> int:
+    """Images of a sheet, or of a picture, in one forward pass."""
+    return min(MOST_AT_ONCE, config.optim.forward_batch)
+
+
 def draw(method: Method, accelerator: Accelerator, config: Config, stop: StopSignal) -> Tensor:
     """One sheet of images from fixed seeds, every rank its share: uint8 (N, C, H, W), on every rank.
 
@@ -32,7 +37,7 @@ def draw(method: Method, accelerator: Accelerator, config: Config, stop: StopSig
         lambda: sample(
             pipeline,
             range(sheet.eval_batch_size),
-            batch_size=min(MOST_AT_ONCE, config.optim.forward_batch),
+            batch_size=images_at_once(config),
             num_inference_steps=pipeline.steps(sheet.ddpm_num_inference_steps),
             class_labels=every_class(method.num_classes, sheet.eval_batch_size),
             share=Share.of(accelerator),
